@@ -1,0 +1,53 @@
+"""The entry point `mirrorfs`: finds the module of a command when it is called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from mirrorfs import __version__
+
+_COMMANDS = ("mount", "umount", "status", "wait", "snapshots", "restore")
+
+
+class _Commands(click.Group):
+    """Imports only the command that is called: `umount` need not wait for boto3."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"mirrorfs.cli.{cmd_name}").command
+        return command
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "MIRRORFS",
+        "show_default": True,
+        "max_content_width": 100,
+    },
+)
+@click.version_option(__version__, prog_name="mirrorfs")
+def main() -> None:
+    """Mirror a Proxmox Backup Server datastore to S3-compatible object storage, continuously.
+
+    mirrorfs mounts itself over the datastore as a pass-through filesystem: backups go on as before,
+    and what they write is sent to the bucket in the background, in the layout of PBS 4's own S3 datastores.
+
+    \b
+    Mirror a datastore:      mirrorfs mount /mnt/datastore/store1 --to s3://bucket/store1
+    See how far it is:       mirrorfs status /mnt/datastore/store1
+    What the bucket holds:   mirrorfs snapshots s3://bucket/store1
+    Get it back:             mirrorfs restore s3://bucket/store1 /mnt/datastore/new
+
+    Credentials come from boto3's usual chain (~/.aws/credentials, AWS_ACCESS_KEY_ID, ...). Each option may
+    also be set in the environment: MIRRORFS_MOUNT_ENDPOINT_URL for 'mount --endpoint-url', and so on.
+
+    Exit codes: 0 done, 1 it could not be done (the reason is on standard error), 2 wrong usage.
+    """

@@ -1,0 +1,139 @@
+"""`mirrorfs mount`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import click
+
+from mirrorfs.cli.errors import Failure
+from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.journal.directory import StateDirectory, default_state_directory
+from mirrorfs.journal.errors import JournalError
+from mirrorfs.objectstore.url import StoreAddress, StoreOptions
+from mirrorfs.replication.settings import DEFAULT_PARALLEL, DEFAULT_RETRY_CEILING, UploaderSettings
+from mirrorfs.supervision.foreground import run_in_foreground
+from mirrorfs.supervision.mount import MountSettings
+
+
+@click.command("mount")
+@click.argument("datastore", type=click.Path())
+@click.option("--to", "address", type=StoreURL(), required=True, metavar="s3://BUCKET/NAME", help="Where to mirror to.")
+@store_options
+@click.option("--mountpoint", type=click.Path(), help="Mount here instead of over the datastore itself.")
+@click.option(
+    "--state-dir",
+    type=click.Path(),
+    help="Journal and state of this mirror. Default: a directory of the datastore's name in /var/lib/mirrorfs.",
+)
+@click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error (for systemd).")
+@click.option("--parallel", type=click.IntRange(1, 64), default=DEFAULT_PARALLEL, help="Uploads at the same time.")
+@click.option(
+    "--retry-ceiling",
+    type=click.FloatRange(1.0, 3600.0),
+    default=DEFAULT_RETRY_CEILING,
+    metavar="SECONDS",
+    help="Longest wait between two tries to reach a store that is down.",
+)
+@click.option("--require-store", is_flag=True, help="Do not mount when the store does not answer now.")
+@click.option("--take-over", is_flag=True, help="Use the name in the bucket though another mirror or PBS has it.")
+@click.option("-o", "mount_options", multiple=True, metavar="OPTIONS", help="Mount options, as for mount(8).")
+@click.option("--verbose", is_flag=True, help="Log more.")
+def command(
+    datastore: str,
+    address: StoreAddress,
+    store: StoreOptions,
+    mountpoint: str | None,
+    state_dir: str | None,
+    foreground: bool,
+    parallel: int,
+    retry_ceiling: float,
+    require_store: bool,
+    take_over: bool,
+    mount_options: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Mount over DATASTORE and mirror it; returns when the mount is ready.
+
+    The mount comes up also when the store is not reachable: replication then waits and goes on by itself.
+    What the datastore holds already is mirrored too. Nothing in it is changed.
+
+    \b
+    Example:
+      mirrorfs mount /mnt/datastore/store1 --to s3://backups/store1 --endpoint-url https://s3.example.com
+      mirrorfs wait /mnt/datastore/store1
+      mirrorfs umount /mnt/datastore/store1
+
+    Exit codes: 0 mounted, 1 not mounted (the reason is on standard error), 2 wrong usage.
+    """
+    datastore = os.path.realpath(datastore)
+    directory = default_state_directory(datastore) if state_dir is None else StateDirectory(os.path.realpath(state_dir))
+    uploader = UploaderSettings(
+        datastore=datastore,
+        state_directory=directory.path,
+        root_descriptor=-1,
+        bucket=address.bucket,
+        prefix=address.prefix,
+        endpoint_url=store.endpoint_url,
+        profile=store.profile,
+        region=store.region,
+        parallel=parallel,
+        retry_ceiling=retry_ceiling,
+        take_over=take_over,
+        verbose=verbose,
+    )
+    settings = MountSettings(
+        mountpoint=datastore if mountpoint is None else os.path.realpath(mountpoint),
+        uploader=uploader,
+        mount_options=tuple(option for group in mount_options for option in group.split(",") if option),
+        require_store=require_store,
+    )
+    if foreground:
+        error = run_in_foreground(settings, lambda note: _say_ready(settings, note))
+    else:
+        error = _run_in_background(settings, directory)
+    if error is not None:
+        raise Failure(error)
+
+
+def _say_ready(settings: MountSettings, note: str) -> None:
+    if note:
+        click.echo(note, err=True)
+    uploader = settings.uploader
+    click.echo(f"{settings.mountpoint} is mounted and mirrored to s3://{uploader.bucket}/{uploader.prefix}")
+
+
+def _run_in_background(settings: MountSettings, directory: StateDirectory) -> str | None:
+    """Start the mount in a fresh process, and return when it is ready or has failed (then with the reason)."""
+    try:
+        directory.create()
+        log_descriptor = os.open(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except JournalError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot write the log {directory.log_file}: {error.strerror}"
+    with os.fdopen(log_descriptor, "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mirrorfs.supervision"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin as stdin:
+        stdin.write(settings.encode())
+    line = process.stdout.readline()
+    if not line:
+        return f"the mount process ended before it was ready (exit code {process.wait()}): see {directory.log_file}"
+    answer = json.loads(line)
+    if "error" in answer:
+        process.wait()
+        return str(answer["error"])
+    _say_ready(settings, answer["ready"])
+    return None

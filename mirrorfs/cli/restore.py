@@ -1,0 +1,274 @@
+"""The command `mirrorfs restore`: a datastore out of a bucket."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import rich.console
+import rich.filesize
+import rich.progress
+import trio
+
+from mirrorfs.cli.errors import Failure
+from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
+from mirrorfs.objectstore.client import S3Client
+from mirrorfs.objectstore.errors import StoreError
+from mirrorfs.objectstore.retry import Patience
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.url import StoreAddress, StoreOptions
+from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.ownership import Owner, default_owner, parse_owner
+from mirrorfs.recovery.restore import Problem, RestoreObserver, RestoreReport, restore_datastore
+from mirrorfs.recovery.selection import Plan, Selection
+
+Value = TypeVar("Value")
+
+# A wrong key or name shows when the bucket is listed, and somebody waits for it to be told.
+_LISTING_PATIENCE = Patience(total=10.0)
+_DOWNLOAD_PATIENCE = Patience(ceiling=30.0, total=600.0)
+_LINES_OF_CHECKING = 8
+
+
+@click.command("restore", short_help="Rebuild a datastore from a bucket.")
+@click.argument("address", metavar="URL", type=StoreURL())
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--namespace", "namespaces", multiple=True, metavar="A/B", help="Only this namespace and those inside it."
+)
+@click.option("--group", "groups", multiple=True, metavar="PATH", help="Only this group, e.g. vm/100 or ns/a/vm/100.")
+@click.option(
+    "--snapshot",
+    "snapshots",
+    multiple=True,
+    metavar="PATH",
+    help="Only this snapshot, e.g. vm/100/2026-11-22T10:00:00Z.",
+)
+@click.option("--latest", type=click.IntRange(min=1), metavar="N", help="Of each group only the N newest of these.")
+@click.option(
+    "--owner",
+    metavar="USER:GROUP",
+    help="Whom the files shall belong to, by names or numbers.  [default: backup:backup where that user exists]",
+)
+@click.option(
+    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="How many objects to fetch at a time."
+)
+@store_options
+def command(
+    address: StoreAddress,
+    target: Path,
+    namespaces: tuple[str, ...],
+    groups: tuple[str, ...],
+    snapshots: tuple[str, ...],
+    latest: int | None,
+    owner: str | None,
+    parallel: int,
+    store: StoreOptions,
+) -> None:
+    """Rebuild the datastore mirrored at URL (s3://BUCKET/NAME) in the directory TARGET, so that a PBS can use it.
+
+    TARGET must be empty or not exist yet. Without a selection everything is restored; --namespace, --group and
+    --snapshot may be repeated and add up. Every chunk and file is checked on the way in, and all is on disk when the
+    command says that it is done. An interrupted restore goes on where it stopped when the same command is given again.
+    A snapshot of which something is missing or damaged in the bucket is left out and reported; the rest is restored.
+
+    \b
+    Examples:
+      mirrorfs restore s3://backups/main /srv/datastore
+      mirrorfs restore s3://backups/main /srv/datastore --latest 1
+      mirrorfs restore s3://backups/main /srv/one --snapshot vm/100/2026-11-22T10:00:00Z
+
+    Exit codes: 0 everything asked for was restored; 1 something could not be restored, or the restore could not be
+    brought to its end; 2 wrong usage.
+    """
+    selection = Selection(
+        tuple(_usage(_parse_namespace, text) for text in namespaces),
+        tuple(_usage(GroupId.parse, text) for text in groups),
+        tuple(_usage(SnapshotId.parse, text) for text in snapshots),
+        latest,
+    )
+    chosen_owner = default_owner() if owner is None else _usage(parse_owner, owner)
+    progress = _ProgressBar() if sys.stderr.isatty() else _ProgressLines()
+    report = _run(address, target, selection, chosen_owner, parallel, store, progress)
+    _conclude(report, target)
+
+
+def _run(
+    address: StoreAddress,
+    target: Path,
+    selection: Selection,
+    owner: Owner,
+    parallel: int,
+    options: StoreOptions,
+    progress: _Progress,
+) -> RestoreReport:
+    client = S3Client(address.bucket, options, parallelism=parallel)
+
+    async def run() -> RestoreReport:
+        return await restore_datastore(
+            ObjectStore(client, parallelism=parallel, patience=_DOWNLOAD_PATIENCE),
+            address,
+            target,
+            owner=owner,
+            selection=selection,
+            parallelism=parallel,
+            observer=progress,
+            listing_store=ObjectStore(client, patience=_LISTING_PATIENCE),
+        )
+
+    interruptions: list[BaseException] = []
+    try:
+        with progress.shown():
+            try:
+                return trio.run(run)
+            except* KeyboardInterrupt as group:
+                interruptions.extend(group.exceptions)
+    except RestoreError as error:
+        raise Failure(str(error)) from None
+    except StoreError as error:
+        raise Failure(_going_on(str(error), progress)) from None
+    raise Failure(_going_on("Interrupted.", progress))
+
+
+def _going_on(reason: str, progress: _Progress) -> str:
+    return f"{reason} Give the same command again to go on." if progress.has_begun else reason
+
+
+def _conclude(report: RestoreReport, target: Path) -> None:
+    click.echo(
+        f"Restored {_count(len(report.restored), 'snapshot')} into {target}: "
+        f"{_count(report.chunks_downloaded, 'chunk')} downloaded, {report.chunks_kept} were there, "
+        f"{rich.filesize.decimal(report.bytes_downloaded)} transferred. All of it is on disk."
+    )
+    if report.is_complete:
+        return
+    for problem in report.problems:
+        click.echo(f"Not restored: {problem.path}: {problem.reason}", err=True)
+    left_out = f"{_count(len(report.incomplete), 'snapshot')} left out" if report.incomplete else "some files left out"
+    raise Failure(
+        f"The restore is incomplete ({left_out}); what is there can be used. When the bucket is repaired, restore the "
+        "rest into another directory."
+    )
+
+
+class _Progress(RestoreObserver):
+    """Counts what has been done; `has_begun` says whether the target has been written to."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self.snapshots = 0
+        self.snapshots_finished = 0
+        self.bytes = 0
+
+    def shown(self) -> AbstractContextManager[object]:
+        """The context in which the progress is displayed."""
+        return nullcontext()
+
+    def planned(self, plan: Plan, *, is_resumed: bool) -> None:
+        self.has_begun = True
+        self.snapshots = len(plan.snapshots)
+
+    def downloaded(self, size: int) -> None:
+        self.bytes += size
+
+    def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
+        self.snapshots_finished += 1
+
+
+class _ProgressLines(_Progress):
+    """For logs and pipes: a line for each step that takes long."""
+
+    def planned(self, plan: Plan, *, is_resumed: bool) -> None:
+        super().planned(plan, is_resumed=is_resumed)
+        begin = "Going on with the restore of" if is_resumed else "Restoring"
+        what = f"{_count(len(plan.snapshots), 'snapshot')} of {_count(len(plan.groups), 'group')}"
+        click.echo(f"{begin} {what}.", err=True)
+
+    def checked_directories(self, done: int, total: int) -> None:
+        if done % (total // _LINES_OF_CHECKING) == 0:
+            click.echo(f"Checking what is there: {100 * done // total} %.", err=True)
+
+    def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
+        super().snapshot_finished(snapshot, problem)
+        outcome = "restored" if problem is None else "LEFT OUT"
+        transferred = rich.filesize.decimal(self.bytes)
+        click.echo(
+            f"[{self.snapshots_finished}/{self.snapshots}] {snapshot.path} {outcome}, {transferred} so far", err=True
+        )
+
+
+class _ProgressBar(_Progress):
+    """For terminals: a bar that counts snapshots, those under way by their chunks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.fields[state]}"),
+            rich.progress.TimeElapsedColumn(),
+            console=rich.console.Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task("Listing", total=None, state="")
+        self._chunks: dict[SnapshotId, tuple[int, int]] = {}
+
+    def shown(self) -> AbstractContextManager[object]:
+        return self._bar
+
+    def planned(self, plan: Plan, *, is_resumed: bool) -> None:
+        super().planned(plan, is_resumed=is_resumed)
+        self._bar.update(self._task, description="Preparing", total=None, state="")
+
+    def checked_directories(self, done: int, total: int) -> None:
+        self._bar.update(self._task, description="Checking what is there", completed=done, total=total)
+
+    def snapshot_started(self, snapshot: SnapshotId) -> None:
+        self._chunks[snapshot] = (0, 0)
+        self._update()
+
+    def chunks_needed(self, snapshot: SnapshotId, missing: int, total: int) -> None:
+        done, needed = self._chunks[snapshot]
+        self._chunks[snapshot] = (done, needed + missing)
+        self._update()
+
+    def chunk_finished(self, snapshot: SnapshotId) -> None:
+        done, needed = self._chunks[snapshot]
+        self._chunks[snapshot] = (done + 1, needed)
+        self._update()
+
+    def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
+        super().snapshot_finished(snapshot, problem)
+        del self._chunks[snapshot]
+        self._update()
+
+    def _update(self) -> None:
+        under_way = sum(done / needed for done, needed in self._chunks.values() if needed)
+        self._bar.update(
+            self._task,
+            description="Restoring",
+            completed=self.snapshots_finished + under_way,
+            total=self.snapshots,
+            state=f"{self.snapshots_finished}/{self.snapshots} snapshots, {rich.filesize.decimal(self.bytes)}",
+        )
+
+
+def _parse_namespace(text: str) -> NamespaceId:
+    return NamespaceId(tuple(text.strip("/").split("/"))) if text.strip("/") else NamespaceId()
+
+
+def _usage(parse: Callable[[str], Value], text: str) -> Value:
+    try:
+        return parse(text)
+    except (DatastoreError, RestoreError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

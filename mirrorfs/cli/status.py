@@ -1,0 +1,134 @@
+"""`mirrorfs status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from mirrorfs.cli.errors import Failure
+from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.replication.control import Answer, ask
+from mirrorfs.supervision.registry import RunningMount, running_mounts, state_directory_of
+
+_ANSWER_SECONDS = 10.0
+_WATCH_SECONDS = 2.0
+
+
+@click.command("status")
+@click.argument("datastore", type=click.Path(), required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object (documented in docs/operator.md).")
+@click.option("--watch", is_flag=True, help=f"Show it again every {_WATCH_SECONDS:g} seconds, until Ctrl-C.")
+def command(datastore: str | None, as_json: bool, watch: bool) -> None:
+    """Tell how far the mirror of DATASTORE is: lag, backlog, rate, the store's condition, and what is wrong.
+
+    Without DATASTORE, the mounts that are up on this machine are listed.
+
+    \b
+    Example:
+      mirrorfs status /mnt/datastore/store1 --watch
+      mirrorfs status /mnt/datastore/store1 --json | jq .problems
+
+    Exit codes: 0 all is well or being worked on, 1 not mounted, or something cannot be mirrored, 2 wrong usage.
+    """
+    if datastore is None:
+        _list_mounts(as_json)
+        return
+    path = os.path.realpath(datastore)
+    while True:
+        answer = _ask(path)
+        if watch:
+            click.clear()
+        click.echo(json.dumps(answer, indent=1) if as_json else "\n".join(_describe(answer)))
+        if not watch:
+            break
+        time.sleep(_WATCH_SECONDS)
+    if answer["problems"] or answer["uploader"]["refused"]:
+        raise SystemExit(1)
+
+
+def _list_mounts(as_json: bool) -> None:
+    mounts = running_mounts()
+    if as_json:
+        click.echo(json.dumps([_mount_answer(mount) for mount in mounts], indent=1))
+        return
+    if not mounts:
+        click.echo("no mirrorfs is mounted")
+    for mount in mounts:
+        note = " (dead: its process was killed; mount it again)" if is_dead(mount.mountpoint) else ""
+        click.echo(f"{mount.datastore} on {mount.mountpoint}, process {mount.pid}{note}")
+
+
+def _mount_answer(mount: RunningMount) -> dict[str, Any]:
+    return {
+        "datastore": mount.datastore,
+        "mountpoint": mount.mountpoint,
+        "state_directory": mount.state_directory,
+        "pid": mount.pid,
+        "dead": is_dead(mount.mountpoint),
+    }
+
+
+def _ask(path: str) -> Answer:
+    if is_dead(path):
+        raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
+    if not is_mounted(path):
+        raise Failure(f"no mirrorfs is mounted on {path}")
+    directory = state_directory_of(path)
+    try:
+        return ask(directory.control_socket, "status", _ANSWER_SECONDS)
+    except (ConnectionError, FileNotFoundError):
+        raise Failure(
+            f"the uploader of {path} does not run at this moment; the mount starts it again and backups go on. "
+            f"If this lasts, see {directory.log_file}"
+        ) from None
+    except TimeoutError:
+        raise Failure(f"the uploader of {path} has not answered within {_ANSWER_SECONDS:g} s") from None
+
+
+def _describe(answer: Answer) -> list[str]:
+    uploader, store, uploaded = answer["uploader"], answer["store"], answer["uploaded"]
+    published = [entry for entry in answer["snapshots"] if entry["phase"] == "published"]
+    lines = [
+        f"datastore   {answer['datastore']} -> s3://{answer['bucket']}/{answer['prefix']}",
+        f"uploader    {uploader['refused'] or uploader['phase']}",
+        f"store       {_describe_store(store)}",
+        f"snapshots   {len(published)} published, {len(answer.get('publishing', {}))} being published",
+        f"chunks      {answer['chunks']} in the bucket",
+    ]
+    if "backlog" in answer:
+        backlog = answer["backlog"]
+        lines.append(
+            f"backlog     {backlog['items']} items, at least {_size(backlog['bytes_at_least'])}; "
+            f"lag {answer['lag_seconds']:.0f} s"
+        )
+    lines.append(
+        f"sent        {uploaded['objects']} objects, {_size(uploaded['bytes'])} since the uploader started; "
+        f"now {_size(uploaded['bytes_per_second'])}/s"
+    )
+    if answer["foreign"]["count"]:
+        lines.append(f"foreign     {answer['foreign']['count']} names that are none of PBS's, passed through only")
+        lines += [f"              {name!r}" for name in answer["foreign"]["examples"]]
+    if answer["problems"]:
+        lines.append(f"problems    {len(answer['problems'])}")
+        lines += [f"              {problem['name']}: {problem['reason']}" for problem in answer["problems"]]
+    return lines
+
+
+def _describe_store(store: dict[str, Any]) -> str:
+    if store["up"]:
+        return f"{store['place']} answers; confirmed by {store['confirmation']}"
+    since = datetime.fromtimestamp(store["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{store['place']} is not usable since {since}: {store['last_error']}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,78 @@
+"""`mirrorfs wait`."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import click
+
+from mirrorfs.cli.errors import Failure
+from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.replication.control import Answer, ask
+from mirrorfs.supervision.registry import state_directory_of
+
+# An uploader that died is started again within this time, or something is wrong for longer.
+_RESTART_SECONDS = 90.0
+_PAUSE_SECONDS = 0.5
+_NAMED_PROBLEMS = 10
+
+
+@click.command("wait")
+@click.argument("datastore", type=click.Path())
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
+def command(datastore: str, timeout: float | None) -> None:
+    """Return when everything that exists now in DATASTORE is published, confirmed by the store.
+
+    \b
+    Example:
+      mirrorfs wait /mnt/datastore/store1 --timeout 3600 && echo safe
+
+    Exit codes: 0 everything is published, 1 the timeout has passed, or something cannot be published as it
+    is (it is named on standard error), 2 wrong usage.
+    """
+    wait_until_published(os.path.realpath(datastore), timeout)
+    click.echo(f"everything in {datastore} is published")
+
+
+def wait_until_published(path: str, timeout: float | None) -> None:
+    """Wait for the uploader of a mounted datastore. Raises Failure when something is not published."""
+    if not is_mounted(path) or is_dead(path):
+        raise Failure(f"no mirrorfs is mounted on {path}")
+    # The filesystem answers in order: what was closed before is in the journal when this returns.
+    os.statvfs(path)
+    answer = _ask_patiently(path, timeout)
+    if "error" in answer:
+        raise Failure(f"nothing is mirrored: {answer['error']}")
+    problems = answer["problems"]
+    if problems:
+        raise Failure("\n".join(["some of it cannot be published:", *_lines(problems)]))
+
+
+def _ask_patiently(path: str, timeout: float | None) -> Answer:
+    """Ask again when the uploader dies meanwhile: it is started again by the mount."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    lost_at: float | None = None
+    while True:
+        left = None if deadline is None else max(0.001, deadline - time.monotonic())
+        try:
+            return ask(state_directory_of(path).control_socket, "wait", left)
+        except TimeoutError:
+            raise Failure(f"not everything is published after {timeout:g} s: see 'mirrorfs status {path}'") from None
+        except (ConnectionError, FileNotFoundError):
+            now = time.monotonic()
+            lost_at = now if lost_at is None else lost_at
+            if now - lost_at > _RESTART_SECONDS:
+                raise Failure(f"the uploader of {path} does not run: see the log of the mount") from None
+            if deadline is not None and now >= deadline:
+                raise Failure(f"the uploader of {path} was not reached within {timeout:g} s") from None
+            # There is no event to wait for: it is another process's child that is being started.
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _lines(problems: list[dict[str, Any]]) -> list[str]:
+    lines = [f"  {problem['name']}: {problem['reason']}" for problem in problems[:_NAMED_PROBLEMS]]
+    if len(problems) > _NAMED_PROBLEMS:
+        lines.append(f"  and {len(problems) - _NAMED_PROBLEMS} more, see 'mirrorfs status'")
+    return lines

@@ -1,0 +1,3 @@
+"""What a Proxmox Backup Server datastore and its files mean: names, formats, checks. Pure: no network, no
+mount.
+"""

@@ -1,0 +1,118 @@
+"""DataBlobs, the container of every chunk and every ``.blob`` file.
+
+Format (all integers little-endian): ``magic[8] crc32[4] payload``, or, encrypted, ``magic[8] crc32[4] iv[16]
+tag[16] payload``; the CRC-32 (IEEE) covers the payload alone. Source: Proxmox Backup Server,
+``pbs-datastore/src/file_formats.rs``.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+import zlib
+
+import zstandard
+
+from mirrorfs.datastore.errors import BlobError
+
+MAXIMUM_CONTENT_SIZE = 64 * 1024 * 1024
+_HEADER = struct.Struct("<8sI")
+_ENCRYPTED_HEADER_SIZE = _HEADER.size + 32
+
+
+class BlobKind(enum.Enum):
+    """The four kinds of DataBlob; each value is the magic of its kind."""
+
+    PLAIN = bytes((66, 171, 56, 7, 190, 131, 112, 161))
+    ZSTD = bytes((49, 185, 88, 66, 111, 182, 163, 127))
+    ENCRYPTED = bytes((123, 103, 133, 190, 34, 45, 76, 240))
+    ENCRYPTED_ZSTD = bytes((230, 89, 27, 191, 11, 191, 216, 11))
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the content can only be read with a key, which mirrorfs never has."""
+        return self in (BlobKind.ENCRYPTED, BlobKind.ENCRYPTED_ZSTD)
+
+    @property
+    def header_size(self) -> int:
+        """Bytes before the payload."""
+        return _ENCRYPTED_HEADER_SIZE if self.is_encrypted else _HEADER.size
+
+
+_KINDS = {kind.value: kind for kind in BlobKind}
+
+
+def check_blob(data: bytes) -> BlobKind:
+    """Check length, magic and CRC of a whole DataBlob and say its kind; raises BlobError."""
+    if len(data) < _HEADER.size:
+        raise BlobError(f"the blob is truncated: {len(data)} bytes are less than a header")
+    magic, checksum = _HEADER.unpack_from(data)
+    kind = _KINDS.get(magic)
+    if kind is None:
+        raise BlobError(f"the blob begins with an unknown magic ({magic.hex()})")
+    if len(data) < kind.header_size:
+        raise BlobError(f"the encrypted blob is truncated: {len(data)} bytes are less than a header")
+    if zlib.crc32(memoryview(data)[kind.header_size :]) != checksum:
+        raise BlobError("the blob's content does not match its CRC-32")
+    return kind
+
+
+def decode_blob(data: bytes, *, maximum_size: int = MAXIMUM_CONTENT_SIZE) -> bytes:
+    """Check a DataBlob and return its plain content of at most ``maximum_size`` bytes.
+
+    Raises BlobError for a damaged or encrypted blob, and for one that would decompress to more.
+    """
+    kind = check_blob(data)
+    return _decode_payload(kind, data, maximum_size)
+
+
+def check_chunk(data: bytes, digest: bytes, *, content: bool) -> None:
+    """Check a chunk: its CRC always, and with ``content`` that the plain content has the SHA-256 ``digest``.
+
+    The digest of an encrypted chunk includes key material, so there only the CRC is checked. Raises
+    BlobError.
+    """
+    try:
+        kind = check_blob(data)
+        if not content or kind.is_encrypted:
+            return
+        found = hashlib.sha256(_decode_payload(kind, data, MAXIMUM_CONTENT_SIZE)).digest()
+    except BlobError as error:
+        raise BlobError(f"chunk {digest.hex()} is damaged: {error}") from error
+    if found != digest:
+        raise BlobError(f"chunk {digest.hex()} is damaged: the content has the SHA-256 {found.hex()}")
+
+
+def encode_blob(content: bytes, *, compress: bool = False) -> bytes:
+    """Make a DataBlob of plain content; compressed with zstd where asked for and worth it, as PBS does."""
+    kind, payload = BlobKind.PLAIN, content
+    if compress:
+        compressed = zstandard.ZstdCompressor(level=1).compress(content)
+        if len(compressed) < len(content):
+            kind, payload = BlobKind.ZSTD, compressed
+    return _HEADER.pack(kind.value, zlib.crc32(payload)) + payload
+
+
+def _decode_payload(kind: BlobKind, data: bytes, maximum_size: int) -> bytes:
+    if kind.is_encrypted:
+        raise BlobError("the blob is encrypted")
+    payload = memoryview(data)[kind.header_size :]
+    if kind is BlobKind.ZSTD:
+        return _decompress(payload, maximum_size)
+    if len(payload) > maximum_size:
+        raise BlobError(f"the blob's content is larger than {maximum_size} bytes")
+    return bytes(payload)
+
+
+def _decompress(payload: memoryview, maximum_size: int) -> bytes:
+    try:
+        declared = zstandard.get_frame_parameters(payload).content_size
+        if declared != zstandard.CONTENTSIZE_UNKNOWN and declared > maximum_size:
+            raise BlobError(f"the blob's content is larger than {maximum_size} bytes")
+        # A frame that does not declare its size is stopped by the size of the output buffer.
+        return zstandard.ZstdDecompressor().decompress(payload, max_output_size=maximum_size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise BlobError(
+            f"the blob's content cannot be decompressed to at most {maximum_size} bytes: {error}"
+        ) from error

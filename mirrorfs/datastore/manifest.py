@@ -1,0 +1,184 @@
+"""Manifests (``index.json.blob``): which files a snapshot consists of, and whether given bytes are they.
+
+A manifest is a DataBlob, never encrypted, holding JSON: ``backup-type``, ``backup-id``, ``backup-time``,
+``files`` and ``unprotected``. Source: Proxmox Backup Server, ``pbs-datastore/src/manifest.rs``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mirrorfs.datastore.blob import check_blob, decode_blob
+from mirrorfs.datastore.errors import BlobError, ManifestError
+from mirrorfs.datastore.index import Index, parse_index
+from mirrorfs.datastore.names import BACKUP_TYPES, SnapshotId, is_component, is_listed_file_name
+
+_ENCRYPTIONS = ("none", "encrypt", "sign-only")
+_MAXIMUM_SIZE = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One listed file. ``size`` in bytes and ``checksum`` (32 bytes) are of the plain archive and of its
+    entries for an index, of the whole file for a blob; ``encryption`` is the ``crypt-mode``: none, encrypt or
+    sign-only.
+    """
+
+    filename: str
+    size: int
+    checksum: bytes
+    encryption: str
+
+    @property
+    def is_index(self) -> bool:
+        """Whether the file is an index; otherwise it is a blob."""
+        return self.filename.endswith((".fidx", ".didx"))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A checked manifest. ``unprotected`` holds what PBS may change later: notes, verify_state,
+    statistics.
+    """
+
+    backup_type: str
+    backup_id: str
+    backup_time: int
+    files: tuple[ManifestFile, ...]
+    unprotected: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def verify_state(self) -> str | None:
+        """The result of the last verification by PBS ("ok" or "failed"); None when there was none."""
+        match self.unprotected.get("verify_state"):
+            case {"state": str(state)}:
+                return state
+        return None
+
+    @property
+    def notes(self) -> str | None:
+        """The notes on the snapshot; None where there are none."""
+        notes = self.unprotected.get("notes")
+        return notes if isinstance(notes, str) else None
+
+    @property
+    def size(self) -> int:
+        """Sum of the sizes of all files, in bytes, as PBS shows it for a snapshot."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether at least one of the files is encrypted."""
+        return any(file.encryption == "encrypt" for file in self.files)
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Check and read a whole ``index.json.blob``.
+
+    Raises ManifestError for a damaged blob, malformed JSON, a missing or mistyped field, a checksum that is
+    no SHA-256, and for file names that are listed twice, are outside the grammar or name the manifest itself.
+    """
+    try:
+        value: object = json.loads(decode_blob(data))
+    except BlobError as error:
+        raise ManifestError(f"the manifest is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"the manifest is not JSON: {error}") from error
+    match value:
+        case {
+            "backup-type": str(backup_type),
+            "backup-id": str(backup_id),
+            "backup-time": int(backup_time),
+            "files": list(entries),
+            **others,
+        } if not isinstance(backup_time, bool):
+            pass
+        case _:
+            raise ManifestError("the manifest lacks backup-type, backup-id, backup-time or files")
+    if backup_type not in BACKUP_TYPES or not is_component(backup_id):
+        raise ManifestError(f"the manifest names no valid backup group ({backup_type!r}, {backup_id!r})")
+    files = tuple(_parse_file(entry) for entry in entries)
+    _reject_duplicates(files)
+    return Manifest(backup_type, backup_id, backup_time, files, _check_unprotected(others.get("unprotected", {})))
+
+
+def check_belongs(manifest: Manifest, snapshot: SnapshotId) -> None:
+    """Raise ManifestError when the manifest is not that of ``snapshot``: another type, id or time."""
+    found = (manifest.backup_type, manifest.backup_id, manifest.backup_time)
+    expected = (snapshot.group.backup_type, snapshot.group.backup_id, snapshot.timestamp)
+    if found != expected:
+        raise ManifestError(
+            f"the manifest of {snapshot.path} is one of another snapshot: "
+            f"{manifest.backup_type}/{manifest.backup_id} at {manifest.backup_time}"
+        )
+
+
+def check_listed_file(file: ManifestFile, data: bytes) -> Index | None:
+    """Check the whole content of a listed file against its manifest entry; returns the index if it is one.
+
+    An index must be intact and have the listed checksum and size; a blob must have a right CRC, and the
+    listed length and SHA-256. Raises ManifestError, IndexFormatError or BlobError.
+    """
+    if file.is_index:
+        index = parse_index(file.filename, data)
+        _compare(file, index.size, index.checksum)
+        return index
+    try:
+        check_blob(data)
+    except BlobError as error:
+        raise BlobError(f"{file.filename} is damaged: {error}") from error
+    _compare(file, len(data), hashlib.sha256(data).digest())
+    return None
+
+
+def _compare(file: ManifestFile, size: int, checksum: bytes) -> None:
+    if size != file.size:
+        raise ManifestError(f"{file.filename} has the size {size}, the manifest says {file.size}")
+    if checksum != file.checksum:
+        raise ManifestError(
+            f"{file.filename} has the checksum {checksum.hex()}, the manifest says {file.checksum.hex()}"
+        )
+
+
+def _parse_file(entry: object) -> ManifestFile:
+    match entry:
+        case {"filename": str(filename), "size": int(size), "csum": str(checksum), **others}:
+            pass
+        case _:
+            raise ManifestError("the manifest lists a file without filename, size or csum")
+    if not is_listed_file_name(filename):
+        raise ManifestError(f"the manifest lists a file with the forbidden name {filename!r}")
+    if isinstance(size, bool) or not 0 <= size <= _MAXIMUM_SIZE:
+        raise ManifestError(f"the manifest lists {filename} with the impossible size {size}")
+    # Older clients wrote no crypt-mode; PBS then takes "none".
+    encryption = others.get("crypt-mode", "none")
+    if encryption not in _ENCRYPTIONS:
+        raise ManifestError(f"the manifest lists {filename} with an unknown crypt-mode")
+    return ManifestFile(filename, size, _parse_checksum(filename, checksum), encryption)
+
+
+def _parse_checksum(filename: str, text: str) -> bytes:
+    try:
+        checksum = bytes.fromhex(text)
+    except ValueError as error:
+        raise ManifestError(f"the manifest lists {filename} with a checksum that is not hexadecimal") from error
+    if len(text) != 64 or len(checksum) != 32:
+        raise ManifestError(f"the manifest lists {filename} with a checksum that is no SHA-256")
+    return checksum
+
+
+def _reject_duplicates(files: tuple[ManifestFile, ...]) -> None:
+    seen: set[str] = set()
+    for file in files:
+        if file.filename in seen:
+            raise ManifestError(f"the manifest lists {file.filename} twice")
+        seen.add(file.filename)
+
+
+def _check_unprotected(unprotected: object) -> Mapping[str, object]:
+    if not isinstance(unprotected, dict):
+        raise ManifestError("the manifest's unprotected part is not an object")
+    return unprotected

@@ -1,0 +1,236 @@
+"""Reading a datastore below a directory descriptor, following no symbolic link and using no unknown name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.names import (
+    BACKUP_TYPES,
+    CHUNKS_NAME,
+    MAXIMUM_NAMESPACE_DEPTH,
+    ChunkName,
+    ForeignName,
+    GroupId,
+    InternalName,
+    NamespaceId,
+    SnapshotDirectoryName,
+    SnapshotFileName,
+    SnapshotId,
+    chunk_path,
+    classify,
+    is_component,
+    is_final,
+)
+
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: the open of a planted FIFO must not wait for a writer.
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_READ_SIZE = 16 * 1024 * 1024
+_WRONG_KIND = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+
+
+class WrongKindError(DatastoreError):
+    """A symbolic link, or another kind of file than expected, stands on or at the end of a path."""
+
+
+class Tree:
+    """A datastore below ``root_descriptor``, which stays the caller's to close. Usable from several threads
+    at once.
+
+    Listings are sorted and tolerate concurrent changes: what vanishes meanwhile is left out. OSError is
+    raised for anything else the file system answers.
+    """
+
+    def __init__(self, root_descriptor: int) -> None:
+        self._root = root_descriptor
+
+    def namespaces(self) -> Iterator[NamespaceId]:
+        """All namespaces, the root first, each before those inside it."""
+        yield from self._namespaces_below(NamespaceId())
+
+    def groups(self, namespace: NamespaceId) -> Iterator[GroupId]:
+        """The groups directly in ``namespace``."""
+        for backup_type in BACKUP_TYPES:
+            for name in self._subdirectories(_join(namespace.path, backup_type)):
+                if is_component(name):
+                    yield GroupId(namespace, backup_type, name)
+
+    def snapshots(self, group: GroupId) -> Iterator[SnapshotId]:
+        """The snapshots of ``group``, oldest first, finished or not."""
+        for name in self._subdirectories(group.path):
+            match classify(os.fsencode(f"{group.path}/{name}")):
+                case SnapshotDirectoryName(snapshot=snapshot):
+                    yield snapshot
+
+    def snapshot_files(self, snapshot: SnapshotId) -> tuple[str, ...]:
+        """The names of the regular files in the snapshot's directory that PBS gives to finished files."""
+        return tuple(
+            name
+            for name, mode in self._entries(snapshot.path)
+            if stat.S_ISREG(mode) and isinstance(classify(os.fsencode(f"{snapshot.path}/{name}")), SnapshotFileName)
+        )
+
+    def read(self, path: str, *, maximum_size: int | None = None) -> bytes:
+        """The content of the regular file at ``path``.
+
+        Raises FileNotFoundError when it is not there, WrongKindError when something else than a regular file
+        or, on the way, than a directory stands there, and DatastoreError when it is larger than
+        ``maximum_size`` bytes.
+        """
+        with self._parent(path) as (directory, name), _reporting(path):
+            descriptor = os.open(name, _FILE_FLAGS, dir_fd=directory)
+            try:
+                return _read_regular(descriptor, path, maximum_size)
+            finally:
+                os.close(descriptor)
+
+    def read_chunk(self, digest: bytes) -> bytes:
+        """The chunk with this digest, unchecked; raises as `read` does."""
+        return self.read(chunk_path(digest))
+
+    def chunk_size(self, digest: bytes) -> int | None:
+        """The size in bytes of the chunk's file; None when there is none."""
+        status = self._status(chunk_path(digest))
+        return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
+
+    def exists(self, path: str) -> bool:
+        """Whether a regular file or a directory stands at ``path``."""
+        status = self._status(path)
+        return status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+
+    def chunk_directory(self, number: int) -> list[bytes]:
+        """The digests of the chunks in ``.chunks/<number as four hexadecimal digits>``, in no order."""
+        prefix = f"{CHUNKS_NAME}/{number:04x}/".encode()
+        digests = []
+        with self._scan(prefix.decode().rstrip("/")) as entries:
+            for entry in entries:
+                name = classify(prefix + os.fsencode(entry.name))
+                if isinstance(name, ChunkName) and entry.is_file(follow_symlinks=False):
+                    digests.append(name.digest)
+        return digests
+
+    def foreign(self) -> Iterator[bytes]:
+        """The paths, outside ``.chunks``, of what PBS did not make: malformed names, and well-named entries
+        of the wrong kind (a symbolic link in the place of a file, a file in the place of a group). What
+        stands in a foreign directory is not listed.
+        """
+        yield from self._foreign_below("")
+
+    def _namespaces_below(self, namespace: NamespaceId) -> Iterator[NamespaceId]:
+        yield namespace
+        if len(namespace.components) == MAXIMUM_NAMESPACE_DEPTH:
+            return
+        for name in self._subdirectories(_join(namespace.path, "ns")):
+            if is_component(name):
+                yield from self._namespaces_below(namespace.child(name))
+
+    def _foreign_below(self, directory: str) -> Iterator[bytes]:
+        for entry, mode in self._entries(directory):
+            path = _join(directory, entry)
+            name = classify(os.fsencode(path))
+            if isinstance(name, InternalName) or (path == CHUNKS_NAME and stat.S_ISDIR(mode)):
+                continue
+            expected = stat.S_ISREG if is_final(name) else stat.S_ISDIR
+            if isinstance(name, ForeignName) or not expected(mode):
+                yield os.fsencode(path)
+            elif stat.S_ISDIR(mode):
+                yield from self._foreign_below(path)
+
+    def _subdirectories(self, path: str) -> list[str]:
+        return [name for name, mode in self._entries(path) if stat.S_ISDIR(mode)]
+
+    def _entries(self, path: str) -> list[tuple[str, int]]:
+        """Names and file types (as in st_mode) of a directory, sorted; [] when there is no directory."""
+        with self._scan(path) as entries:
+            return sorted((entry.name, _entry_type(entry)) for entry in entries)
+
+    @contextlib.contextmanager
+    def _scan(self, path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        try:
+            descriptor = self._open_directory(path)
+        except (FileNotFoundError, WrongKindError):
+            yield iter(())
+            return
+        try:
+            with os.scandir(descriptor) as entries:
+                yield entries
+        finally:
+            os.close(descriptor)
+
+    def _status(self, path: str) -> os.stat_result | None:
+        try:
+            with self._parent(path) as (directory, name):
+                return os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except (FileNotFoundError, WrongKindError):
+            return None
+
+    @contextlib.contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        parent, _, name = path.rpartition("/")
+        _check_component(name, path)
+        descriptor = self._open_directory(parent)
+        try:
+            yield descriptor, name
+        finally:
+            os.close(descriptor)
+
+    def _open_directory(self, path: str) -> int:
+        """Open ``path`` component by component; the descriptor returned is the caller's to close."""
+        descriptor = os.open(".", _DIRECTORY_FLAGS, dir_fd=self._root)
+        for component in path.split("/") if path else ():
+            try:
+                _check_component(component, path)
+                with _reporting(path):
+                    following = os.open(component, _DIRECTORY_FLAGS, dir_fd=descriptor)
+            finally:
+                os.close(descriptor)
+            descriptor = following
+        return descriptor
+
+
+def _read_regular(descriptor: int, path: str, maximum_size: int | None) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise WrongKindError(f"{path} is not a regular file")
+    pieces = []
+    total = 0
+    while piece := os.read(descriptor, min(_READ_SIZE, max(1, status.st_size - total + 1))):
+        total += len(piece)
+        if maximum_size is not None and total > maximum_size:
+            raise DatastoreError(f"{path} is larger than {maximum_size} bytes")
+        pieces.append(piece)
+    return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+
+@contextlib.contextmanager
+def _reporting(path: str) -> Iterator[None]:
+    """Turn the answers for a symbolic link or another wrong kind of file into WrongKindError."""
+    try:
+        yield
+    except OSError as error:
+        # ENOTDIR and ELOOP: a link or file in the place of a directory; ENXIO: a socket or an empty FIFO.
+        if error.errno in _WRONG_KIND:
+            raise WrongKindError(f"{path} leads over something that is no directory or regular file") from error
+        raise
+
+
+def _entry_type(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else stat.S_IFCHR
+
+
+def _check_component(component: str, path: str) -> None:
+    if component in ("", ".", "..") or "\0" in component:
+        raise DatastoreError(f"{path!r} is not a path in a datastore")
+
+
+def _join(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name

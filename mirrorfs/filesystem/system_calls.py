@@ -1,0 +1,174 @@
+"""System calls that the os module lacks, through ctypes; each raises OSError as os functions do."""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from types import TracebackType
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+UTIME_OMIT = (1 << 30) - 2
+RWF_NOWAIT = 0x00000008
+MNT_DETACH = 2
+
+_AT_FDCWD = -100
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAP_FSETID = 4
+_CAP_SYS_RESOURCE = 24
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# Calls that never wait keep the GIL: giving it away costs more than they take.
+_libc_quick = ctypes.PyDLL(None, use_errno=True)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilityWord(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+_CapabilityData = _CapabilityWord * 2
+
+_renameat2 = _libc.renameat2
+_renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_syncfs = _libc.syncfs
+_syncfs.argtypes = (ctypes.c_int,)
+_umount2 = _libc.umount2
+_umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_utimensat = _libc_quick.utimensat
+_utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
+_setfsuid = _libc_quick.setfsuid
+_setfsuid.argtypes = (ctypes.c_uint32,)
+_setfsgid = _libc_quick.setfsgid
+_setfsgid.argtypes = (ctypes.c_uint32,)
+_capget = _libc_quick.capget
+_capget.argtypes = (ctypes.POINTER(_CapabilityHeader), ctypes.POINTER(_CapabilityWord))
+_capset = _libc_quick.capset
+_capset.argtypes = (ctypes.POINTER(_CapabilityHeader), ctypes.POINTER(_CapabilityWord))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def renameat2(old_directory: int, old_name: bytes, new_directory: int, new_name: bytes, flags: int) -> None:
+    """renameat2(2), for its flags RENAME_NOREPLACE and RENAME_EXCHANGE."""
+    _check(_renameat2(old_directory, old_name, new_directory, new_name, flags))
+
+
+def syncfs(descriptor: int) -> None:
+    """syncfs(2): the whole file system of an open (not O_PATH) descriptor to stable storage. Waits for it."""
+    _check(_syncfs(descriptor))
+
+
+def unmount(mountpoint: bytes, *, lazily: bool = False) -> None:
+    """umount2(2); lazily means MNT_DETACH: gone from the tree at once, ended when nothing uses it any more."""
+    _check(_umount2(mountpoint, MNT_DETACH if lazily else 0))
+
+
+def set_times(path: bytes, access_ns: int | None, modification_ns: int | None) -> None:
+    """utimensat(2) on a path, links followed, in nanoseconds; a time that is None is left as it is."""
+    times = (_Timespec * 2)(_timespec(access_ns), _timespec(modification_ns))
+    _check(_utimensat(_AT_FDCWD, path, times, 0))
+
+
+def _timespec(nanoseconds: int | None) -> _Timespec:
+    if nanoseconds is None:
+        return _Timespec(0, UTIME_OMIT)
+    return _Timespec(*divmod(nanoseconds, 1_000_000_000))
+
+
+@dataclass(frozen=True, slots=True)
+class _Capabilities:
+    """Effective capabilities of the process, and the same without those that other users lack."""
+
+    header: _CapabilityHeader
+    all: ctypes.Array[_CapabilityWord]
+    creating: ctypes.Array[_CapabilityWord]
+    writing: ctypes.Array[_CapabilityWord]
+
+
+def _read_capabilities() -> _Capabilities:
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    words = _CapabilityData()
+    _check(_capget(header, words))
+    return _Capabilities(
+        header,
+        words,
+        _without(words, _CAP_SYS_RESOURCE),
+        _without(words, _CAP_SYS_RESOURCE, _CAP_FSETID),
+    )
+
+
+def _without(words: ctypes.Array[_CapabilityWord], *capabilities: int) -> ctypes.Array[_CapabilityWord]:
+    reduced = _CapabilityData.from_buffer_copy(words)
+    for capability in capabilities:
+        reduced[capability // 32].effective &= ~(1 << capability % 32)
+    return reduced
+
+
+_capabilities: _Capabilities | None = None
+
+
+def _own_capabilities() -> _Capabilities:
+    global _capabilities
+    if _capabilities is None:
+        _capabilities = _read_capabilities()
+    return _capabilities
+
+
+class ActingAs:
+    """Context in which this thread's file system calls are those of another user; for root, nothing changes.
+
+    What it makes belongs to that user and, unless the directory is setgid, to that group; the blocks that the
+    file system reserves for root stay reserved; and with `writing`, set-user-id and set-group-id bits fall as
+    they do when that user writes. Access is not checked (the capabilities for that stay): the kernel has done
+    so with the caller's real credentials, supplementary groups included, before it asked.
+
+    This is better than creating as root and then changing the owner: the file is never seen with a wrong
+    owner, not even after a crash, and setgid directories, default ACLs and quotas are the kernel's own work.
+    The file system ids are the thread's alone; there must be no `await` inside the context.
+    """
+
+    __slots__ = ("_gid", "_uid", "_writing")
+
+    def __init__(self, uid: int, gid: int, *, writing: bool = False) -> None:
+        self._uid = uid
+        self._gid = gid
+        self._writing = writing
+
+    def __enter__(self) -> None:
+        if self._uid != 0:
+            self._enter()
+        elif self._gid != 0:
+            _setfsgid(self._gid)
+
+    def _enter(self) -> None:
+        capabilities = _own_capabilities()
+        _setfsgid(self._gid)
+        # The kernel takes the file system capabilities away with the user id; capset gives back all but a few.
+        _setfsuid(self._uid)
+        reduced = capabilities.writing if self._writing else capabilities.creating
+        _check(_capset(capabilities.header, reduced))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._uid != 0:
+            capabilities = _own_capabilities()
+            _setfsuid(0)
+            _check(_capset(capabilities.header, capabilities.all))
+        if self._gid != 0 or self._uid != 0:
+            _setfsgid(0)

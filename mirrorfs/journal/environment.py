@@ -1,0 +1,257 @@
+"""One LMDB environment that grows by itself, checks its format version and converts LMDB's errors once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import lmdb
+
+from mirrorfs.journal.errors import DatabaseCorrupt, JournalError, NewerFormat
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+if TYPE_CHECKING:
+    Transaction = lmdb.Transaction[bytes]
+    Database = lmdb._Database
+else:
+    # Generic in lmdb's stubs only.
+    Transaction = lmdb.Transaction
+    Database = object
+
+_FORMAT_KEY = b"format"
+_INITIAL_MAP_SIZE = 16 * 1024 * 1024
+_MAXIMUM_READERS = 64
+
+
+class Environment:
+    """An LMDB environment with named databases.
+
+    `durable` environments sync at each commit. The others commit into the page cache, which a killed
+    process survives and a power cut does not, until `sync` is called.
+
+    Units of work are functions of a transaction, because they are repeated after the map has grown:
+    they must have no effect but on the transaction.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        databases: Sequence[bytes],
+        format_version: int,
+        read_only: bool = False,
+        durable: bool = True,
+        initial_map_size: int = _INITIAL_MAP_SIZE,
+    ) -> None:
+        """Open, and unless `read_only` create, the environment in `directory` (mode 0700, files 0600).
+
+        Raises:
+            NewerFormat: it was written by a newer version.
+            DatabaseCorrupt: the files are not an LMDB environment, or a damaged one.
+            JournalError: it is missing (read only) or cannot be opened.
+        """
+        self.directory = directory
+        self._map_use = _MapUse()
+        try:
+            if not read_only:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+            self._environment = lmdb.open(
+                directory,
+                map_size=max(initial_map_size, _data_file_size(directory)),
+                max_dbs=len(databases) + 1,
+                max_readers=_MAXIMUM_READERS,
+                readonly=read_only,
+                create=not read_only,
+                mode=0o600,
+                sync=durable,
+                metasync=durable,
+            )
+        except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
+            raise DatabaseCorrupt(f"the database in {directory} is damaged: {error}") from error
+        except (lmdb.Error, OSError) as error:
+            raise JournalError(f"cannot open the database in {directory}: {error}") from error
+        try:
+            self._check_length()
+            self.databases = self._open_databases(databases, format_version, read_only)
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+            self._environment.close()
+            raise DatabaseCorrupt(f"the database in {directory} is damaged: {error}") from error
+        except (lmdb.Error, OSError) as error:
+            self._environment.close()
+            raise JournalError(f"cannot open the database in {directory}: {error}") from error
+        except JournalError:
+            self._environment.close()
+            raise
+
+    def _check_length(self) -> None:
+        """Make sure that LMDB finds every page: to read a mapped page behind the end of the file kills the process.
+
+        A sound file can be too short as well, since LMDB never writes pages that one transaction took and gave back.
+        Whether it is sound is left to another process, because LMDB ends its process at some kinds of damage.
+        """
+        needed = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
+        size = _data_file_size(self.directory)
+        if size >= needed:
+            return
+        examination = subprocess.run(
+            [sys.executable, "-m", "mirrorfs.journal.examination", self.directory],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        if examination.returncode != 0:
+            raise DatabaseCorrupt(f"the database in {self.directory} is damaged: its file has been cut off")
+        descriptor = os.open(os.path.join(self.directory, "data.mdb"), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # Unlike a truncation to the new length, this takes nothing away from what a writer appends meanwhile.
+            os.posix_fallocate(descriptor, size, needed - size)
+        finally:
+            os.close(descriptor)
+
+    def _open_databases(self, names: Sequence[bytes], format_version: int, read_only: bool) -> dict[bytes, Database]:
+        # The version first: nothing is to be added to what a newer mirrorfs made.
+        databases = {b"format": self._environment.open_db(b"format", create=not read_only)}
+        self._check_format(databases[b"format"], format_version, read_only)
+        for name in names:
+            databases[name] = self._environment.open_db(name, create=not read_only)
+        return databases
+
+    def _check_format(self, database: Database, supported: int, read_only: bool) -> None:
+        with self._environment.begin(db=database) as transaction:
+            stored = transaction.get(_FORMAT_KEY)
+        if stored is None and not read_only:
+            with self._environment.begin(db=database, write=True) as transaction:
+                transaction.put(_FORMAT_KEY, str(supported).encode())
+            return
+        if stored is None or not stored.isdigit():
+            raise DatabaseCorrupt(f"the database in {self.directory} has no readable format version")
+        if int(stored) > supported:
+            raise NewerFormat(
+                f"the database in {self.directory} has format {int(stored)}, this mirrorfs knows up to "
+                f"{supported}: install the newer mirrorfs again, or give another --state-dir"
+            )
+
+    def view(self, work: Callable[[Transaction], Result]) -> Result:
+        """Run `work` on a read transaction, which sees one consistent state, and return its result.
+
+        Raises:
+            JournalError: the database cannot be read.
+            DatabaseCorrupt: LMDB met a damaged page.
+        """
+        while True:
+            try:
+                with self._map_use.shared(), self._environment.begin(buffers=False) as transaction:
+                    return work(transaction)
+            except lmdb.MapResizedError:
+                self._adopt_map_size()
+            except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+                raise DatabaseCorrupt(f"the database in {self.directory} is damaged: {error}") from error
+            except lmdb.Error as error:
+                raise JournalError(f"cannot read the database in {self.directory}: {error}") from error
+
+    def update(self, work: Callable[[Transaction], Result]) -> Result:
+        """Run `work` on a write transaction, commit, and return its result; the map grows as needed.
+
+        Raises:
+            JournalError: the commit failed (disk full, input/output error); nothing of it was stored.
+            DatabaseCorrupt: LMDB met a damaged page.
+        """
+        while True:
+            try:
+                with self._map_use.shared(), self._environment.begin(write=True, buffers=False) as transaction:
+                    return work(transaction)
+            except lmdb.MapFullError:
+                self._grow()
+            except lmdb.MapResizedError:
+                self._adopt_map_size()
+            except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+                raise DatabaseCorrupt(f"the database in {self.directory} is damaged: {error}") from error
+            except lmdb.Error as error:
+                raise JournalError(f"cannot write the database in {self.directory}: {error}") from error
+
+    def _grow(self) -> None:
+        with self._map_use.alone():
+            size = self._environment.info()["map_size"] * 2
+            self._environment.set_mapsize(size)
+        log.info("%s: database map grown to %d MiB", self.directory, size >> 20)
+
+    def _adopt_map_size(self) -> None:
+        with self._map_use.alone():
+            self._environment.set_mapsize(0)
+
+    def sync(self) -> None:
+        """Put every commit so far on stable storage; blocks for as long as the disk needs."""
+        try:
+            with self._map_use.shared():
+                self._environment.sync(True)
+        except lmdb.Error as error:
+            raise JournalError(f"cannot sync the database in {self.directory}: {error}") from error
+
+    def entries(self, database: bytes) -> int:
+        """Count the entries of a named database."""
+        return self.view(lambda transaction: int(transaction.stat(self.databases[database])["entries"]))
+
+    def clear_dead_readers(self) -> None:
+        """Free reader slots of killed processes, which would keep old pages from being reused."""
+        self._environment.reader_check()
+
+    def close(self) -> None:
+        """Close the environment; it must not be used any more."""
+        self._environment.close()
+
+
+class _MapUse:
+    """LMDB's map must not change its size while any thread of this process uses it.
+
+    Whoever wants to change it goes before new users, or busy threads could keep it waiting for ever; a thread that uses
+    the map already may use it once more meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._waiting = 0
+        self._of_this_thread = threading.local()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        depth: int = getattr(self._of_this_thread, "depth", 0)
+        with self._changed:
+            if depth == 0:
+                self._changed.wait_for(lambda: self._waiting == 0)
+            self._users += 1
+        self._of_this_thread.depth = depth + 1
+        try:
+            yield
+        finally:
+            self._of_this_thread.depth = depth
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: self._users == 0)
+                yield
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
+
+
+def _data_file_size(directory: str) -> int:
+    try:
+        return os.stat(os.path.join(directory, "data.mdb")).st_size
+    except FileNotFoundError:
+        return 0

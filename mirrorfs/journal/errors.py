@@ -1,0 +1,21 @@
+"""Errors of the journal and the state directory; every message is a sentence for an administrator."""
+
+
+class JournalError(Exception):
+    """The journal or the state cannot be used; the message says why and what to do next."""
+
+
+class StateDirectoryBusy(JournalError):
+    """Another mirrorfs process holds the lock of this state directory."""
+
+
+class NewerFormat(JournalError):
+    """The directory was written by a newer mirrorfs than this one."""
+
+
+class DatabaseCorrupt(JournalError):
+    """LMDB cannot make sense of a database file."""
+
+
+class ForeignState(JournalError):
+    """The state directory belongs to another datastore or another bucket."""

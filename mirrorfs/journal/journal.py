@@ -1,0 +1,294 @@
+"""The journal: which names of the datastore changed, in the order in which they were last seen to change.
+
+A record is a name and a time, nothing else (docs/how-it-works.md, "Level, not edge"); a later record of a name takes
+the place of an earlier one, so the journal never grows beyond the number of names that changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from mirrorfs.journal.environment import Environment, Transaction
+from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+
+_RECORDS = b"records"
+_LATEST = b"latest"
+_META = b"meta"
+_SEQUENCE_KEY = b"sequence"
+_GENERATION_KEY = b"generation"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_TRIM_BATCH = 2000
+# LMDB keys end at 511 bytes; a longer name is represented by its hash.
+_LONGEST_PLAIN_KEY = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One name that changed: `path` is relative to the datastore, `time` in seconds since the epoch."""
+
+    sequence: int
+    path: bytes
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a journal has been dealt with; sequences of two generations cannot be compared."""
+
+    generation: str
+    sequence: int
+
+
+class JournalWriter:
+    """The journal as the filesystem process holds it. Not for use by several threads, `sync` apart."""
+
+    def __init__(self, directory: str) -> None:
+        """Open the journal, or begin a new generation if the old one cannot be trusted.
+
+        It cannot after a boot that it did not see the end of (commits are not synced one by one), and when
+        LMDB finds it damaged: what it held is then found by reconciling, which each start does.
+
+        Raises:
+            NewerFormat, JournalError: see Environment.
+        """
+        self.directory = directory
+        self.distrusted: str | None = None
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        reason = _distrust_reason(directory)
+        if reason is not None:
+            self._set_aside(reason)
+        try:
+            self._open()
+        except DatabaseCorrupt as error:
+            self._set_aside(str(error))
+            self._open()
+
+    def _open(self) -> None:
+        self._environment = Environment(
+            self.directory,
+            databases=(_RECORDS, _LATEST, _META),
+            format_version=FORMAT_VERSION,
+            durable=False,
+        )
+        _write_session(self.directory, clean=False)
+        try:
+            self.generation, self._sequence = self._environment.update(self._begin)
+        except JournalError:
+            self._environment.close()
+            raise
+
+    def _set_aside(self, reason: str) -> None:
+        self.distrusted = reason
+        for name in ("data.mdb", "lock.mdb"):
+            path = os.path.join(self.directory, name)
+            if os.path.exists(path):
+                os.replace(path, f"{path}.distrusted")
+
+    def _begin(self, transaction: Transaction) -> tuple[str, int]:
+        meta = self._environment.databases[_META]
+        generation = transaction.get(_GENERATION_KEY, db=meta)
+        if generation is None:
+            generation = uuid.uuid4().hex.encode()
+            transaction.put(_GENERATION_KEY, generation, db=meta)
+        stored = transaction.get(_SEQUENCE_KEY, db=meta) or b""
+        # Written in any case: what cannot be written is found now, while it can still be set aside.
+        transaction.put(_SEQUENCE_KEY, stored, db=meta)
+        return generation.decode(), int.from_bytes(stored, "big")
+
+    def append(self, path: bytes) -> int:
+        """Record that `path` changed, committed (not synced) on return; returns the record's sequence.
+
+        Raises:
+            JournalError: it could not be stored.
+        """
+        return self.append_all((path,))
+
+    def append_all(self, paths: Sequence[bytes]) -> int:
+        """Record several names in one commit; returns the last sequence."""
+        if not paths:
+            return self._sequence
+        first = self._sequence + 1
+        self._environment.update(lambda transaction: self._put(transaction, first, paths))
+        self._sequence += len(paths)
+        return self._sequence
+
+    def _put(self, transaction: Transaction, first: int, paths: Sequence[bytes]) -> None:
+        records, latest, meta = (self._environment.databases[name] for name in (_RECORDS, _LATEST, _META))
+        now = time.time_ns().to_bytes(8, "big")
+        key = b""
+        for sequence, path in enumerate(paths, first):
+            key = sequence.to_bytes(8, "big")
+            replaced = transaction.replace(_name_key(path), key, db=latest)
+            if replaced is not None:
+                transaction.delete(replaced, db=records)
+            transaction.put(key, now + path, db=records, append=True)
+        transaction.put(_SEQUENCE_KEY, key, db=meta)
+
+    @property
+    def sequence(self) -> int:
+        """Sequence of the newest record ever appended."""
+        return self._sequence
+
+    def sync(self) -> None:
+        """Put all records so far on stable storage. May be called from a thread; blocks."""
+        self._environment.sync()
+
+    def trim(self, position: Position) -> None:
+        """Drop the records that the uploader has durably dealt with, unless the journal cannot be written just now.
+
+        What is not dropped goes with the next position; it must not end a mount.
+        """
+        if position.generation != self.generation:
+            return
+        try:
+            while self._environment.update(lambda transaction: self._trim_batch(transaction, position.sequence)):
+                continue
+        except JournalError as error:
+            log.warning("the journal is not trimmed for now: %s", error)
+
+    def _trim_batch(self, transaction: Transaction, limit: int) -> bool:
+        records, latest = self._environment.databases[_RECORDS], self._environment.databases[_LATEST]
+        cursor = transaction.cursor(db=records)
+        present = cursor.first()
+        for _ in range(_TRIM_BATCH):
+            if not present or int.from_bytes(cursor.key(), "big") > limit:
+                return False
+            key, path = cursor.key(), cursor.value()[8:]
+            if transaction.get(_name_key(path), db=latest) == key:
+                transaction.delete(_name_key(path), db=latest)
+            present = cursor.delete() and bool(cursor.key())
+        return present
+
+    def clear_dead_readers(self) -> None:
+        """Free what killed readers held; to be called after the uploader has died."""
+        self._environment.clear_dead_readers()
+
+    def close(self) -> None:
+        """Sync, and note that the journal was closed cleanly."""
+        self._environment.sync()
+        self._environment.close()
+        _write_session(self.directory, clean=True)
+
+
+class JournalReader:
+    """The journal as other processes see it: read only, at the newest commit each time."""
+
+    def __init__(self, directory: str) -> None:
+        """Open an existing journal. Raises JournalError when there is none."""
+        self._environment = Environment(
+            directory, databases=(_RECORDS, _LATEST, _META), format_version=FORMAT_VERSION, read_only=True
+        )
+        self.generation = self._environment.view(
+            lambda transaction: transaction.get(_GENERATION_KEY, db=self._environment.databases[_META]) or b""
+        ).decode()
+
+    def read(self, after: int, maximum: int) -> list[Record]:
+        """Return up to `maximum` records with sequences beyond `after`, oldest first."""
+        return self._environment.view(lambda transaction: self._read(transaction, after, maximum))
+
+    def _read(self, transaction: Transaction, after: int, maximum: int) -> list[Record]:
+        cursor = transaction.cursor(db=self._environment.databases[_RECORDS])
+        if not cursor.set_range((after + 1).to_bytes(8, "big")):
+            return []
+        records = []
+        for key, value in cursor:
+            records.append(Record(int.from_bytes(key, "big"), value[8:], int.from_bytes(value[:8], "big") / 1e9))
+            if len(records) == maximum:
+                break
+        return records
+
+    def last_sequence(self) -> int:
+        """Return the sequence of the newest record ever appended."""
+        stored = self._environment.view(
+            lambda transaction: transaction.get(_SEQUENCE_KEY, db=self._environment.databases[_META])
+        )
+        return int.from_bytes(stored or b"", "big")
+
+    def pending(self, position: Position | None) -> int:
+        """Count the records that are beyond `position`, within what trimming leaves."""
+        after = position.sequence if position is not None and position.generation == self.generation else 0
+        return self._environment.view(lambda transaction: self._pending(transaction, after))
+
+    def _pending(self, transaction: Transaction, after: int) -> int:
+        records = self._environment.databases[_RECORDS]
+        cursor = transaction.cursor(db=records)
+        if not cursor.set_range((after + 1).to_bytes(8, "big")):
+            return 0
+        behind = 0
+        total = int(transaction.stat(records)["entries"])
+        with transaction.cursor(db=records) as counter:
+            for key in counter.iternext(keys=True, values=False):
+                if int.from_bytes(key, "big") > after:
+                    break
+                behind += 1
+        return total - behind
+
+    def oldest_time(self, position: Position | None) -> float | None:
+        """Return when the oldest record beyond `position` was made, None if there is none."""
+        after = position.sequence if position is not None and position.generation == self.generation else 0
+        records = self.read(after, 1)
+        return records[0].time if records else None
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._environment.close()
+
+
+def _name_key(path: bytes) -> bytes:
+    if len(path) <= _LONGEST_PLAIN_KEY and path:
+        return path
+    return b"\0" + sha256(path).digest()
+
+
+def _session_path(directory: str) -> str:
+    return os.path.join(directory, "session.json")
+
+
+def _boot_id() -> str:
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _distrust_reason(directory: str) -> str | None:
+    if not os.path.exists(os.path.join(directory, "data.mdb")):
+        return None
+    try:
+        with open(_session_path(directory), encoding="utf-8") as file:
+            session = json.load(file)
+        clean, boot = bool(session["clean"]), str(session["boot_id"])
+    except FileNotFoundError:
+        return "the journal has no session note"
+    except (ValueError, KeyError, TypeError):
+        return "the journal's session note is damaged"
+    except OSError as error:
+        raise JournalError(f"cannot read {_session_path(directory)}: {error.strerror}") from error
+    if not clean and boot != _boot_id():
+        return "the machine went down while the journal was open"
+    return None
+
+
+def _write_session(directory: str, *, clean: bool) -> None:
+    temporary = _session_path(directory) + ".tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, json.dumps({"clean": clean, "boot_id": _boot_id()}).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, _session_path(directory))
+    directory_descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory_descriptor)
+    finally:
+        os.close(directory_descriptor)

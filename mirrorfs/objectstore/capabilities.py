@@ -1,0 +1,54 @@
+"""Which checksums a store honours, and the way of confirming an upload that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Confirmation(Enum):
+    """How it is made sure that the store holds what was sent, the cheapest first."""
+
+    PUT_CHECKSUM = "put-checksum"
+    """The store refuses a body that does not fit its CRC32C, and names the CRC32C in its answer to the PUT."""
+    ETAG_MD5 = "etag-md5"
+    """The ETag in the answer to the PUT is the MD5 that the store calculated."""
+    HEAD_CHECKSUM = "head-checksum"
+    """Like PUT_CHECKSUM, but the CRC32C is only told by a HEAD."""
+    READ_BACK = "read-back"
+    """The object is read and compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCapabilities:
+    """What `ObjectStore.probe` has seen; nothing is taken on trust."""
+
+    rejects_wrong_crc32c: bool
+    rejects_wrong_md5: bool
+    put_returns_crc32c: bool
+    head_returns_crc32c: bool
+    etag_is_md5: bool
+
+    @property
+    def confirmation(self) -> Confirmation:
+        """The cheapest way that proves something.
+
+        A checksum that the store returns without ever having compared it is an echo, and proves nothing.
+        """
+        if self.rejects_wrong_crc32c and self.put_returns_crc32c:
+            return Confirmation.PUT_CHECKSUM
+        if self.etag_is_md5:
+            return Confirmation.ETAG_MD5
+        if self.rejects_wrong_crc32c and self.head_returns_crc32c:
+            return Confirmation.HEAD_CHECKSUM
+        return Confirmation.READ_BACK
+
+
+UNPROVEN = StoreCapabilities(
+    rejects_wrong_crc32c=False,
+    rejects_wrong_md5=False,
+    put_returns_crc32c=False,
+    head_returns_crc32c=False,
+    etag_is_md5=False,
+)
+"""Of a store that was not probed yet."""

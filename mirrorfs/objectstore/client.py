@@ -1,0 +1,401 @@
+"""One bucket through boto3: synchronous, for several threads at once.
+
+Every exception of boto3 is translated here, and only here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import boto3.session
+import botocore.config
+import botocore.exceptions
+import botocore.parsers
+import urllib3.exceptions
+
+import mirrorfs
+from mirrorfs.objectstore.errors import (
+    ChecksumRefused,
+    ObjectMissing,
+    StoreError,
+    StoreReason,
+    StoreRejected,
+    StoreUnavailable,
+)
+from mirrorfs.objectstore.url import StoreOptions
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
+    from mypy_boto3_s3 import S3Client as BotoClient
+    from mypy_boto3_s3.type_defs import PutObjectRequestTypeDef
+
+MAX_KEYS_PER_DELETE = 1000
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html"""
+
+_CONNECT_TIMEOUT = 10.0
+_READ_TIMEOUT = 60.0
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what other stores answer.
+_REASONS = {
+    **dict.fromkeys(
+        (
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "InvalidToken",
+            "InvalidSecurity",
+            "ExpiredToken",
+            "TokenRefreshRequired",
+            "UnrecognizedClientException",
+        ),
+        StoreReason.WRONG_KEY,
+    ),
+    **dict.fromkeys(("RequestTimeTooSkewed", "RequestExpired"), StoreReason.CLOCK_SKEW),
+    **dict.fromkeys(
+        ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"),
+        StoreReason.WRONG_REGION,
+    ),
+    **dict.fromkeys(
+        ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "ServiceQuotaExceeded", "507"),
+        StoreReason.FULL,
+    ),
+    **dict.fromkeys(
+        ("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"),
+        StoreReason.THROTTLED,
+    ),
+    **dict.fromkeys(
+        ("InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted", "408"),
+        StoreReason.SERVER_ERROR,
+    ),
+    "NoSuchBucket": StoreReason.BUCKET_MISSING,
+    "AccessDenied": StoreReason.ACCESS_DENIED,
+}
+# Refused with 403 too, but not a matter of permission.
+_REJECTIONS_WITH_STATUS_403 = frozenset({"InvalidObjectState", "MethodNotAllowed"})
+_CHECKSUM_CODES = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
+_MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+# The store's own words about these may repeat what was sent to prove who we are.
+_REASONS_WITHOUT_QUOTE = frozenset({StoreReason.WRONG_KEY, StoreReason.ACCESS_DENIED, StoreReason.CLOCK_SKEW})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object in the bucket: size in bytes, ETag without quotes, CRC32C of all bytes where the store tells."""
+
+    key: str
+    size: int
+    etag: str
+    crc32c: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PutReceipt:
+    """What the store answered to a PUT."""
+
+    etag: str
+    crc32c: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """A part of a listing, in no order that could be relied upon, and the token of the next part (None at the end)."""
+
+    objects: tuple[StoredObject, ...]
+    next_token: str | None
+
+
+class S3Client:
+    """The requests that mirrorfs makes, each tried once. Keys are full keys in the bucket.
+
+    Every method raises StoreError and nothing else: StoreUnavailable, StoreRejected, or what its own text says. The
+    boto3 client is made at the first request, and made anew when the store did not accept the credentials, so that
+    repaired ones are found without a restart.
+    """
+
+    def __init__(self, bucket: str, options: StoreOptions, *, parallelism: int = 8) -> None:
+        """`parallelism` is the number of threads that each get a connection of their own."""
+        self.bucket = bucket
+        self._options = options
+        self._parallelism = parallelism
+        self._lock = threading.Lock()
+        self._boto: BotoClient | None = None
+        # botocore writes signed headers and session tokens into its debug log, and small talk into the other.
+        for name in ("boto3", "botocore", "urllib3", "s3transfer"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint as far as it is known, for messages."""
+        if self._boto is not None:
+            return self._boto.meta.endpoint_url
+        return self._options.endpoint_url or "the default endpoint"
+
+    @property
+    def place(self) -> str:
+        """Bucket and endpoint, for messages."""
+        return f"bucket {self.bucket} at {self.endpoint}"
+
+    def put_object(self, key: str, body: bytes, *, crc32c: int | None, md5: bytes | None) -> PutReceipt:
+        """Stores an object in one request, with checksums of the body for the store to compare.
+
+        Where they do not fit, a store that honours them refuses: StoreRejected, mostly as ChecksumRefused.
+        """
+        request: PutObjectRequestTypeDef = {"Bucket": self.bucket, "Key": key, "Body": body}
+        if crc32c is not None:
+            request["ChecksumCRC32C"] = encode_crc32c(crc32c)
+        if md5 is not None:
+            request["ContentMD5"] = _base64(md5)
+        with self._requesting(f"store {key} in", key) as boto:
+            answer = boto.put_object(**request)
+            return PutReceipt(_etag(answer), _crc32c(answer))
+
+    def get_object(self, key: str) -> bytes:
+        """The whole object; its length is checked against the one announced. Raises ObjectMissing."""
+        with self._requesting(f"read {key} from", key) as boto:
+            answer = boto.get_object(Bucket=self.bucket, Key=key)
+            with answer["Body"] as stream:
+                body = stream.read()
+            announced = answer.get("ContentLength", len(body))
+            if len(body) != announced:
+                raise botocore.exceptions.IncompleteReadError(actual_bytes=len(body), expected_bytes=announced)
+            return body
+
+    def head_object(self, key: str) -> StoredObject | None:
+        """What the store tells of an object, or None when there is none."""
+        try:
+            with self._requesting(f"look at {key} in", key) as boto:
+                answer = boto.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
+                return StoredObject(key, answer["ContentLength"], _etag(answer), _crc32c(answer))
+        except StoreError as error:
+            if isinstance(error, StoreUnavailable) and not error.reason.concerns_one_request:
+                raise
+            # The answer to a HEAD has no body; that to a listing tells a missing bucket from a missing object,
+            # and a wrong key from a missing permission.
+            self.check_bucket(key)
+            if isinstance(error, ObjectMissing):
+                return None
+            raise
+
+    def check_bucket(self, prefix: str = "") -> None:
+        """Raises StoreUnavailable unless the bucket exists and may be listed below the prefix."""
+        with self._requesting("look into", None) as boto:
+            boto.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
+
+    def list_page(self, prefix: str, token: str | None) -> ListPage:
+        """A part of the flat listing of all keys that begin with the prefix; the token is of the part before."""
+        with self._requesting(f"list {prefix} in", None) as boto:
+            if token is None:
+                answer = boto.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
+            else:
+                answer = boto.list_objects_v2(Bucket=self.bucket, Prefix=prefix, ContinuationToken=token)
+            objects = tuple(
+                StoredObject(found["Key"], found["Size"], _etag(found), None) for found in answer.get("Contents", [])
+            )
+            next_token = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+        if answer.get("IsTruncated") and next_token in (None, token):
+            raise StoreRejected(f"list {prefix} in {self.place}", "the store breaks the listing off in the middle")
+        return ListPage(objects, next_token)
+
+    def delete_objects(self, keys: Sequence[str]) -> Mapping[str, StoreError]:
+        """Deletes at most MAX_KEYS_PER_DELETE objects and returns those that failed.
+
+        An object that is not there counts as deleted.
+        """
+        action = f"delete {keys[0]} from" if len(keys) == 1 else f"delete {len(keys)} objects from"
+        with self._requesting(action, None) as boto:
+            answer = boto.delete_objects(
+                Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            )
+        failures: dict[str, StoreError] = {}
+        for error in answer.get("Errors", []):
+            key, code = error["Key"], error.get("Code", "")
+            if code not in _MISSING_CODES:
+                failures[key] = self._translate_code(
+                    f"delete {key} from {self.place}", key, code, error.get("Message"), 200
+                )
+        return failures
+
+    @contextmanager
+    def _requesting(self, action: str, key: str | None) -> Iterator[BotoClient]:
+        """Lends the boto3 client for one request; `action` ends with a preposition that the bucket follows."""
+        boto: BotoClient | None = None
+        try:
+            boto = self._client()
+            yield boto
+        except (
+            botocore.exceptions.ClientError,
+            botocore.exceptions.BotoCoreError,
+            urllib3.exceptions.HTTPError,
+            OSError,
+        ) as error:
+            translated = self._translate(f"{action} {self.place}", key, error)
+            if isinstance(translated, StoreUnavailable) and translated.reason.concerns_credentials:
+                self._forget(boto)
+            # What boto3 says may hold URLs and headers; the sentence has all that can be acted upon.
+            raise translated from None
+
+    def _client(self) -> BotoClient:
+        with self._lock:
+            if self._boto is None:
+                self._boto = _make_client(self._options, self._parallelism)
+            return self._boto
+
+    def _forget(self, boto: BotoClient | None) -> None:
+        with self._lock:
+            if self._boto is boto:
+                self._boto = None
+
+    def _translate(self, action: str, key: str | None, error: Exception) -> StoreError:
+        if isinstance(error, botocore.exceptions.ClientError):
+            described = error.response.get("Error", {})
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return self._translate_code(
+                action, key, described.get("Code") or str(status), described.get("Message"), status
+            )
+        if isinstance(error, _CREDENTIAL_ERRORS):
+            return StoreUnavailable(action, _first_line(str(error)), StoreReason.NO_CREDENTIALS)
+        if isinstance(error, botocore.exceptions.SSLError):
+            return StoreUnavailable(action, _innermost_cause(error), StoreReason.TLS_FAILED)
+        if isinstance(error, botocore.parsers.ResponseParserError):
+            return StoreUnavailable(action, "the answer is not S3's", StoreReason.SERVER_ERROR)
+        if isinstance(error, _NETWORK_ERRORS):
+            return StoreUnavailable(action, _innermost_cause(error), StoreReason.UNREACHABLE)
+        return StoreRejected(action, _first_line(str(error)))
+
+    def _translate_code(self, action: str, key: str | None, code: str, message: str | None, status: int) -> StoreError:
+        if code in _MISSING_CODES:
+            if key is not None:
+                return ObjectMissing(action, "there is no such object")
+            return StoreUnavailable(action, "there is no such bucket", StoreReason.BUCKET_MISSING)
+        reason = _reason(code, status)
+        cause = f"the store answers {code}"
+        if message and reason not in _REASONS_WITHOUT_QUOTE:
+            cause += f" ({_first_line(message)})"
+        if reason is not None:
+            return StoreUnavailable(action, cause, reason)
+        return (ChecksumRefused if code in _CHECKSUM_CODES else StoreRejected)(action, cause)
+
+
+def encode_crc32c(checksum: int) -> str:
+    """The value of the header x-amz-checksum-crc32c: four bytes, the highest first, in base64."""
+    return _base64(checksum.to_bytes(4, "big"))
+
+
+def _make_client(options: StoreOptions, parallelism: int) -> BotoClient:
+    config = botocore.config.Config(
+        # boto3's own default, a checksum in a trailer of an aws-chunked body, is refused by older stores.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # All repeating is done in one place, retry.py.
+        retries={"mode": "standard", "total_max_attempts": 1},
+        connect_timeout=_CONNECT_TIMEOUT,
+        read_timeout=_READ_TIMEOUT,
+        max_pool_connections=parallelism,
+        user_agent_extra=f"mirrorfs/{mirrorfs.__version__}",
+    )
+    session = boto3.session.Session(profile_name=options.profile, region_name=options.region)
+    try:
+        client = session.client("s3", endpoint_url=options.endpoint_url, config=config)
+    except ValueError as error:
+        # An endpoint from the environment or the profile; one of our own options was checked before.
+        raise StoreRejected("reach the store", _first_line(str(error)), "Check AWS_ENDPOINT_URL.") from None
+    client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+    client.meta.events.register("before-send.s3.PutObject", _expect_nothing_for_an_empty_body)
+    return client
+
+
+def _add_content_md5(params: dict[str, Any], **_: object) -> None:
+    # boto3 sends a CRC32 instead since 1.36, and has no argument for the MD5 that many stores insist on.
+    params["headers"]["Content-MD5"] = _base64(hashlib.md5(params["body"], usedforsecurity=False).digest())
+
+
+def _expect_nothing_for_an_empty_body(request: AWSPreparedRequest, **_: object) -> None:
+    # boto3 asks for "100 Continue" whatever the size. A store that has nothing to wait for answers 100 and 200 in one
+    # go, which botocore (seen with 1.36) takes apart wrongly: the connection is out of step from then on.
+    if request.headers.get("Content-Length") == "0" and "Expect" in request.headers:
+        del request.headers["Expect"]
+
+
+_CREDENTIAL_ERRORS = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.ProfileNotFound,
+    botocore.exceptions.ConfigNotFound,
+    botocore.exceptions.ConfigParseError,
+    botocore.exceptions.TokenRetrievalError,
+    botocore.exceptions.SSOError,
+    botocore.exceptions.RefreshWithMFAUnsupportedError,
+)
+_NETWORK_ERRORS = (
+    botocore.exceptions.ConnectionError,
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.IncompleteReadError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+
+
+def _reason(code: str, status: int) -> StoreReason | None:
+    """Why the store is unavailable, or None when it is this request that it refused."""
+    if code in _REASONS:
+        return _REASONS[code]
+    if status == 403:
+        return None if code in _REJECTIONS_WITH_STATUS_403 else StoreReason.ACCESS_DENIED
+    if status == 401:
+        return StoreReason.WRONG_KEY
+    if status == 429:
+        return StoreReason.THROTTLED
+    if status >= 500 and status != 501:
+        return StoreReason.SERVER_ERROR
+    return None
+
+
+def _innermost_cause(error: BaseException) -> str:
+    """In a few words what the operating system or the TLS library said, below all the wrapping."""
+    seen: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in seen:
+        seen.append(at)
+        at = _wrapped(at)
+    for candidate in reversed(seen):
+        if isinstance(candidate, TimeoutError | botocore.exceptions.ConnectTimeoutError):
+            return "no answer in time"
+        if isinstance(candidate, OSError) and candidate.strerror:
+            return candidate.strerror
+        if isinstance(candidate, botocore.exceptions.ReadTimeoutError | urllib3.exceptions.TimeoutError):
+            return "no answer in time"
+    return "the connection broke off"
+
+
+def _wrapped(error: BaseException) -> BaseException | None:
+    inner = getattr(error, "kwargs", {}).get("error") or getattr(error, "reason", None)
+    if isinstance(inner, BaseException):
+        return inner
+    return error.__cause__ or error.__context__
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("ETag", "")).strip('"')
+
+
+def _crc32c(answer: Mapping[str, Any]) -> int | None:
+    """The CRC32C over all bytes; that over the parts of a multipart upload ("…-3") says nothing here."""
+    text = answer.get("ChecksumCRC32C")
+    if text is None or answer.get("ChecksumType") == "COMPOSITE" or "-" in text:
+        return None
+    return int.from_bytes(base64.b64decode(text), "big")

@@ -1,0 +1,332 @@
+"""Rebuilding a datastore from a bucket, every byte checked on the way in, the manifest of each snapshot
+last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from mirrorfs.datastore.blob import check_blob, check_chunk
+from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.index import Index
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.manifest import ManifestFile, check_listed_file
+from mirrorfs.datastore.names import (
+    CLIENT_LOG_NAME,
+    MANIFEST_NAME,
+    PROTECTED_NAME,
+    GroupId,
+    SnapshotId,
+)
+from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.url import StoreAddress
+from mirrorfs.recovery.catalog import BucketContents, list_contents, read_manifest_object
+from mirrorfs.recovery.concurrency import for_each
+from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.ownership import Owner
+from mirrorfs.recovery.selection import Plan, Selection, plan_restore
+from mirrorfs.recovery.target import CHUNK_DIRECTORIES, Target, open_target
+
+Result = TypeVar("Result")
+
+# Small snapshots mostly wait for answers: several at once keep the connection busy.
+_SNAPSHOTS_AT_ONCE = 4
+_DIRECTORIES_IN_A_BATCH = 64
+_BATCHES_AT_ONCE = 4
+_OWNER_NAME = "owner"
+# The index of an image of 256 TiB. More than that is not taken into memory.
+_MAXIMUM_FILE_SIZE = 2 * 1024 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that could not be restored: its path in the datastore, and why as a sentence."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a restore did. `chunks_kept` were there from an interrupted one, all of them checked again."""
+
+    restored: tuple[SnapshotId, ...]
+    incomplete: tuple[SnapshotId, ...]
+    problems: tuple[Problem, ...]
+    chunks_downloaded: int
+    chunks_kept: int
+    bytes_downloaded: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that was asked for is there."""
+        return not self.problems
+
+
+class RestoreObserver:
+    """Told of a restore's progress, in the trio thread; each method does nothing unless overridden."""
+
+    def planned(self, plan: Plan, *, is_resumed: bool) -> None:
+        """The bucket has been listed and the target is fit; writing begins."""
+
+    def checked_directories(self, done: int, total: int) -> None:
+        """So many chunk directories of an interrupted restore have been checked."""
+
+    def snapshot_started(self, snapshot: SnapshotId) -> None:
+        """The manifest of a snapshot is about to be read."""
+
+    def chunks_needed(self, snapshot: SnapshotId, missing: int, total: int) -> None:
+        """An index of the snapshot names `total` different chunks, of which `missing` are not there yet."""
+
+    def chunk_finished(self, snapshot: SnapshotId) -> None:
+        """One of the missing chunks is there now."""
+
+    def downloaded(self, size: int) -> None:
+        """An object of so many bytes has been downloaded."""
+
+    def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
+        """A snapshot is complete, or given up."""
+
+
+async def restore_datastore(
+    store: ObjectStore,
+    address: StoreAddress,
+    target: Path,
+    *,
+    owner: Owner,
+    selection: Selection = Selection(),  # noqa: B008 - immutable
+    parallelism: int = 8,
+    observer: RestoreObserver | None = None,
+    listing_store: ObjectStore | None = None,
+) -> RestoreReport:
+    """Rebuild the datastore at `address`, or the selected parts of it, in an empty or absent directory.
+
+    Continues what an interrupted restore of the same address left there. A damaged or missing object makes
+    its snapshot incomplete: that one is left out and reported, the rest goes on. When this returns,
+    everything is on stable storage. At most `parallelism` objects are under way, and held in memory, at a
+    time. The bucket is listed through `listing_store`, where given: one with less patience tells of a wrong
+    key or bucket at once.
+
+    Raises RestoreError and StoreError (of what StoreUnavailable the store has patience with, see there); what
+    has been restored up to then stays and is used by the next run.
+    """
+    layout = BucketLayout(address.prefix)
+    contents = await list_contents(listing_store or store, layout)
+    if contents.is_empty:
+        raise RestoreError(f"There is no datastore at {address}: nothing stands below {layout.content_prefix}")
+    plan = plan_restore(contents, selection)
+    with open_target(target, str(address), owner) as opened:
+        observer = observer or RestoreObserver()
+        observer.planned(plan, is_resumed=opened.is_resumed)
+        return await _Restore(store, layout, contents, opened, parallelism, observer).run(plan)
+
+
+class _Restore:
+    """One run. `_in_flight` holds the chunks being fetched, with the events that end the wait for each."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        layout: BucketLayout,
+        contents: BucketContents,
+        target: Target,
+        parallelism: int,
+        observer: RestoreObserver,
+    ) -> None:
+        self._store = store
+        self._layout = layout
+        self._contents = contents
+        self._target = target
+        self._parallelism = parallelism
+        self._observer = observer
+        self._slots = trio.Semaphore(parallelism)
+        self._in_flight: dict[bytes, trio.Event] = {}
+        self._restored: list[SnapshotId] = []
+        self._incomplete: list[SnapshotId] = []
+        self._problems: list[Problem] = []
+        self._chunks_downloaded = 0
+        self._chunks_kept = 0
+        self._bytes_downloaded = 0
+
+    async def run(self, plan: Plan) -> RestoreReport:
+        await trio.to_thread.run_sync(self._target.prepare, plan.snapshots)
+        if self._target.is_resumed:
+            await self._check_existing_chunks()
+        for namespace in plan.namespaces:
+            await trio.to_thread.run_sync(self._target.make_directory, namespace.path)
+        await for_each(plan.groups, self._restore_group, self._parallelism)
+        await for_each(plan.snapshots, self._restore_snapshot, _SNAPSHOTS_AT_ONCE)
+        for snapshot in self._incomplete:
+            await trio.to_thread.run_sync(self._target.remove_snapshot, snapshot)
+        await trio.to_thread.run_sync(self._target.finish)
+        return RestoreReport(
+            tuple(sorted(self._restored)),
+            tuple(sorted(self._incomplete)),
+            tuple(sorted(self._problems, key=lambda problem: problem.path)),
+            self._chunks_downloaded,
+            self._chunks_kept,
+            self._bytes_downloaded,
+        )
+
+    async def _check_existing_chunks(self) -> None:
+        done = 0
+
+        async def check(numbers: range) -> None:
+            nonlocal done
+            kept = await trio.to_thread.run_sync(self._target.check_chunk_directories, numbers)
+            self._chunks_kept += kept
+            done += len(numbers)
+            self._observer.checked_directories(done, CHUNK_DIRECTORIES)
+
+        batches = (
+            range(first, first + _DIRECTORIES_IN_A_BATCH)
+            for first in range(0, CHUNK_DIRECTORIES, _DIRECTORIES_IN_A_BATCH)
+        )
+        await for_each(batches, check, _BATCHES_AT_ONCE)
+
+    async def _restore_group(self, group: GroupId) -> None:
+        await trio.to_thread.run_sync(self._target.make_directory, group.path)
+        files = self._contents.groups.get(group, {})
+        if _OWNER_NAME not in files:
+            self._report(
+                f"{group.path}/{_OWNER_NAME}",
+                "it is missing in the bucket; PBS needs it: write a user into it, such as root@pam",
+            )
+        for filename in files:
+            path = f"{group.path}/{filename}"
+            try:
+                async with self._slots:
+                    await self._fetch_file(path, _take_as_it_is)
+            except (ObjectMissing, StoreRejected) as error:
+                self._report(path, str(error))
+
+    async def _restore_snapshot(self, snapshot: SnapshotId) -> None:
+        self._observer.snapshot_started(snapshot)
+        problem: Problem | None = None
+        try:
+            await self._restore_files(snapshot)
+        except (DatastoreError, ObjectMissing, StoreRejected) as error:
+            problem = self._report(snapshot.path, str(error))
+            self._incomplete.append(snapshot)
+        else:
+            self._restored.append(snapshot)
+        self._observer.snapshot_finished(snapshot, problem)
+
+    async def _restore_files(self, snapshot: SnapshotId) -> None:
+        objects = self._contents.snapshots[snapshot]
+        manifest, data = await read_manifest_object(self._store, self._layout, snapshot, objects[MANIFEST_NAME])
+        await trio.to_thread.run_sync(
+            self._target.keep_only, snapshot, frozenset(file.filename for file in manifest.files)
+        )
+        for file in manifest.files:
+            await self._restore_listed_file(snapshot, file)
+        if PROTECTED_NAME in objects:
+            await trio.to_thread.run_sync(self._target.write_file, f"{snapshot.path}/{PROTECTED_NAME}", b"")
+        if CLIENT_LOG_NAME in objects:
+            await self._restore_client_log(snapshot)
+        await trio.to_thread.run_sync(self._target.write_file, snapshot.manifest_path, data)
+
+    async def _restore_listed_file(self, snapshot: SnapshotId, file: ManifestFile) -> None:
+        size = self._contents.snapshots[snapshot].get(file.filename, 0)
+        if size > _MAXIMUM_FILE_SIZE:
+            raise DatastoreError(f"{file.filename} has {size} bytes, more than any index")
+        index = await self._copy(f"{snapshot.path}/{file.filename}", lambda data: check_listed_file(file, data))
+        if index is not None:
+            await self._restore_chunks(snapshot, index)
+
+    async def _restore_client_log(self, snapshot: SnapshotId) -> None:
+        # It is not part of what the manifest vouches for: a damaged log must not cost the backup.
+        path = f"{snapshot.path}/{CLIENT_LOG_NAME}"
+        try:
+            async with self._slots:
+                await self._fetch_file(path, check_blob)
+        except (DatastoreError, ObjectMissing, StoreRejected) as error:
+            self._report(path, str(error))
+
+    async def _restore_chunks(self, snapshot: SnapshotId, index: Index) -> None:
+        unique = index.unique_digests()
+        missing = await trio.to_thread.run_sync(self._target.missing_chunks, unique)
+        self._observer.chunks_needed(snapshot, len(missing), len(unique))
+
+        async def restore(digest: bytes) -> None:
+            await self._restore_chunk(digest)
+            self._observer.chunk_finished(snapshot)
+
+        await for_each(missing, restore, min(self._parallelism, max(1, len(missing))))
+
+    async def _restore_chunk(self, digest: bytes) -> None:
+        """Fetch a chunk unless somebody else does or did: snapshots worked on at the same time share many."""
+        while digest in self._in_flight:
+            await self._in_flight[digest].wait()
+        self._in_flight[digest] = finished = trio.Event()
+        try:
+            async with self._slots:
+                if await trio.to_thread.run_sync(self._target.missing_chunks, [digest]):
+                    await self._fetch(
+                        self._layout.chunk_key(digest),
+                        lambda data: check_chunk(data, digest, content=True),
+                        lambda data: self._target.write_chunk(digest, data),
+                    )
+                    self._chunks_downloaded += 1
+        finally:
+            del self._in_flight[digest]
+            finished.set()
+
+    async def _copy(self, path: str, check: Callable[[bytes], Result]) -> Result:
+        """Restore a listed file, from what an interrupted restore left of it if that passes the check."""
+        async with self._slots:
+            if self._target.is_resumed:
+                present = await trio.to_thread.run_sync(self._read_if_good, path, check)
+                if present is not None:
+                    return present[0]
+            return await self._fetch_file(path, check)
+
+    async def _fetch_file(self, path: str, check: Callable[[bytes], Result]) -> Result:
+        return await self._fetch(
+            self._layout.content_key(path), check, lambda data: self._target.write_file(path, data)
+        )
+
+    def _read_if_good(self, path: str, check: Callable[[bytes], Result]) -> tuple[Result] | None:
+        data = self._target.read(path)
+        if data is None:
+            return None
+        try:
+            return (check(data),)
+        except DatastoreError:
+            return None
+
+    async def _fetch(self, key: str, check: Callable[[bytes], Result], write: Callable[[bytes], None]) -> Result:
+        """Download an object, check it and write it, in this order. What fails the check is downloaded once
+        more: it may have been damaged on the way only.
+        """
+        try:
+            return await self._fetch_once(key, check, write)
+        except DatastoreError:
+            return await self._fetch_once(key, check, write)
+
+    async def _fetch_once(self, key: str, check: Callable[[bytes], Result], write: Callable[[bytes], None]) -> Result:
+        data = await self._store.get(key)
+        self._bytes_downloaded += len(data)
+        self._observer.downloaded(len(data))
+
+        def check_and_write() -> Result:
+            result = check(data)
+            write(data)
+            return result
+
+        return await trio.to_thread.run_sync(check_and_write)
+
+    def _report(self, path: str, reason: str) -> Problem:
+        problem = Problem(path, reason)
+        self._problems.append(problem)
+        return problem
+
+
+def _take_as_it_is(_data: bytes) -> None:
+    """The check of a file that has no format: owner and notes."""

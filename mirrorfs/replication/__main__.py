@@ -1,0 +1,49 @@
+"""`python -m mirrorfs.replication`: the uploader, as the filesystem process starts it; not to be called by hand."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+import trio
+
+from mirrorfs.journal.errors import JournalError
+from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.uploader import Uploader
+
+
+def main() -> int:
+    """Read the settings from standard input and mirror until it is closed."""
+    # Unbuffered: what follows the settings line belongs to the uploader's own reader.
+    settings = UploaderSettings.decode(_read_line())
+    logging.basicConfig(
+        level=logging.DEBUG if settings.verbose else logging.INFO,
+        format="%(asctime)s uploader %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("boto3", "botocore", "urllib3", "s3transfer"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        uploader = Uploader(settings)
+    except JournalError as error:
+        logging.getLogger(__name__).error("the uploader cannot start: %s", error)
+        return 1
+    trio.run(uploader.run)
+    return 0
+
+
+def _read_line() -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(sys.stdin.fileno(), 1)
+        if not byte:
+            break
+        line += byte
+    return bytes(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

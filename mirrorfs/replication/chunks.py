@@ -1,0 +1,153 @@
+"""Chunks: each is sent once, as soon as it is due, and goes when the datastore and every snapshot are done with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import crc32c
+import trio
+
+from mirrorfs.datastore.blob import check_blob
+from mirrorfs.datastore.errors import BlobError, DatastoreError
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.names import chunk_path
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.state import ChunkState, State
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.commits import StateCommits
+from mirrorfs.replication.exclusion import Exclusion
+from mirrorfs.replication.problems import CannotMirror
+from mirrorfs.replication.replica import holds
+
+log = logging.getLogger(__name__)
+
+_QUARANTINE_NUMBERS = range(10)
+
+
+class ChunkMirror:
+    """The chunk objects of the bucket.
+
+    A chunk is deleted only while it is neither referenced in the state nor pinned by a publication that is under way;
+    whoever pins looks afterwards at what is being handled at that moment, so that no deletion slips in between (P5).
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        layout: BucketLayout,
+        store: ObjectStore,
+        state: State,
+        commits: StateCommits,
+        *,
+        parallel: int,
+        healed: Callable[[bytes], None],
+    ) -> None:
+        """`parallel` bounds the chunks in memory; `healed` is called with each digest that has become confirmed."""
+        self._tree = tree
+        self._layout = layout
+        self._store = store
+        self._state = state
+        self._commits = commits
+        self._healed = healed
+        self._busy = Exclusion[bytes]()
+        self._pins: list[set[bytes]] = []
+        self._in_memory = trio.CapacityLimiter(parallel)
+
+    @asynccontextmanager
+    async def pinned(self, digests: set[bytes]) -> AsyncIterator[list[bytes]]:
+        """Keep `digests` from being deleted, and give those that `ensure` must see to, sorted."""
+        self._pins.append(digests)
+        busy = self._busy.held() & digests
+        try:
+            missing = await trio.to_thread.run_sync(
+                lambda: self._state.view(lambda transaction: transaction.unconfirmed(digests))
+            )
+            yield sorted(busy.union(missing))
+        finally:
+            # By identity: two publications may pin equal sets.
+            self._pins = [pin for pin in self._pins if pin is not digests]
+
+    async def ensure(self, digest: bytes) -> None:
+        """Have the chunk confirmed in the bucket, from the local file if it is not yet.
+
+        Raises:
+            CannotMirror: the local file is missing or damaged, or the store refuses it.
+        """
+        async with self._busy.hold(digest):
+            known = self._known(digest)
+            if known is None or not known.confirmed:
+                await self._upload(digest, known)
+
+    async def settle(self, digest: bytes) -> None:
+        """Have the bucket agree with what the datastore holds now under the chunk's name.
+
+        Raises:
+            CannotMirror: see `ensure`.
+        """
+        async with self._busy.hold(digest):
+            while True:
+                known = self._known(digest)
+                if await trio.to_thread.run_sync(self._tree.chunk_size, digest) is not None:
+                    await self._upload(digest, known)
+                    return
+                if known is None or await self._needed(digest):
+                    return
+                if await self._delete(digest):
+                    return
+
+    def _known(self, digest: bytes) -> ChunkState | None:
+        return self._state.view(lambda transaction: transaction.chunk(digest))
+
+    async def _needed(self, digest: bytes) -> bool:
+        if await trio.to_thread.run_sync(self._quarantined, digest):
+            return True
+        known = self._known(digest)
+        return known is not None and (known.references > 0 or any(digest in pin for pin in self._pins))
+
+    def _quarantined(self, digest: bytes) -> bool:
+        return any(self._tree.exists(f"{chunk_path(digest)}.{number}.bad") for number in _QUARANTINE_NUMBERS)
+
+    async def _delete(self, digest: bytes) -> bool:
+        await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
+        await self._store.delete([self._layout.chunk_key(digest)])
+        await self._commits.apply(lambda transaction: transaction.forget_chunk(digest))
+        return await trio.to_thread.run_sync(self._tree.chunk_size, digest) is None
+
+    async def _upload(self, digest: bytes, known: ChunkState | None) -> None:
+        async with self._in_memory:
+            data = await trio.to_thread.run_sync(self._read, digest)
+            checksum = crc32c.crc32c(data)
+            if known is not None and (known.size, known.crc32c) == (len(data), checksum):
+                return
+            key = self._layout.chunk_key(digest)
+            try:
+                there = known is not None and not known.confirmed and await holds(self._store, key, data)
+                if not there:
+                    await self._put(digest, key, data, known)
+            except (StoreRejected, ConfirmationFailed) as error:
+                raise CannotMirror(chunk_path(digest), str(error), (digest,)) from error
+            await self._commits.apply(lambda transaction: transaction.confirm_chunk(digest, len(data), checksum))
+        self._healed(digest)
+
+    async def _put(self, digest: bytes, key: str, data: bytes, known: ChunkState | None) -> None:
+        if known is None:
+            await self._commits.apply(lambda transaction: transaction.intend_chunks([digest]))
+        elif known.confirmed:
+            await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
+        await self._store.put(key, data)
+
+    def _read(self, digest: bytes) -> bytes:
+        try:
+            data = self._tree.read_chunk(digest)
+            check_blob(data)
+        except FileNotFoundError as error:
+            raise CannotMirror(chunk_path(digest), "the chunk is missing in the datastore", (digest,)) from error
+        except BlobError as error:
+            reason = f"the chunk is damaged in the datastore: {error}"
+            raise CannotMirror(chunk_path(digest), reason, (digest,)) from error
+        except (DatastoreError, OSError) as error:
+            raise CannotMirror(chunk_path(digest), f"the chunk cannot be read: {error}", (digest,)) from error
+        return data

@@ -1,0 +1,76 @@
+"""Owner and notes of groups, and the markers of namespaces."""
+
+from __future__ import annotations
+
+import trio
+
+from mirrorfs.datastore.names import GroupId, NamespaceId
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.state import SnapshotPhase, State, StateTransaction
+from mirrorfs.replication.exclusion import Exclusion
+from mirrorfs.replication.replica import Replica
+
+_FILES = ("owner", "notes")
+_LONGEST_FILE = 1024 * 1024
+_IN_BUCKET = (SnapshotPhase.COMMITTED, SnapshotPhase.PUBLISHED)
+
+
+class GroupMirror:
+    """A group's owner and notes stand in the bucket as long as a snapshot of the group does."""
+
+    def __init__(self, tree: Tree, replica: Replica, state: State) -> None:
+        self._tree = tree
+        self._replica = replica
+        self._state = state
+        self._exclusion = Exclusion[GroupId]()
+
+    async def settle(self, group: GroupId) -> None:
+        """Have owner and notes in the bucket equal those in the datastore."""
+        async with self._exclusion.hold(group):
+            for name in _FILES:
+                await self._settle_file(group, f"{group.path}/{name}")
+
+    async def _settle_file(self, group: GroupId, path: str) -> None:
+        data = None
+        if self._state.view(lambda transaction: _has_snapshots(transaction, group)):
+            data = await trio.to_thread.run_sync(self._read, path)
+        if data is None:
+            await self._replica.delete([path])
+        else:
+            await self._replica.put(path, data)
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return self._tree.read(path, maximum_size=_LONGEST_FILE)
+        except FileNotFoundError:
+            return None
+
+
+class NamespaceMirror:
+    """A namespace has a marker object, so that an empty one is not lost."""
+
+    def __init__(self, tree: Tree, replica: Replica) -> None:
+        self._tree = tree
+        self._replica = replica
+        self._exclusion = Exclusion[NamespaceId]()
+
+    async def settle(self, namespace: NamespaceId) -> None:
+        """Have the marker there exactly if the namespace's directory is."""
+        if namespace.parent is None:
+            return
+        async with self._exclusion.hold(namespace):
+            marker = f"{namespace.path}/.namespace"
+            if await trio.to_thread.run_sync(self._tree.exists, namespace.path):
+                await self._replica.put(marker, b"")
+            else:
+                await self._replica.delete([marker])
+
+    async def settle_with_parents(self, namespace: NamespaceId) -> None:
+        """Settle a namespace and all that it lies in, outermost first."""
+        if namespace.parent is not None:
+            await self.settle_with_parents(namespace.parent)
+            await self.settle(namespace)
+
+
+def _has_snapshots(transaction: StateTransaction, group: GroupId) -> bool:
+    return any(snapshot.phase in _IN_BUCKET for _, snapshot in transaction.snapshots(group.path))

@@ -1,0 +1,72 @@
+"""What a changed name means as work: the items that the uploader handles, and which item a name belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mirrorfs.datastore.names import (
+    ChunkName,
+    ForeignName,
+    GroupDirectoryName,
+    GroupFileName,
+    GroupId,
+    InternalName,
+    Name,
+    NamespaceDirectoryName,
+    NamespaceId,
+    QuarantinedChunkName,
+    SnapshotDirectoryName,
+    SnapshotFileName,
+    SnapshotId,
+    StructureName,
+    TypeDirectoryName,
+    classify,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkItem:
+    """A chunk: its object must be there, or may have to go."""
+
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SubtreeItem:
+    """A directory that appeared, went or moved: everything in it, here and in the bucket, has to be looked at."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignItem:
+    """A name that PBS would not make; it is counted, never mirrored."""
+
+    path: bytes
+
+
+Item = ChunkItem | SnapshotId | GroupId | NamespaceId | SubtreeItem | ForeignItem
+
+
+def item_of(path: bytes) -> Item | None:
+    """Return the item that a changed name belongs to, None when there is nothing to do about it."""
+    return item_of_name(classify(path), path)
+
+
+def item_of_name(name: Name, path: bytes) -> Item | None:
+    """Return the item of a name that is classified already."""
+    match name:
+        case ChunkName(digest=digest) | QuarantinedChunkName(digest=digest):
+            return ChunkItem(digest)
+        case SnapshotFileName(snapshot=snapshot):
+            return snapshot
+        case GroupFileName(group=group):
+            return group
+        case SnapshotDirectoryName() | GroupDirectoryName() | TypeDirectoryName() | NamespaceDirectoryName():
+            return SubtreeItem(path.decode("ascii"))
+        case StructureName():
+            return None if path.startswith(b".chunks") else SubtreeItem(path.decode("ascii"))
+        case ForeignName():
+            return ForeignItem(path)
+        case InternalName():
+            return None

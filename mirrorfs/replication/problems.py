@@ -1,0 +1,55 @@
+"""What cannot be mirrored, and why: kept in the state for `status`, logged when it begins, changes and ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from mirrorfs.journal.state import Problem, State
+from mirrorfs.replication.commits import StateCommits
+
+log = logging.getLogger(__name__)
+
+
+class CannotMirror(Exception):
+    """Something in the datastore, or the store's answer about it, keeps one item from being mirrored.
+
+    Attributes:
+        name: the datastore path that is concerned.
+        reason: a sentence for the administrator.
+        chunks: digests whose repair may end the problem.
+    """
+
+    def __init__(self, name: str, reason: str, chunks: tuple[bytes, ...] = ()) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+        self.chunks = chunks
+
+
+class Problems:
+    """The register of problems."""
+
+    def __init__(self, state: State, commits: StateCommits) -> None:
+        self._state = state
+        self._commits = commits
+
+    async def note(self, name: str, reason: str) -> None:
+        """Register why `name` cannot be mirrored; says so in the log unless that is known."""
+        known = self._state.view(lambda transaction: transaction.problem(name))
+        if known is not None and known.reason == reason:
+            return
+        problem = Problem(name, reason, known.since if known is not None else time.time())
+        await self._commits.apply(lambda transaction: transaction.set_problem(problem))
+        log.error("%s cannot be mirrored: %s", name, reason)
+
+    async def clear(self, name: str) -> None:
+        """Register that all is well with `name`."""
+        if self._state.view(lambda transaction: transaction.problem(name)) is None:
+            return
+        await self._commits.apply(lambda transaction: transaction.clear_problem(name))
+        log.info("%s is all right again", name)
+
+    def names(self) -> list[str]:
+        """Return the names with problems."""
+        return [problem.name for problem in self._state.view(lambda transaction: list(transaction.problems()))]

@@ -1,0 +1,240 @@
+"""Publishing a snapshot: closure first, manifest last; and keeping a published one up to date."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import trio
+
+from mirrorfs.datastore.blob import check_blob
+from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.manifest import Manifest, check_belongs, check_listed_file, parse_manifest
+from mirrorfs.datastore.names import CLIENT_LOG_NAME, PROTECTED_NAME, SnapshotId
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
+from mirrorfs.replication.chunks import ChunkMirror
+from mirrorfs.replication.commits import StateCommits
+from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
+from mirrorfs.replication.problems import CannotMirror
+from mirrorfs.replication.removal import SnapshotRemoval
+from mirrorfs.replication.replica import Replica
+
+log = logging.getLogger(__name__)
+
+_IN_BUCKET = (SnapshotPhase.COMMITTED, SnapshotPhase.PUBLISHED)
+# A snapshot may lack thousands of chunks; naming a few tells the administrator as much.
+_NAMED_CHUNKS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LocalManifest:
+    """A snapshot's manifest as the datastore holds it now, checked."""
+
+    data: bytes
+    manifest: Manifest
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The listed files with their checksums in hex."""
+        return {file.filename: file.checksum.hex() for file in self.manifest.files}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalClosure:
+    """The files that a manifest lists, checked against it, and the chunks that they need."""
+
+    files: dict[str, bytes]
+    digests: set[bytes]
+
+
+class SnapshotPublication:
+    """Makes the bucket's copy of a snapshot equal to the datastore's, in an order that keeps P1 at each instant."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        replica: Replica,
+        state: State,
+        commits: StateCommits,
+        chunks: ChunkMirror,
+        groups: GroupMirror,
+        namespaces: NamespaceMirror,
+        removal: SnapshotRemoval,
+        *,
+        parallel: int,
+    ) -> None:
+        """`parallel` is how many chunks of one snapshot are sent at once."""
+        self._tree = tree
+        self._replica = replica
+        self._state = state
+        self._commits = commits
+        self._chunks = chunks
+        self._groups = groups
+        self._namespaces = namespaces
+        self._removal = removal
+        self._parallel = parallel
+        self._blocked: defaultdict[bytes, set[SnapshotId]] = defaultdict(set)
+        self.remaining: dict[SnapshotId, int] = {}
+        """Chunks still to be sent for each snapshot that is being published."""
+
+    def blocked_by(self, digest: bytes) -> set[SnapshotId]:
+        """Return, once, the snapshots that could not be published because of a chunk."""
+        return self._blocked.pop(digest, set())
+
+    async def settle(self, snapshot: SnapshotId) -> None:
+        """Have the bucket agree with what the datastore holds now under the snapshot's name.
+
+        Raises:
+            CannotMirror: the snapshot, or part of it, cannot be published as it is.
+        """
+        local = await trio.to_thread.run_sync(self._read_manifest, snapshot)
+        if local is None:
+            await self._remove(snapshot)
+            return
+        try:
+            await self._publish(snapshot, local)
+            await self._settle_extras(snapshot, local)
+        except (StoreRejected, ConfirmationFailed) as error:
+            raise CannotMirror(snapshot.path, str(error)) from error
+
+    async def _remove(self, snapshot: SnapshotId) -> None:
+        if self._state.view(lambda transaction: _leaves_nothing(transaction, snapshot.path)):
+            return
+        await self._removal.remove(snapshot)
+        await self._groups.settle(snapshot.group)
+        log.info("%s removed from the bucket", snapshot.path)
+
+    async def _publish(self, snapshot: SnapshotId, local: LocalManifest) -> None:
+        path = snapshot.path
+        known = self._state.view(lambda transaction: transaction.snapshot(path))
+        if known is not None and not self._same_content(snapshot, known, local):
+            await self._removal.remove(snapshot)
+            known = None
+        if known is None:
+            await self._commit_closure(snapshot, local)
+        await self._namespaces.settle_with_parents(snapshot.group.namespace)
+        await self._groups.settle(snapshot.group)
+        await self._replica.put(snapshot.manifest_path, local.data)
+        if known is None or known.phase is not SnapshotPhase.PUBLISHED:
+            published = SnapshotState(SnapshotPhase.PUBLISHED, local.files, time.time())
+            await self._commits.apply(lambda transaction: transaction.set_snapshot(path, published))
+            log.info("%s published", path)
+
+    def _same_content(self, snapshot: SnapshotId, known: SnapshotState, local: LocalManifest) -> bool:
+        if known.phase not in _IN_BUCKET or known.files != local.files:
+            return False
+        return self._state.view(
+            lambda transaction: all(
+                (content := transaction.content(f"{snapshot.path}/{name}")) is not None and content.confirmed
+                for name in known.files
+            )
+        )
+
+    async def _commit_closure(self, snapshot: SnapshotId, local: LocalManifest) -> None:
+        closure = await trio.to_thread.run_sync(self._read_closure, snapshot, local.manifest)
+        async with self._chunks.pinned(closure.digests) as missing:
+            await self._ensure_chunks(snapshot, missing)
+            for name, data in closure.files.items():
+                await self._replica.put(f"{snapshot.path}/{name}", data)
+            committed = SnapshotState(SnapshotPhase.COMMITTED, local.files, time.time())
+            await self._commits.apply(
+                lambda transaction: transaction.commit_snapshot(snapshot.path, committed, closure.digests)
+            )
+
+    async def _ensure_chunks(self, snapshot: SnapshotId, digests: list[bytes]) -> None:
+        failures: list[CannotMirror] = []
+        waiting = iter(digests)
+        self.remaining[snapshot] = len(digests)
+
+        async def send() -> None:
+            for digest in waiting:
+                try:
+                    await self._chunks.ensure(digest)
+                except CannotMirror as failure:
+                    # At once: the chunk may be repaired while others are still being sent.
+                    for missing in failure.chunks:
+                        self._blocked[missing].add(snapshot)
+                    failures.append(failure)
+                self.remaining[snapshot] -= 1
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(self._parallel, len(digests))):
+                    nursery.start_soon(send)
+        finally:
+            del self.remaining[snapshot]
+        if failures:
+            raise self._incomplete(snapshot, failures)
+
+    def _incomplete(self, snapshot: SnapshotId, failures: list[CannotMirror]) -> CannotMirror:
+        digests = tuple(digest for failure in failures for digest in failure.chunks)
+        named = "; ".join(str(failure) for failure in failures[:_NAMED_CHUNKS])
+        more = f"; and {len(failures) - _NAMED_CHUNKS} more" if len(failures) > _NAMED_CHUNKS else ""
+        return CannotMirror(snapshot.path, f"{len(failures)} of its chunks cannot be sent: {named}{more}", digests)
+
+    async def _settle_extras(self, snapshot: SnapshotId, local: LocalManifest) -> None:
+        extras, damaged = await trio.to_thread.run_sync(self._read_extras, snapshot)
+        for name, data in extras.items():
+            await self._replica.put(f"{snapshot.path}/{name}", data)
+        expected = {snapshot.manifest_path, *(f"{snapshot.path}/{name}" for name in (*local.files, *extras))}
+        if damaged is not None:
+            expected.add(damaged.name)
+        stale = self._state.view(lambda transaction: [content.path for content in transaction.contents(snapshot.path)])
+        await self._replica.delete([path for path in stale if path not in expected])
+        if damaged is not None:
+            raise damaged
+
+    def _read_manifest(self, snapshot: SnapshotId) -> LocalManifest | None:
+        try:
+            data = self._tree.read(snapshot.manifest_path)
+            manifest = parse_manifest(data)
+            check_belongs(manifest, snapshot)
+        except FileNotFoundError:
+            return None
+        except (DatastoreError, OSError) as error:
+            raise CannotMirror(snapshot.path, f"its manifest cannot be used: {error}") from error
+        return LocalManifest(data, manifest)
+
+    def _read_closure(self, snapshot: SnapshotId, manifest: Manifest) -> LocalClosure:
+        files: dict[str, bytes] = {}
+        digests: set[bytes] = set()
+        for listed in manifest.files:
+            try:
+                data = self._tree.read(f"{snapshot.path}/{listed.filename}")
+                index = check_listed_file(listed, data)
+            except FileNotFoundError as error:
+                reason = f"its manifest lists {listed.filename}, which is missing"
+                raise CannotMirror(snapshot.path, reason) from error
+            except (DatastoreError, OSError) as error:
+                raise CannotMirror(snapshot.path, f"{listed.filename} cannot be used: {error}") from error
+            files[listed.filename] = data
+            if index is not None:
+                digests |= index.unique_digests()
+        return LocalClosure(files, digests)
+
+    def _read_extras(self, snapshot: SnapshotId) -> tuple[dict[str, bytes], CannotMirror | None]:
+        extras: dict[str, bytes] = {}
+        damaged = None
+        for name in self._tree.snapshot_files(snapshot):
+            if name not in (PROTECTED_NAME, CLIENT_LOG_NAME):
+                continue
+            path = f"{snapshot.path}/{name}"
+            try:
+                data = self._tree.read(path)
+                if name == CLIENT_LOG_NAME:
+                    check_blob(data)
+            except FileNotFoundError:
+                continue
+            except (DatastoreError, OSError) as error:
+                damaged = CannotMirror(path, f"it cannot be used: {error}")
+            else:
+                extras[name] = data
+        return extras, damaged
+
+
+def _leaves_nothing(transaction: StateTransaction, path: str) -> bool:
+    return transaction.snapshot(path) is None and not any(transaction.contents(path))

@@ -1,0 +1,110 @@
+"""What the uploader tells about itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import Any
+
+import trio
+
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.journal import JournalReader
+from mirrorfs.journal.state import State, StateTransaction
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.drain import Drain
+from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.worklist import Worklist
+
+_RATE_SECONDS = 60.0
+_FOREIGN_EXAMPLES = 20
+
+
+class UploaderStatus:
+    """Collects the answer to `status`; its keys are documented in docs/operator.md and only ever added to."""
+
+    def __init__(self, settings: UploaderSettings, store: ObjectStore, state: State) -> None:
+        self.phase = "waiting for the store"
+        self.refused: str | None = None
+        self._settings = settings
+        self._store = store
+        self._state = state
+        self._started = time.time()
+        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def answer(self) -> dict[str, Any]:
+        """Tell what is known before the mirror runs."""
+        return {
+            "datastore": self._settings.datastore,
+            "bucket": self._settings.bucket,
+            "prefix": self._settings.prefix,
+            "uploader": {"pid": os.getpid(), "started": self._started, "phase": self.phase, "refused": self.refused},
+            "store": self._store_answer(),
+            "uploaded": self._uploaded_answer(),
+            **self._state.view(_state_answer),
+        }
+
+    async def full_answer(
+        self, tree: Tree, journal: JournalReader, worklist: Worklist, drain: Drain, mirror: Mirror
+    ) -> dict[str, Any]:
+        """Tell everything."""
+        position = drain.position
+        chunks = worklist.waiting_chunks()
+        sizes = await trio.to_thread.run_sync(lambda: [tree.chunk_size(digest) or 0 for digest in chunks])
+        publishing = {snapshot.path: remaining for snapshot, remaining in mirror.publication.remaining.items()}
+        oldest = await trio.to_thread.run_sync(journal.oldest_time, position)
+        pending = await trio.to_thread.run_sync(journal.pending, position)
+        return {
+            **self.answer(),
+            "reconciled": drain.reconciled,
+            "lag_seconds": max(0.0, time.time() - oldest) if oldest is not None else 0.0,
+            "journal": {"pending": pending},
+            "backlog": {
+                "items": max(pending, len(worklist)) + sum(publishing.values()),
+                "bytes_at_least": sum(sizes),
+            },
+            "publishing": publishing,
+        }
+
+    def _store_answer(self) -> dict[str, Any]:
+        condition = self._store.condition
+        error = condition.last_error
+        return {
+            "place": self._store.place,
+            "up": condition.is_up,
+            "since": condition.since,
+            "last_error": None if error is None else str(error),
+            "last_error_at": condition.last_error_at,
+            "confirmation": self._store.capabilities.confirmation.value,
+        }
+
+    def _uploaded_answer(self) -> dict[str, Any]:
+        now, sent = time.monotonic(), self._store.uploaded_bytes
+        self._samples.append((now, sent))
+        while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_SECONDS:
+            self._samples.popleft()
+        (then, sent_then), elapsed = self._samples[0], now - self._samples[0][0]
+        del then
+        return {
+            "objects": self._store.uploaded_objects,
+            "bytes": sent,
+            "bytes_per_second": (sent - sent_then) / elapsed if elapsed > 0 else 0.0,
+        }
+
+
+def _state_answer(transaction: StateTransaction) -> dict[str, Any]:
+    count, examples = transaction.foreign(_FOREIGN_EXAMPLES)
+    return {
+        "snapshots": [
+            {"snapshot": path, "phase": snapshot.phase.value, "since": snapshot.since}
+            for path, snapshot in transaction.snapshots()
+        ],
+        "chunks": transaction.count_chunks(),
+        "problems": [
+            {"name": problem.name, "reason": problem.reason, "since": problem.since}
+            for problem in transaction.problems()
+        ],
+        "foreign": {"count": count, "examples": [os.fsdecode(path) for path in examples]},
+    }

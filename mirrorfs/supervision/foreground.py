@@ -1,0 +1,41 @@
+"""Running a mount in this process: logging, the trio run, and errors as one sentence."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import trio
+
+from mirrorfs.filesystem.mount import MountError
+from mirrorfs.journal.errors import JournalError
+from mirrorfs.supervision.mount import MountRefused, MountSettings, run_mount
+
+_EXPECTED = (MountRefused, MountError, JournalError, OSError)
+
+
+def run_in_foreground(settings: MountSettings, ready: Callable[[str], None]) -> str | None:
+    """Run a mount to its end; returns None, or the sentence that says why it could not be made or had to end."""
+    logging.basicConfig(
+        level=logging.DEBUG if settings.uploader.verbose else logging.INFO,
+        format="%(asctime)s mount %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        trio.run(run_mount, settings, ready)
+    except _EXPECTED as error:
+        return str(error)
+    except BaseExceptionGroup as group:
+        expected, unexpected = group.split(_EXPECTED)
+        if unexpected is not None or expected is None:
+            raise
+        return str(_first_leaf(expected))
+    return None
+
+
+def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    leaf: BaseException = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return leaf

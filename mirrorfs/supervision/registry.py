@@ -1,0 +1,74 @@
+"""Which mounts are up on this machine, and where their state is: one small file each below /run/mirrorfs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+from mirrorfs.journal.directory import RUNTIME_BASE, StateDirectory, default_state_directory, escaped_name
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMount:
+    """A mount that was up when it was last heard of."""
+
+    datastore: str
+    mountpoint: str
+    state_directory: str
+    pid: int
+
+
+def register(mount: RunningMount) -> None:
+    """Note that a mount is up, so that other commands find its state directory."""
+    os.makedirs(RUNTIME_BASE, mode=0o700, exist_ok=True)
+    path = _entry_path(mount.mountpoint)
+    with open(f"{path}.tmp", "w", encoding="utf-8", opener=_private) as file:
+        json.dump(asdict(mount), file)
+    os.replace(f"{path}.tmp", path)
+
+
+def unregister(mount: RunningMount) -> None:
+    """Note that a mount is down."""
+    if find(mount.mountpoint) == mount:
+        os.unlink(_entry_path(mount.mountpoint))
+
+
+def find(path: str) -> RunningMount | None:
+    """Return what is noted of the mount at `path`, or of the datastore `path`; None if nothing is."""
+    entry = _read(_entry_path(path))
+    if entry is not None:
+        return entry
+    return next((entry for entry in running_mounts() if entry.datastore == path), None)
+
+
+def running_mounts() -> list[RunningMount]:
+    """Return all mounts that are noted, among them those whose process was killed."""
+    try:
+        names = sorted(os.listdir(RUNTIME_BASE))
+    except FileNotFoundError:
+        return []
+    entries = (_read(os.path.join(RUNTIME_BASE, name)) for name in names if name.endswith(".json"))
+    return [entry for entry in entries if entry is not None]
+
+
+def state_directory_of(path: str) -> StateDirectory:
+    """Return the state directory of a datastore or mount point, mounted or not."""
+    entry = find(path)
+    return default_state_directory(path) if entry is None else StateDirectory(entry.state_directory)
+
+
+def _entry_path(mountpoint: str) -> str:
+    return os.path.join(RUNTIME_BASE, escaped_name(mountpoint) + ".json")
+
+
+def _read(path: str) -> RunningMount | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return RunningMount(**json.load(file))
+    except FileNotFoundError:
+        return None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,138 @@
+"""The uploader as seen by the filesystem process: started fresh, woken, listened to, and started again when it dies."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import trio
+
+from mirrorfs.journal.journal import Position
+from mirrorfs.replication.control import stream_lines
+from mirrorfs.replication.settings import UploaderSettings
+
+log = logging.getLogger(__name__)
+
+_FIRST_DELAY = 1.0
+_LONGEST_DELAY = 60.0
+# An uploader that has lived so long was well: the next death starts with the first delay again.
+_WELL_AFTER = 60.0
+_END_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAnswer:
+    """How the store received the uploader: `state` is "ready", "waiting" or "refused", `reason` a sentence."""
+
+    state: str
+    reason: str
+
+
+class UploaderProcess:
+    """Keeps one uploader process running. A fresh interpreter each time, never a fork of this process."""
+
+    def __init__(
+        self, settings: UploaderSettings, *, done: Callable[[Position], None], died: Callable[[], None]
+    ) -> None:
+        """`done` hears how far the journal is dealt with; `died` is called after each unexpected end."""
+        self._settings = settings
+        self._done = done
+        self._died = died
+        self._wake_descriptor: int | None = None
+        self.store_answer: StoreAnswer | None = None
+        self.answered = trio.Event()
+        """Set when the uploader has first said how the store received it."""
+
+    def wake(self) -> None:
+        """Tell the uploader that the journal has grown; costs nothing when it has not yet looked."""
+        if self._wake_descriptor is None:
+            return
+        try:
+            os.write(self._wake_descriptor, b"\n")
+        except BlockingIOError:
+            # The pipe is full of wake-ups that it has not read yet: it will look.
+            log.debug("the uploader has wake-ups enough")
+        except BrokenPipeError:
+            log.debug("the uploader is gone; it is being started again")
+
+    async def keep_running(self) -> None:
+        """Run the uploader and start it again when it dies, until cancelled; then end it."""
+        delay = _FIRST_DELAY
+        while True:
+            began = trio.current_time()
+            code = await self._run_once()
+            self._died()
+            if trio.current_time() - began >= _WELL_AFTER:
+                delay = _FIRST_DELAY
+            log.error("the uploader ended unexpectedly (%s); starting it again in %.0f s", _describe(code), delay)
+            await trio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_DELAY)
+
+    async def _run_once(self) -> int:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "mirrorfs.replication"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[self._settings.root_descriptor],
+            # Away from the terminal's Ctrl-C, which is for the mount.
+            start_new_session=True,
+            cwd="/",
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            await process.stdin.send_all(self._settings.encode())
+            self._wake_descriptor = os.dup(_descriptor_of(process.stdin))
+            os.set_blocking(self._wake_descriptor, False)
+            await self._listen(process.stdout)
+            return await process.wait()
+        except trio.BrokenResourceError:
+            return await process.wait()
+        finally:
+            self._close_wake_descriptor()
+            with trio.CancelScope(shield=True):
+                await _end(process)
+
+    async def _listen(self, stream: trio.abc.ReceiveStream) -> None:
+        async with aclosing(stream_lines(stream)) as lines:
+            async for line in lines:
+                event = json.loads(line)
+                if event["event"] == "store":
+                    self.store_answer = StoreAnswer(event["state"], event["reason"])
+                    self.answered.set()
+                elif event["event"] == "done":
+                    self._done(Position(event["generation"], event["sequence"]))
+
+    def _close_wake_descriptor(self) -> None:
+        if self._wake_descriptor is not None:
+            os.close(self._wake_descriptor)
+            self._wake_descriptor = None
+
+
+async def _end(process: trio.Process) -> None:
+    """Close the uploader's standard input, which asks it to end, and kill it if it does not."""
+    assert process.stdin is not None
+    await process.stdin.aclose()
+    with trio.move_on_after(_END_SECONDS):
+        await process.wait()
+    if process.returncode is None:
+        log.warning("the uploader does not end; killing it (it continues where it was when next started)")
+        process.kill()
+        await process.wait()
+    if process.stdout is not None:
+        await process.stdout.aclose()
+
+
+def _descriptor_of(stream: trio.abc.SendStream) -> int:
+    assert isinstance(stream, trio.lowlevel.FdStream)
+    return stream.fileno()
+
+
+def _describe(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

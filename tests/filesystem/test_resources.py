@@ -1,0 +1,99 @@
+"""What the daemon holds: no descriptor per known inode, and memory only for what the kernel knows."""
+
+import os
+import resource
+import time
+from pathlib import Path
+
+from tests.filesystem.conftest import Mounter, PassThroughProcess
+
+_FOLDERS = 65_536
+
+
+def _limit_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+
+
+def _wait_until_known(mount: PassThroughProcess, most: int) -> None:
+    deadline = time.monotonic() + 10
+    while mount.statistics()["inodes"] > most:
+        assert time.monotonic() < deadline, mount.statistics()
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+
+
+def test_chunk_folders(mounter: Mounter) -> None:
+    """All 65,536 chunk folders known at once, under a limit of 1024 descriptors, and forgotten again."""
+    mount = mounter(prepare=_limit_descriptors)
+    chunks = mount.backing / ".chunks"
+    chunks.mkdir()
+    parent = os.open(chunks, os.O_RDONLY)
+    for number in range(_FOLDERS):
+        os.mkdir(f"{number:04x}", 0o750, dir_fd=parent)
+    os.close(parent)
+    mounted = mount.mountpoint / ".chunks"
+    before = _memory(mount.pid)
+    listed = os.listdir(mounted)
+    assert len(listed) == _FOLDERS
+    for name in listed[::16]:
+        assert os.listdir(mounted / name) == []
+    statistics = mount.statistics()
+    assert statistics["inodes"] > _FOLDERS * 0.9
+    assert statistics["descriptors"] < 600
+    assert len(os.listdir(f"/proc/{mount.pid}/fd")) < 700
+    # The list of names and the kernel's own share not counted, some 250 bytes an inode.
+    assert _memory(mount.pid) - before < _FOLDERS * 500
+    for number in range(0, _FOLDERS, 97):
+        (mounted / f"{number:04x}" / "chunk").write_bytes(b"data")
+        os.utime(mounted / f"{number:04x}" / "chunk", ns=(1, 2))
+    for number in range(0, _FOLDERS, 97):
+        assert (chunks / f"{number:04x}" / "chunk").stat().st_atime_ns == 1
+    _wait_until_known(mount, 10)
+    assert mount.statistics()["descriptors"] < 10
+
+
+def test_unlinked_files_are_let_go(mounter: Mounter) -> None:
+    mount = mounter(prepare=_limit_descriptors)
+    for number in range(3000):
+        (mount.mountpoint / f"f{number}").write_bytes(b"data")
+    for number in range(3000):
+        if number % 3 == 0:
+            os.rename(mount.mountpoint / f"f{number}", mount.mountpoint / "replaced")
+        else:
+            os.unlink(mount.mountpoint / f"f{number}")
+    os.unlink(mount.mountpoint / "replaced")
+    _wait_until_known(mount, 1)
+    assert mount.statistics() == {"inodes": 1, "files": 0, "directories": 0, "descriptors": 0}
+    assert os.listdir(mount.backing) == []
+    open_files = [os.readlink(f"/proc/{mount.pid}/fd/{number}") for number in _descriptors(mount.pid)]
+    assert not [path for path in open_files if path.startswith(str(mount.backing)) and "deleted" in path]
+
+
+def test_more_unlinked_files_than_descriptors(mounter: Mounter) -> None:
+    """Out of descriptors, what is unlinked and open goes on working, and new files are not mixed up with it."""
+    mount = mounter(prepare=_limit_descriptors)
+    files = []
+    try:
+        for number in range(450):
+            path = mount.mountpoint / f"f{number}"
+            files.append(open(path, "w+b", buffering=0))  # noqa: SIM115
+            files[-1].write(b"%d" % number)
+        for number in range(450):
+            os.unlink(mount.mountpoint / f"f{number}")
+        for number, file in enumerate(files):
+            assert os.fstat(file.fileno()).st_nlink == 0
+            assert os.pread(file.fileno(), 10, 0) == b"%d" % number
+        (mount.mountpoint / "new").write_bytes(b"new")
+        assert (mount.mountpoint / "new").read_bytes() == b"new"
+    finally:
+        for file in files:
+            file.close()
+
+
+def _memory(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _descriptors(pid: int) -> list[str]:
+    listing = f"/proc/{pid}/fd"
+    return [name for name in os.listdir(listing) if os.path.lexists(f"{listing}/{name}")]

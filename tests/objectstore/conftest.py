@@ -1,0 +1,78 @@
+"""What the tests of the object store share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from mirrorfs.objectstore import ObjectStore, Patience, StoreOptions, open_store
+from tests.stores.seaweedfs import StoreServer
+from tests.stores.server import StoreAccess
+
+QUICK = Patience(first=0.05, ceiling=0.2)
+"""For outages of a fraction of a second."""
+
+
+class LogWatcher(logging.Handler):
+    """Collects what the object store layer logs, and tells a waiting task of the first line with a given text."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+        self._awaited: list[tuple[str, trio.Event]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        self.lines.append(line)
+        for text, event in self._awaited:
+            if text in line:
+                event.set()
+
+    def count(self, text: str) -> int:
+        return sum(text in line for line in self.lines)
+
+    async def wait_for(self, text: str) -> None:
+        """To be called before the line can come, or after."""
+        event = trio.Event()
+        self._awaited.append((text, event))
+        if self.count(text) == 0:
+            await event.wait()
+
+
+@pytest.fixture
+def log_watcher() -> Iterator[LogWatcher]:
+    """Watches mirrorfs.objectstore at level INFO."""
+    watcher = LogWatcher()
+    logger = logging.getLogger("mirrorfs.objectstore")
+    previous = logger.level
+    logger.addHandler(watcher)
+    logger.setLevel(logging.INFO)
+    yield watcher
+    logger.removeHandler(watcher)
+    logger.setLevel(previous)
+
+
+def use_credentials(access: StoreAccess | StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the credentials of the store where boto3's usual chain finds them."""
+    for name, value in access.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def credentials(store: StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The credentials of the session store in the environment."""
+    use_credentials(store, monkeypatch)
+
+
+def open_at(endpoint_url: str, bucket: str, patience: Patience = QUICK, parallelism: int = 4) -> ObjectStore:
+    """An ObjectStore as the tests use it."""
+    return open_store(bucket, StoreOptions(endpoint_url=endpoint_url), patience=patience, parallelism=parallelism)
+
+
+@pytest.fixture
+def objects(store: StoreServer, shared_bucket: str, credentials: None) -> ObjectStore:
+    """The shared bucket of the session store, not probed yet."""
+    return open_at(store.endpoint_url, shared_bucket)

@@ -1,0 +1,312 @@
+"""What is said and done when the store cannot be used, or what passes is damaged; real failures where possible."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from mirrorfs.objectstore import (
+    AT_ONCE,
+    ConfirmationFailed,
+    ObjectStore,
+    StoreCapabilities,
+    StoreError,
+    StoreOptions,
+    StoreReason,
+    StoreRejected,
+    StoreUnavailable,
+    open_store,
+)
+from tests.objectstore.conftest import QUICK, LogWatcher, open_at
+from tests.objectstore.test_store import BY_ETAG, BY_READING, RIGHTS
+from tests.stores.fault_proxy import FaultProxy
+from tests.stores.seaweedfs import StoreServer
+
+pytestmark = pytest.mark.trio
+
+WRONG_SECRET = "this-secret-must-never-be-seen-anywhere"
+SESSION_TOKEN = "this-token-must-never-be-seen-anywhere"
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that nobody listens on, and that nobody can take."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+async def failure_of(objects: ObjectStore) -> StoreUnavailable:
+    """The one reason for which every operation fails."""
+    failures: list[StoreUnavailable] = []
+    operations = (
+        lambda: objects.put("m/a", b"content"),
+        lambda: objects.get("m/a"),
+        lambda: objects.head("m/a"),
+        lambda: objects.delete(["m/a"]),
+        lambda: objects.list("m/").__anext__(),
+        lambda: objects.probe("m/probe"),
+        objects.check_bucket,
+    )
+    for operation in operations:
+        with pytest.raises(StoreUnavailable) as caught:
+            await operation()
+        failures.append(caught.value)
+    assert len({failure.reason for failure in failures}) == 1
+    return failures[0]
+
+
+def assert_helpful(failure: StoreUnavailable, *words: str) -> None:
+    text = str(failure)
+    assert text.startswith("Could not store m/a in bucket ")
+    assert text.endswith(failure.reason.hint)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+async def test_unreachable(closed_port: int, credentials: None) -> None:
+    failure = await failure_of(open_at(f"http://127.0.0.1:{closed_port}", "bucket", AT_ONCE))
+    assert failure.reason is StoreReason.UNREACHABLE
+    assert_helpful(failure, f"http://127.0.0.1:{closed_port}", "Connection refused")
+
+
+async def test_unknown_host(credentials: None) -> None:
+    failure = await failure_of(open_at("http://no-such-host.invalid", "bucket", AT_ONCE))
+    assert failure.reason is StoreReason.UNREACHABLE
+    assert_helpful(failure, "http://no-such-host.invalid")
+    assert "broke off" not in str(failure)
+
+
+async def test_bucket_missing(store: StoreServer, credentials: None) -> None:
+    failure = await failure_of(open_at(store.endpoint_url, "no-such-bucket-here", AT_ONCE))
+    assert failure.reason is StoreReason.BUCKET_MISSING
+    assert_helpful(failure, "no-such-bucket-here", "NoSuchBucket")
+
+
+async def test_wrong_secret(
+    store: StoreServer, shared_bucket: str, credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", WRONG_SECRET)
+    failure = await failure_of(open_at(store.endpoint_url, shared_bucket, AT_ONCE))
+    assert failure.reason is StoreReason.WRONG_KEY
+    assert_helpful(failure, "SignatureDoesNotMatch")
+
+
+async def test_unknown_access_key(
+    store: StoreServer, shared_bucket: str, credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOBODY")
+    failure = await failure_of(open_at(store.endpoint_url, shared_bucket, AT_ONCE))
+    assert failure.reason is StoreReason.WRONG_KEY
+    assert "AKIANOBODY" not in str(failure)
+
+
+async def test_no_credentials(
+    store: StoreServer, shared_bucket: str, credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    failure = await failure_of(open_at(store.endpoint_url, shared_bucket, AT_ONCE))
+    assert failure.reason is StoreReason.NO_CREDENTIALS
+    assert_helpful(failure, "AWS_ACCESS_KEY_ID", "--profile")
+
+
+async def test_unknown_profile(store: StoreServer, shared_bucket: str, credentials: None) -> None:
+    options = StoreOptions(endpoint_url=store.endpoint_url, profile="nobody")
+    failure = await failure_of(open_store(shared_bucket, options, patience=AT_ONCE))
+    assert failure.reason is StoreReason.NO_CREDENTIALS
+    assert_helpful(failure, "nobody")
+
+
+async def test_a_bad_endpoint_in_the_environment(credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
+    with pytest.raises(StoreRejected, match="Check AWS_ENDPOINT_URL"):
+        await open_store("bucket", StoreOptions(), patience=AT_ONCE).get("m/a")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (403, "AccessDenied", StoreReason.ACCESS_DENIED),
+        (403, "SomethingNew", StoreReason.ACCESS_DENIED),
+        (403, "RequestTimeTooSkewed", StoreReason.CLOCK_SKEW),
+        (400, "ExpiredToken", StoreReason.WRONG_KEY),
+        (403, "QuotaExceeded", StoreReason.FULL),
+        (507, "InsufficientStorage", StoreReason.FULL),
+        (503, "SlowDown", StoreReason.THROTTLED),
+        (429, "TooManyRequests", StoreReason.THROTTLED),
+        (500, "InternalError", StoreReason.SERVER_ERROR),
+        (502, "", StoreReason.SERVER_ERROR),
+        (503, "ServiceUnavailable", StoreReason.SERVER_ERROR),
+        (400, "RequestTimeout", StoreReason.SERVER_ERROR),
+        (400, "AuthorizationHeaderMalformed", StoreReason.WRONG_REGION),
+    ],
+)
+async def test_answers_that_are_worth_waiting_for(
+    fault_proxy: FaultProxy, shared_bucket: str, credentials: None, status: int, code: str, reason: StoreReason
+) -> None:
+    fault_proxy.answer(status, code)
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE)
+    with pytest.raises(StoreUnavailable) as caught:
+        await objects.put("m/a", b"content")
+    assert caught.value.reason is reason
+    assert_helpful(caught.value)
+    # The answer to a HEAD has no body and names no code.
+    with pytest.raises(StoreUnavailable) as caught:
+        await objects.head("m/a")
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "InvalidRequest"), (405, "MethodNotAllowed"), (501, "NotImplemented")]
+)
+async def test_a_refusal_of_this_request_is_not_waited_for(
+    fault_proxy: FaultProxy, shared_bucket: str, credentials: None, status: int, code: str
+) -> None:
+    fault_proxy.answer(status, code, "PUT")
+    with pytest.raises(StoreRejected, match=f"answers {code}"):
+        await open_at(fault_proxy.endpoint_url, shared_bucket).put("m/a", b"content")
+    assert fault_proxy.count("PUT") == 1
+
+
+async def test_a_web_server_that_is_no_store(fault_proxy: FaultProxy, shared_bucket: str, credentials: None) -> None:
+    fault_proxy.answer(404, "<html>")
+    with pytest.raises(StoreError):
+        await open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE).check_bucket()
+
+
+async def test_repaired_credentials_are_found_without_a_restart(
+    store: StoreServer,
+    shared_bucket: str,
+    prefix: str,
+    credentials: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    log_watcher: LogWatcher,
+) -> None:
+    path = tmp_path / "credentials"
+
+    def write_credentials(secret: str) -> None:
+        path.write_text(f"[mirror]\naws_access_key_id = {store.access_key}\naws_secret_access_key = {secret}\n")
+
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    write_credentials(WRONG_SECRET)
+    options = StoreOptions(endpoint_url=store.endpoint_url, profile="mirror")
+    objects = open_store(shared_bucket, options, patience=QUICK)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(objects.put, f"{prefix}/a", b"content")
+        await log_watcher.wait_for("is not usable")
+        write_credentials(store.secret_key)
+    assert await objects.get(f"{prefix}/a") == b"content"
+    assert log_watcher.count("is usable again") == 1
+
+
+async def test_a_put_whose_answer_is_lost_is_sent_again(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    objects.capabilities = RIGHTS
+    fault_proxy.drop_after("PUT", times=1)
+    await objects.put(f"{prefix}/a", b"content")
+    assert [seen.status for seen in fault_proxy.requests("PUT")] == [None, 200]
+    assert await objects.get(f"{prefix}/a") == b"content"
+
+
+@pytest.mark.parametrize("capabilities", [RIGHTS, BY_ETAG, BY_READING])
+async def test_a_put_that_is_damaged_on_its_way_is_sent_again(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None, capabilities: StoreCapabilities
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    objects.capabilities = capabilities
+    fault_proxy.corrupt("PUT", times=2)
+    await objects.put(f"{prefix}/a", b"content")
+    assert fault_proxy.count("PUT") == 3
+    assert await objects.get(f"{prefix}/a") == b"content"
+
+
+async def test_a_put_that_is_damaged_each_time_fails_with_a_sentence(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    fault_proxy.corrupt("PUT")
+    with pytest.raises(ConfirmationFailed, match=f"store {prefix}/a in bucket"):
+        await objects.put(f"{prefix}/a", b"content")
+    assert (objects.uploaded_objects, objects.uploaded_bytes) == (0, 0)
+
+
+async def test_a_get_that_is_cut_short_is_repeated(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    body = b"content" * 100_000
+    await objects.put(f"{prefix}/a", body)
+    fault_proxy.truncate("GET", times=2)
+    assert await objects.get(f"{prefix}/a") == body
+
+
+async def test_a_delete_whose_answer_is_lost_is_repeated(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    await objects.put(f"{prefix}/a", b"content")
+    fault_proxy.drop_after("POST", times=1)
+    await objects.delete([f"{prefix}/a"])
+    assert fault_proxy.count("POST") == 2
+    assert await objects.head(f"{prefix}/a") is None
+
+
+async def test_a_key_that_fails_alone_does_not_flap_the_condition(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None, log_watcher: LogWatcher
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    objects.capabilities = RIGHTS
+    rule = fault_proxy.answer(500, "InternalError", "PUT", "*/sick")
+
+    async def healthy_traffic() -> None:
+        for number in range(10**6):
+            await objects.put(f"{prefix}/{number % 10}", b"content")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(healthy_traffic)
+        async with trio.open_nursery() as sick:
+            sick.start_soon(objects.put, f"{prefix}/sick", b"content")
+            await log_watcher.wait_for("serves others")
+            rule.release()
+        nursery.cancel_scope.cancel()
+    assert (log_watcher.count("is not usable"), log_watcher.count("is usable again")) == (0, 0)
+    assert log_watcher.count("serves others") == 1
+    assert await objects.get(f"{prefix}/sick") == b"content"
+
+
+async def test_no_error_and_no_log_line_holds_a_secret(
+    store: StoreServer,
+    shared_bucket: str,
+    closed_port: int,
+    fault_proxy: FaultProxy,
+    credentials: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", WRONG_SECRET)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", SESSION_TOKEN)
+    fault_proxy.answer(403, "AccessDenied", "PUT")
+    written: list[str] = []
+    for endpoint in (store.endpoint_url, f"http://127.0.0.1:{closed_port}", fault_proxy.endpoint_url):
+        for bucket in (shared_bucket, "no-such-bucket-here"):
+            with pytest.raises(StoreError) as caught:
+                await open_at(endpoint, bucket, AT_ONCE).put("m/a", b"content")
+            written += [str(caught.value), repr(caught.value), *traceback.format_exception(caught.value)]
+    written += [record.getMessage() for record in caplog.records]
+    for text in written:
+        for secret in (WRONG_SECRET, SESSION_TOKEN, "Signature=", "Authorization:", "x-amz-security-token"):
+            assert secret.lower() not in text.lower()

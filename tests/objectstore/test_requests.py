@@ -1,0 +1,81 @@
+"""What goes over the wire: our own checksums in headers, and never a body in pieces with a trailer."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any, NoReturn
+
+import botocore.awsrequest
+import botocore.exceptions
+import botocore.httpsession
+import crc32c
+import pytest
+
+from mirrorfs.objectstore import AT_ONCE, StoreUnavailable
+from tests.objectstore.conftest import open_at
+
+pytestmark = pytest.mark.trio
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch, credentials: None) -> list[botocore.awsrequest.AWSPreparedRequest]:
+    """The requests that were about to be sent; none is."""
+    requests: list[botocore.awsrequest.AWSPreparedRequest] = []
+
+    def send(self: object, request: botocore.awsrequest.AWSPreparedRequest) -> NoReturn:
+        requests.append(request)
+        raise botocore.exceptions.EndpointConnectionError(endpoint_url=request.url)
+
+    monkeypatch.setattr(botocore.httpsession.URLLib3Session, "send", send)
+    return requests
+
+
+def md5_of(body: bytes) -> str:
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+
+
+def headers_of(request: botocore.awsrequest.AWSPreparedRequest) -> dict[str, str]:
+    return {
+        name.lower(): value.decode() if isinstance(value, bytes) else value for name, value in request.headers.items()
+    }
+
+
+@pytest.mark.parametrize("endpoint", ["http://192.0.2.1", "https://192.0.2.1", "https://s3.example.org"])
+async def test_a_put_has_both_checksums_and_its_body_in_one_piece(
+    endpoint: str, sent: list[botocore.awsrequest.AWSPreparedRequest]
+) -> None:
+    body = b"content" * 1000
+    with pytest.raises(StoreUnavailable):
+        await open_at(endpoint, "bucket", AT_ONCE).put("m/a", body)
+    (request,) = sent
+    headers = headers_of(request)
+    assert request.url == f"{endpoint}/bucket/m/a"
+    assert headers["x-amz-checksum-crc32c"] == base64.b64encode(crc32c.crc32c(body).to_bytes(4, "big")).decode()
+    assert headers["content-md5"] == md5_of(body)
+    assert headers["content-length"] == str(len(body))
+    assert "x-amz-trailer" not in headers
+    assert "transfer-encoding" not in headers
+    assert "aws-chunked" not in headers.get("content-encoding", "")
+    sent_body: Any = request.body
+    assert (sent_body if isinstance(sent_body, bytes) else sent_body.read()) == body
+
+
+async def test_an_empty_put_does_not_wait_to_be_told_to_go_on(
+    sent: list[botocore.awsrequest.AWSPreparedRequest],
+) -> None:
+    with pytest.raises(StoreUnavailable):
+        await open_at("http://192.0.2.1", "bucket", AT_ONCE).put("m/a", b"")
+    (request,) = sent
+    assert "expect" not in headers_of(request)
+
+
+@pytest.mark.parametrize("endpoint", ["http://192.0.2.1", "https://192.0.2.1"])
+async def test_a_delete_has_the_md5_that_many_stores_insist_on(
+    endpoint: str, sent: list[botocore.awsrequest.AWSPreparedRequest]
+) -> None:
+    with pytest.raises(StoreUnavailable):
+        await open_at(endpoint, "bucket", AT_ONCE).delete(["m/a", "m/b"])
+    (request,) = sent
+    assert isinstance(request.body, bytes)
+    assert headers_of(request)["content-md5"] == md5_of(request.body)

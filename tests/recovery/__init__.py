@@ -1,0 +1,1 @@
+"""Tests of mirrorfs.recovery, against a real store."""

@@ -1,0 +1,92 @@
+"""The catalog of a bucket: complete, and standing damage."""
+
+from __future__ import annotations
+
+import trio
+
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.recovery.catalog import BucketContents, PublishedSnapshot, list_contents, read_catalog
+from tests.recovery.mirror import Mirror, Tampering, upload
+
+SECOND = "vm/100/2026-01-01T01:00:00Z"
+THIRD = "vm/100/2026-01-01T02:00:00Z"
+PATHS = [
+    "host/web/2026-01-01T02:00:00Z",
+    "vm/100/2026-01-01T00:00:00Z",
+    SECOND,
+    THIRD,
+    "ns/a/ns/b/ct/200/2026-01-01T00:00:00Z",
+    "ns/a/ns/b/ct/200/2026-01-01T01:00:00Z",
+]
+
+
+def catalog_of(mirror: Mirror, tampering: Tampering | None = None) -> dict[str, PublishedSnapshot]:
+    async def read() -> list[PublishedSnapshot]:
+        return await read_catalog(mirror.store(tampering), BucketLayout(mirror.prefix))
+
+    return {published.snapshot.path: published for published in trio.run(read)}
+
+
+def contents_of(mirror: Mirror, tampering: Tampering | None = None) -> BucketContents:
+    async def list_all() -> BucketContents:
+        return await list_contents(mirror.store(tampering), BucketLayout(mirror.prefix))
+
+    return trio.run(list_all)
+
+
+def test_catalog_tells_what_the_manifests_say(shared_mirror: Mirror) -> None:
+    catalog = catalog_of(shared_mirror)
+    assert list(catalog) == PATHS
+    assert [path for path in PATHS if catalog[path].protected] == ["vm/100/2026-01-01T00:00:00Z"]
+    assert [path for path in PATHS if catalog[path].encrypted] == PATHS[4:]
+    assert (catalog[THIRD].notes, catalog[THIRD].verify_state) == ("last one", "ok")
+    assert (catalog[SECOND].notes, catalog[SECOND].verify_state) == (None, None)
+    for published in catalog.values():
+        assert published.problem is None
+        assert published.manifest is not None
+        assert published.size == sum(file.size for file in published.manifest.files)
+        assert published.size > 1_000_000
+
+
+def test_a_damaged_manifest_is_reported_and_the_rest_is_read(own_mirror: Mirror) -> None:
+    good = (
+        own_mirror.access.client()
+        .get_object(Bucket=own_mirror.bucket, Key=f"{own_mirror.prefix}/.cnt/{SECOND}/index.json.blob")["Body"]
+        .read()
+    )
+    changed = {
+        f".cnt/{SECOND}/index.json.blob": good[:-1],
+        f".cnt/{PATHS[0]}/index.json.blob": good,
+        ".cnt/vm/100/2026-01-09T00:00:00Z/drive.img.fidx": b"of a snapshot that is not published",
+    }
+    upload(own_mirror.access, own_mirror.bucket, own_mirror.prefix, changed)
+    catalog = catalog_of(own_mirror)
+    assert list(catalog) == PATHS
+    assert {path for path, published in catalog.items() if published.problem} == {SECOND, PATHS[0]}
+    assert "CRC-32" in (catalog[SECOND].problem or "")
+    assert "another snapshot" in (catalog[PATHS[0]].problem or "")
+    assert (catalog[SECOND].size, catalog[SECOND].encrypted) == (None, None)
+
+
+def test_a_snapshot_that_goes_meanwhile_is_left_out(shared_mirror: Mirror) -> None:
+    gone = f"{shared_mirror.prefix}/.cnt/vm/100/2026-01-08T00:00:00Z/index.json.blob"
+    assert list(catalog_of(shared_mirror, Tampering(extra_keys=(gone,)))) == PATHS
+
+
+def test_contents_keep_hostile_keys_apart(shared_mirror: Mirror) -> None:
+    hostile = (
+        f"{shared_mirror.prefix}/.cnt/../../etc/passwd",
+        f"{shared_mirror.prefix}/.cnt/vm/../../owner",
+        f"{shared_mirror.prefix}/.cnt//etc/cron.d/owner",
+        f"{shared_mirror.prefix}/.cnt/ns/../.namespace",
+        f"{shared_mirror.prefix}/.cnt/vm/100/owner\n",
+    )
+    contents = contents_of(shared_mirror, Tampering(extra_keys=hostile))
+    assert set(contents.foreign) == set(hostile)
+    assert [snapshot.path for snapshot in contents.published] == PATHS
+    assert {namespace.display for namespace in contents.namespaces} == {"", "a", "a/b", "empty"}
+    assert not contents.is_empty
+
+
+def test_an_empty_prefix_is_empty(shared_mirror: Mirror) -> None:
+    assert contents_of(Mirror(shared_mirror.access, shared_mirror.bucket, "nothing")).is_empty

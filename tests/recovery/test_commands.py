@@ -1,0 +1,166 @@
+"""The commands `restore` and `snapshots`: output, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from mirrorfs.cli import restore, snapshots
+from mirrorfs.objectstore.retry import AT_ONCE
+from tests.recovery.mirror import Mirror, entries_of, upload
+
+SECOND = "vm/100/2026-01-01T01:00:00Z"
+PRECISELY_ONE_LINE = re.compile(r"Error: [^\n]+\n")
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "_LISTING_PATIENCE", AT_ONCE)
+    monkeypatch.setattr(snapshots, "_PATIENCE", AT_ONCE)
+
+
+def run(command: click.Command, mirror: Mirror, *arguments: str) -> Result:
+    endpoint = ("--endpoint-url", mirror.access.endpoint_url)
+    result = CliRunner().invoke(command, [str(mirror.address), *arguments, *endpoint])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_restore(shared_mirror: Mirror, datastore: Path, base: Path, few_directories: None) -> None:
+    target = base / "target"
+    result = run(restore.command, shared_mirror, str(target), "--parallel", "3")
+    assert result.exit_code == 0
+    assert "Restoring 6 snapshots of 3 groups." in result.stderr
+    assert f"{SECOND} restored" in result.stderr
+    assert "[6/6]" in result.stderr
+    assert re.fullmatch(r"Restored 6 snapshots into .*\d+ chunks downloaded.* All of it is on disk\.\n", result.stdout)
+    assert entries_of(target) == entries_of(datastore)
+
+
+def test_restore_of_a_part_into_the_hands_of_somebody(shared_mirror: Mirror, base: Path, few_directories: None) -> None:
+    options = ("--namespace", "a/b", "--group", "host/web", "--snapshot", SECOND, "--latest", "1", "--owner", "1:2")
+    result = run(restore.command, shared_mirror, str(base), *options)
+    assert result.exit_code == 0
+    assert "Restored 3 snapshots" in result.stdout
+    assert {(entry.user, entry.group) for entry in entries_of(base).values()} == {(1, 2)}
+
+
+def test_an_incomplete_restore_says_so(own_mirror: Mirror, base: Path, few_directories: None) -> None:
+    upload(own_mirror.access, own_mirror.bucket, own_mirror.prefix, {f".cnt/{SECOND}/index.json.blob": b"?"})
+    result = run(restore.command, own_mirror, str(base))
+    assert result.exit_code == 1
+    assert "Restored 5 snapshots" in result.stdout
+    assert f"Not restored: {SECOND}: the manifest is damaged" in result.stderr
+    assert "1 snapshot left out" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--snapshot", "vm/100/../../x"),
+        ("--group", "vm"),
+        ("--namespace", "a/../b"),
+        ("--owner", "nobody-knows-them:root"),
+        ("--latest", "0"),
+        ("--endpoint-url", "ftp://x"),
+    ],
+)
+def test_wrong_usage_of_restore(shared_mirror: Mirror, base: Path, option: tuple[str, str]) -> None:
+    result = CliRunner().invoke(restore.command, [str(shared_mirror.address), str(base), *option])
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert list(base.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [restore.command, snapshots.command])
+def test_malformed_urls(command: click.Command, base: Path) -> None:
+    target = [str(base)] if command is restore.command else []
+    for url in ("http://x/y", "s3://bucket", "s3://bucket/../x", ""):
+        result = CliRunner().invoke(command, [url, *target])
+        assert result.exit_code == 2
+        assert "s3://BUCKET/NAME" in result.stderr or "cannot be" in result.stderr
+
+
+def test_failures_are_one_line(shared_mirror: Mirror, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = base / "target"
+    results = [
+        run(restore.command, shared_mirror, str(target), "--group", "vm/999"),
+        run(restore.command, Mirror(shared_mirror.access, "no-such-bucket-at-all", "x"), str(target)),
+        run(snapshots.command, Mirror(shared_mirror.access, "no-such-bucket-at-all", "x")),
+    ]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "quite-wrong")
+    results += [run(restore.command, shared_mirror, str(target)), run(snapshots.command, shared_mirror)]
+    for result in results:
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert PRECISELY_ONE_LINE.fullmatch(result.stderr), result.stderr
+        assert "quite-wrong" not in result.output
+    assert not target.exists()
+
+
+def test_an_interrupted_restore_says_how_to_go_on(
+    shared_mirror: Mirror, base: Path, few_directories: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_control_c(self: object, snapshot: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restore._ProgressLines, "snapshot_started", press_control_c)
+    result = run(restore.command, shared_mirror, str(base))
+    assert result.exit_code == 1
+    assert "Interrupted. Give the same command again to go on." in result.stderr
+
+
+def test_snapshots_as_lines(shared_mirror: Mirror) -> None:
+    result = run(snapshots.command, shared_mirror)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["Snapshot", "Size", "Protected", "Verified", "Encrypted", "Notes"]
+    assert len(lines) == 7
+    assert re.fullmatch(r"vm/100/2026-01-01T02:00:00Z +1\.\d MB +no +ok +no +last one", lines[4])
+    assert re.fullmatch(r"ns/a/ns/b/ct/200/2026-01-01T00:00:00Z +1\.\d MB +no +- +yes", lines[5])
+
+
+def test_snapshots_as_json(own_mirror: Mirror) -> None:
+    upload(own_mirror.access, own_mirror.bucket, own_mirror.prefix, {f".cnt/{SECOND}/index.json.blob": b"?"})
+    result = run(snapshots.command, own_mirror, "--json")
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    assert answer["url"] == str(own_mirror.address)
+    by_path = {entry["path"]: entry for entry in answer["snapshots"]}
+    assert len(by_path) == 6
+    sound = by_path["vm/100/2026-01-01T02:00:00Z"]
+    assert 1_000_000 < sound.pop("size") < 2_000_000
+    assert sound == {
+        "path": "vm/100/2026-01-01T02:00:00Z",
+        "namespace": "",
+        "type": "vm",
+        "id": "100",
+        "time": "2026-01-01T02:00:00Z",
+        "protected": False,
+        "verified": "ok",
+        "encrypted": False,
+        "notes": "last one",
+        "problem": None,
+    }
+    damaged = by_path[SECOND]
+    assert damaged["size"] is None
+    assert "damaged" in damaged["problem"]
+    assert by_path["ns/a/ns/b/ct/200/2026-01-01T00:00:00Z"]["namespace"] == "a/b"
+
+
+def test_no_snapshots(shared_mirror: Mirror) -> None:
+    nothing = Mirror(shared_mirror.access, shared_mirror.bucket, "nothing")
+    assert run(snapshots.command, nothing).stdout == f"No snapshots at {nothing.address}.\n"
+    assert json.loads(run(snapshots.command, nothing, "--json").stdout)["snapshots"] == []
+
+
+@pytest.mark.parametrize("command", [restore.command, snapshots.command])
+def test_help_documents_examples_and_exit_codes(command: click.Command) -> None:
+    result = CliRunner().invoke(command, ["--help"])
+    assert "Examples:" in result.output
+    assert "Exit codes: 0" in result.output

@@ -1,0 +1,1 @@
+"""Tests of the uploader: what it makes of a datastore in a store, whatever happens meanwhile."""
