@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import uuid
+from collections.abc import Iterator
+
 import pytest
+
+from tests.watchdog import MARK, killing_mounts_after
+
+# Beyond the time limit of any test: by then pytest's own limit has failed to end it.
+_HUNG_SECONDS = 200.0
+
+os.environ.setdefault(MARK, uuid.uuid4().hex)
 
 pytest_plugins = ["tests.stores.fixtures"]
 
@@ -19,3 +30,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if item.get_closest_marker("ceph") is None]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def never_hang() -> Iterator[None]:
+    """Kill the mounts of a test that hangs in one of them."""
+    with killing_mounts_after(_HUNG_SECONDS):
+        yield

@@ -20,13 +20,13 @@ from mirrorfs.supervision.mount import MountSettings
 
 
 @click.command("mount")
-@click.argument("datastore", type=click.Path())
+@click.argument("datastore", type=click.Path(readable=False))
 @click.option("--to", "address", type=StoreURL(), required=True, metavar="s3://BUCKET/NAME", help="Where to mirror to.")
 @store_options
-@click.option("--mountpoint", type=click.Path(), help="Mount here instead of over the datastore itself.")
+@click.option("--mountpoint", type=click.Path(readable=False), help="Mount here instead of over the datastore itself.")
 @click.option(
     "--state-dir",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Journal and state of this mirror. Default: a directory of the datastore's name in /var/lib/mirrorfs.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error (for systemd).")

@@ -12,6 +12,9 @@ from mirrorfs.objectstore.url import MalformedURL, StoreAddress, StoreOptions, p
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# Not looked at here: of a mount whose process was killed click would say that the path is not readable.
+PATH = click.Path(readable=False)
+
 
 class StoreURL(click.ParamType[StoreAddress]):
     """A parameter of the form s3://BUCKET/NAME."""

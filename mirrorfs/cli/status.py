@@ -20,7 +20,7 @@ _WATCH_SECONDS = 2.0
 
 
 @click.command("status")
-@click.argument("datastore", type=click.Path(), required=False)
+@click.argument("datastore", type=click.Path(readable=False), required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (documented in docs/operator.md).")
 @click.option("--watch", is_flag=True, help=f"Show it again every {_WATCH_SECONDS:g} seconds, until Ctrl-C.")
 def command(datastore: str | None, as_json: bool, watch: bool) -> None:

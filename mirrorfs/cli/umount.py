@@ -19,7 +19,7 @@ _END_SECONDS = 30.0
 
 
 @click.command("umount")
-@click.argument("datastore", type=click.Path())
+@click.argument("datastore", type=click.Path(readable=False))
 @click.option("--drain", is_flag=True, help="First wait until everything that exists now is published.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --drain: wait so long at most.")
 def command(datastore: str, drain: bool, timeout: float | None) -> None:

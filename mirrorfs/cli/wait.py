@@ -20,7 +20,7 @@ _NAMED_PROBLEMS = 10
 
 
 @click.command("wait")
-@click.argument("datastore", type=click.Path())
+@click.argument("datastore", type=click.Path(readable=False))
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
 def command(datastore: str, timeout: float | None) -> None:
     """Return when everything that exists now in DATASTORE is published, confirmed by the store.

@@ -114,6 +114,7 @@ class _Session:
         self._operations = operations
         self._mountpoint = os.path.abspath(mountpoint)
         self._unmounted = False
+        self._entry: MountEntry | None = None
         self.ended = trio.Event()
 
     def mount(self, options: set[str]) -> None:
@@ -141,7 +142,7 @@ class _Session:
             self.ended.set()
 
     async def announce(self, task_status: trio.TaskStatus[None]) -> None:
-        entry = mount_at(self._mountpoint)
+        self._entry = entry = mount_at(self._mountpoint)
         # Answered only when the kernel and we have agreed on everything.
         await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
         if entry is not None:
@@ -181,6 +182,9 @@ class _Session:
     def close(self) -> None:
         # What was unmounted must not be unmounted once more: something else may be mounted there by now.
         pyfuse3.close(unmount=not self._unmounted)
+        if self._entry is not None and mount_at(self._mountpoint) == self._entry:
+            # libfuse leaves the mount of a connection that was aborted.
+            detach(self._mountpoint)
         self._operations.close()
 
 

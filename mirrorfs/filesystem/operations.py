@@ -5,8 +5,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -24,7 +23,7 @@ from mirrorfs.filesystem.system_calls import (
     renameat2,
     set_times,
 )
-from mirrorfs.filesystem.tree import Departure, Tree, descriptor_path
+from mirrorfs.filesystem.tree import Departure, Reference, Tree, descriptor_path
 
 log = logging.getLogger(__name__)
 
@@ -230,17 +229,23 @@ class PassThrough(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         record = self._tree.inodes[inode]
-        with self._path(record) as path:
-            self._set_owner_and_mode(path, attr, fields)
+        changes_times = fields.update_atime or fields.update_mtime
+        # No field at all is what chown(path, -1, -1) looks like: it sets ctime, and takes set-user-id away.
+        changes_owner = (
+            fields.update_uid or fields.update_gid or not (fields.update_mode or fields.update_size or changes_times)
+        )
+        if changes_owner or fields.update_mode:
+            with self._reference(record) as descriptor:
+                path = descriptor_path(descriptor)
+                if changes_owner:
+                    _set_owner(path, attr, fields)
+                if fields.update_mode:
+                    os.chmod(path, stat.S_IMODE(attr.st_mode))
         if fields.update_size:
             await self._files.truncate(record, fh, attr.st_size, ctx.uid, ctx.gid)
-        if fields.update_atime or fields.update_mtime:
-            with self._path(record) as path:
-                set_times(
-                    path,
-                    attr.st_atime_ns if fields.update_atime else None,
-                    attr.st_mtime_ns if fields.update_mtime else None,
-                )
+        if changes_times:
+            with self._reference(record) as descriptor:
+                _set_times(descriptor_path(descriptor), attr, fields)
         if fields.update_size and self._observer is not None and self._files.writers(record) == 0:
             for name in self._tree.inodes.paths(record):
                 await self._observer.truncated(name)
@@ -248,23 +253,23 @@ class PassThrough(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        with self._path(self._tree.inodes[inode]) as path:
-            return os.getxattr(path, name)
+        with self._reference(self._tree.inodes[inode]) as descriptor:
+            return os.getxattr(descriptor_path(descriptor), name)
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        with self._path(self._tree.inodes[inode]) as path:
-            os.setxattr(path, name, value)
+        with self._reference(self._tree.inodes[inode]) as descriptor:
+            os.setxattr(descriptor_path(descriptor), name, value)
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        with self._path(self._tree.inodes[inode]) as path:
-            return [os.fsencode(name) for name in os.listxattr(path)]
+        with self._reference(self._tree.inodes[inode]) as descriptor:
+            return [os.fsencode(name) for name in os.listxattr(descriptor_path(descriptor))]
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        with self._path(self._tree.inodes[inode]) as path:
-            os.removexattr(path, name)
+        with self._reference(self._tree.inodes[inode]) as descriptor:
+            os.removexattr(descriptor_path(descriptor), name)
 
     @_answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -453,25 +458,12 @@ class PassThrough(pyfuse3.Operations):
         number = status.st_ino if inode is self._tree.inodes.root else inode.number
         return attributes(number, status)
 
-    @contextmanager
-    def _path(self, inode: Inode) -> Iterator[bytes]:
-        """A path to the inode, whatever it is and if it still has a name, for calls that take no descriptor."""
+    def _reference(self, inode: Inode) -> Reference:
+        """A descriptor of the inode, whatever it is and if it still has a name, for calls that take a path to it."""
         handle = self._files.of_inode(inode)
         if handle is not None:
-            yield descriptor_path(handle.descriptor)
-            return
-        with self._tree.reference(inode) as descriptor:
-            yield descriptor_path(descriptor)
-
-    def _set_owner_and_mode(self, path: bytes, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
-        nothing_else = not (fields.update_mode or fields.update_size or fields.update_atime or fields.update_mtime)
-        # No field at all is what chown(path, -1, -1) looks like: it sets ctime, and takes set-user-id away.
-        if fields.update_uid or fields.update_gid or nothing_else:
-            uid = attr.st_uid if fields.update_uid else -1
-            gid = attr.st_gid if fields.update_gid else -1
-            os.chown(path, uid, gid)
-        if fields.update_mode:
-            os.chmod(path, stat.S_IMODE(attr.st_mode))
+            return Reference(handle.descriptor, owned=False)
+        return self._tree.reference(inode)
 
     async def _opened(self, handle: FileHandle) -> None:
         if self._observer is not None and handle.writable:
@@ -505,6 +497,18 @@ class PassThrough(pyfuse3.Operations):
             os.close(descriptor)
         else:
             await trio.to_thread.run_sync(os.close, descriptor, limiter=self._limiter)
+
+
+def _set_owner(path: bytes, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+    os.chown(path, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
+
+
+def _set_times(path: bytes, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+    set_times(
+        path,
+        attr.st_atime_ns if fields.update_atime else None,
+        attr.st_mtime_ns if fields.update_mtime else None,
+    )
 
 
 def _has_access_control_lists(descriptor: int) -> bool:

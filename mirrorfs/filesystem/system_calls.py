@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import struct
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -12,6 +13,7 @@ RWF_NOWAIT = 0x00000008
 MNT_DETACH = 2
 
 _AT_FDCWD = -100
+_TIMES = struct.Struct("@4l")  # struct timespec[2]
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_FSETID = 4
 _CAP_SYS_RESOURCE = 24
@@ -19,10 +21,6 @@ _CAP_SYS_RESOURCE = 24
 _libc = ctypes.CDLL(None, use_errno=True)
 # Calls that never wait keep the GIL: giving it away costs more than they take.
 _libc_quick = ctypes.PyDLL(None, use_errno=True)
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -46,7 +44,7 @@ _syncfs.argtypes = (ctypes.c_int,)
 _umount2 = _libc.umount2
 _umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _utimensat = _libc_quick.utimensat
-_utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
+_utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
 _setfsuid = _libc_quick.setfsuid
 _setfsuid.argtypes = (ctypes.c_uint32,)
 _setfsgid = _libc_quick.setfsgid
@@ -80,14 +78,14 @@ def unmount(mountpoint: bytes, *, lazily: bool = False) -> None:
 
 def set_times(path: bytes, access_ns: int | None, modification_ns: int | None) -> None:
     """utimensat(2) on a path, links followed, in nanoseconds; a time that is None is left as it is."""
-    times = (_Timespec * 2)(_timespec(access_ns), _timespec(modification_ns))
+    times = _TIMES.pack(*_timespec(access_ns), *_timespec(modification_ns))
     _check(_utimensat(_AT_FDCWD, path, times, 0))
 
 
-def _timespec(nanoseconds: int | None) -> _Timespec:
+def _timespec(nanoseconds: int | None) -> tuple[int, int]:
     if nanoseconds is None:
-        return _Timespec(0, UTIME_OMIT)
-    return _Timespec(*divmod(nanoseconds, 1_000_000_000))
+        return 0, UTIME_OMIT
+    return divmod(nanoseconds, 1_000_000_000)
 
 
 @dataclass(frozen=True, slots=True)

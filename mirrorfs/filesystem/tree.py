@@ -3,9 +3,8 @@
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 from mirrorfs.filesystem.inodes import Inode, InodeTable
 
@@ -26,6 +25,25 @@ class Departure:
     inode: Inode | None
     descriptor: int | None
     status: os.stat_result
+
+
+class Reference:
+    """A descriptor for the length of a `with` statement, closed at its end if it was opened for it."""
+
+    __slots__ = ("_descriptor", "_owned")
+
+    def __init__(self, descriptor: int, *, owned: bool) -> None:
+        self._descriptor = descriptor
+        self._owned = owned
+
+    def __enter__(self) -> int:
+        return self._descriptor
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owned:
+            os.close(self._descriptor)
 
 
 class Tree:
@@ -82,18 +100,12 @@ class Tree:
                 return status
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    @contextmanager
-    def reference(self, inode: Inode) -> Iterator[int]:
-        """An O_PATH descriptor of any inode, for the length of the context."""
+    def reference(self, inode: Inode) -> "Reference":
+        """A descriptor of any inode, for a `with` statement; O_PATH, so for descriptor_path and fstat only."""
         descriptor = self._held(inode)
         if descriptor is not None:
-            yield descriptor
-            return
-        descriptor = self.open_reference(inode)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            return Reference(descriptor, owned=False)
+        return Reference(self.open_reference(inode), owned=True)
 
     def open_reference(self, inode: Inode) -> int:
         """A new O_PATH descriptor of any inode, for the caller to close. Raises OSError, as `directory`."""

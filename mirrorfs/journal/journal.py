@@ -28,7 +28,8 @@ _META = b"meta"
 _SEQUENCE_KEY = b"sequence"
 _GENERATION_KEY = b"generation"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_TRIM_BATCH = 2000
+# An append may have to wait for one batch.
+_TRIM_BATCH = 200
 # LMDB keys end at 511 bytes; a longer name is represented by its hash.
 _LONGEST_PLAIN_KEY = 500
 
@@ -51,7 +52,10 @@ class Position:
 
 
 class JournalWriter:
-    """The journal as the filesystem process holds it. Not for use by several threads, `sync` apart."""
+    """The journal as the filesystem process holds it.
+
+    One thread may append; `sync` and `trim` may be called from others at the same time.
+    """
 
     def __init__(self, directory: str) -> None:
         """Open the journal, or begin a new generation if the old one cannot be trusted.

@@ -44,13 +44,18 @@ class Drain:
             await self._worklist.room()
             # Replaced before reading: what comes while we read sets the new one.
             self._news = trio.Event()
+            newest = await trio.to_thread.run_sync(self._journal.last_sequence)
             records = await trio.to_thread.run_sync(self._journal.read, self._read, _JOURNAL_BATCH)
             for record in records:
                 item = item_of(record.path)
                 if item is not None:
                     self._worklist.add(item, record.sequence)
                 self._read = record.sequence
-            if records:
+            if not records and self._read < newest:
+                # What was between has been trimmed, on behalf of a state that is lost.
+                self._read = newest
+                self._worklist.notify()
+            elif records:
                 self._worklist.notify()
             else:
                 await self._news.wait()
@@ -72,6 +77,7 @@ class Drain:
     async def reconcile(self) -> None:
         """List everything that may differ; `settled` waits for this to have been done once."""
         await self._mirror.reconciler.reconcile()
+        self._mirror.look_again_at_problems()
         self._reconciled = True
         self._worklist.notify()
 

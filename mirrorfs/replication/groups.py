@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import trio
 
+from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import GroupId, NamespaceId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import SnapshotPhase, State, StateTransaction
 from mirrorfs.replication.exclusion import Exclusion
+from mirrorfs.replication.problems import CannotMirror
 from mirrorfs.replication.replica import Replica
 
 _FILES = ("owner", "notes")
@@ -25,7 +27,11 @@ class GroupMirror:
         self._exclusion = Exclusion[GroupId]()
 
     async def settle(self, group: GroupId) -> None:
-        """Have owner and notes in the bucket equal those in the datastore."""
+        """Have owner and notes in the bucket equal those in the datastore.
+
+        Raises:
+            CannotMirror: one of them is no file, too large or unreadable; what the bucket has of it stays.
+        """
         async with self._exclusion.hold(group):
             for name in _FILES:
                 await self._settle_file(group, f"{group.path}/{name}")
@@ -33,17 +39,19 @@ class GroupMirror:
     async def _settle_file(self, group: GroupId, path: str) -> None:
         data = None
         if self._state.view(lambda transaction: _has_snapshots(transaction, group)):
-            data = await trio.to_thread.run_sync(self._read, path)
+            data = await trio.to_thread.run_sync(self._read, group, path)
         if data is None:
             await self._replica.delete([path])
         else:
             await self._replica.put(path, data)
 
-    def _read(self, path: str) -> bytes | None:
+    def _read(self, group: GroupId, path: str) -> bytes | None:
         try:
             return self._tree.read(path, maximum_size=_LONGEST_FILE)
         except FileNotFoundError:
             return None
+        except (DatastoreError, OSError) as error:
+            raise CannotMirror(group.path, f"{path} cannot be used: {error}") from error
 
 
 class NamespaceMirror:

@@ -6,8 +6,20 @@ import logging
 
 import trio
 
+from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId, chunk_path
+from mirrorfs.datastore.names import (
+    CLIENT_LOG_NAME,
+    PROTECTED_NAME,
+    GroupDirectoryName,
+    GroupId,
+    NamespaceDirectoryName,
+    NamespaceId,
+    SnapshotDirectoryName,
+    SnapshotId,
+    chunk_path,
+    classify,
+)
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import State
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
@@ -61,6 +73,7 @@ class Mirror:
             self._groups,
             self._namespaces,
             removal,
+            self.problems,
             parallel=parallel,
         )
 
@@ -71,15 +84,22 @@ class Mirror:
             await self._settle(item)
         except CannotMirror as failure:
             await self.problems.note(failure.name, failure.reason)
-            if failure.name == name:
-                return
-        except (StoreRejected, ConfirmationFailed) as error:
+            if failure.name != name:
+                await self._clear(item, but=failure.name)
+        except (StoreRejected, ConfirmationFailed, DatastoreError) as error:
             await self.problems.note(name, str(error))
-            return
         except OSError as error:
             await self.problems.note(name, f"it cannot be read: {error.strerror}")
-            return
-        await self.problems.clear(name)
+        else:
+            await self._clear(item)
+
+    async def _clear(self, item: Item, *, but: str = "") -> None:
+        names = [_name_of(item)]
+        if isinstance(item, SnapshotId):
+            names += [f"{item.path}/{extra}" for extra in (CLIENT_LOG_NAME, PROTECTED_NAME)]
+        for name in names:
+            if name != but:
+                await self.problems.clear(name)
 
     async def _settle(self, item: Item) -> None:
         match item:
@@ -91,6 +111,8 @@ class Mirror:
                 await self._groups.settle(item)
             case NamespaceId():
                 await self._namespaces.settle(item)
+            case SubtreeItem(path=""):
+                await self.reconciler.reconcile()
             case SubtreeItem(path=path):
                 await self.reconciler.reconcile_subtree(path)
             case ForeignItem(path=path):
@@ -100,7 +122,7 @@ class Mirror:
     def look_again_at_problems(self) -> None:
         """List everything that could not be mirrored as work, in case it was repaired beneath the mount."""
         for name in self.problems.names():
-            item = item_of(name.encode())
+            item = _item_of_problem(name)
             if item is not None:
                 self._worklist.add(item)
 
@@ -115,5 +137,20 @@ def _name_of(item: Item) -> str:
             return chunk_path(digest)
         case ForeignItem(path=path):
             return path.decode("utf-8", "surrogateescape")
+        case SubtreeItem(path=path):
+            # Not to be taken for the group or snapshot of the same path.
+            return f"{path}/"
         case _:
             return item.path
+
+
+def _item_of_problem(name: str) -> Item | None:
+    path = name.encode("utf-8", "surrogateescape")
+    match classify(path):
+        case SnapshotDirectoryName(snapshot=snapshot):
+            return snapshot
+        case GroupDirectoryName(group=group):
+            return group
+        case NamespaceDirectoryName(namespace=namespace):
+            return namespace
+    return item_of(path.rstrip(b"/"))

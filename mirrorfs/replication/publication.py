@@ -12,14 +12,14 @@ import trio
 from mirrorfs.datastore.blob import check_blob
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.manifest import Manifest, check_belongs, check_listed_file, parse_manifest
-from mirrorfs.datastore.names import CLIENT_LOG_NAME, PROTECTED_NAME, SnapshotId
+from mirrorfs.datastore.names import CLIENT_LOG_NAME, PROTECTED_NAME, GroupId, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State, StateTransaction
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.chunks import ChunkMirror
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
-from mirrorfs.replication.problems import CannotMirror
+from mirrorfs.replication.problems import CannotMirror, Problems
 from mirrorfs.replication.removal import SnapshotRemoval
 from mirrorfs.replication.replica import Replica
 
@@ -64,6 +64,7 @@ class SnapshotPublication:
         groups: GroupMirror,
         namespaces: NamespaceMirror,
         removal: SnapshotRemoval,
+        problems: Problems,
         *,
         parallel: int,
     ) -> None:
@@ -76,6 +77,7 @@ class SnapshotPublication:
         self._groups = groups
         self._namespaces = namespaces
         self._removal = removal
+        self._problems = problems
         self._parallel = parallel
         self._blocked: defaultdict[bytes, set[SnapshotId]] = defaultdict(set)
         self.remaining: dict[SnapshotId, int] = {}
@@ -111,22 +113,27 @@ class SnapshotPublication:
     async def _publish(self, snapshot: SnapshotId, local: LocalManifest) -> None:
         path = snapshot.path
         known = self._state.view(lambda transaction: transaction.snapshot(path))
-        if known is not None and not self._same_content(snapshot, known, local):
-            await self._removal.remove(snapshot)
-            known = None
-        if known is None:
+        if known is None or known.phase not in _IN_BUCKET or known.files != local.files:
             await self._commit_closure(snapshot, local)
+            known = None
+        elif not self._are_confirmed(snapshot, known):
+            await self._confirm_files(snapshot, local)
         await self._namespaces.settle_with_parents(snapshot.group.namespace)
-        await self._groups.settle(snapshot.group)
+        await self._settle_group(snapshot.group)
         await self._replica.put(snapshot.manifest_path, local.data)
         if known is None or known.phase is not SnapshotPhase.PUBLISHED:
             published = SnapshotState(SnapshotPhase.PUBLISHED, local.files, time.time())
             await self._commits.apply(lambda transaction: transaction.set_snapshot(path, published))
             log.info("%s published", path)
 
-    def _same_content(self, snapshot: SnapshotId, known: SnapshotState, local: LocalManifest) -> bool:
-        if known.phase not in _IN_BUCKET or known.files != local.files:
-            return False
+    async def _settle_group(self, group: GroupId) -> None:
+        try:
+            await self._groups.settle(group)
+        except CannotMirror as failure:
+            # The snapshot is complete without it.
+            await self._problems.note(failure.name, failure.reason)
+
+    def _are_confirmed(self, snapshot: SnapshotId, known: SnapshotState) -> bool:
         return self._state.view(
             lambda transaction: all(
                 (content := transaction.content(f"{snapshot.path}/{name}")) is not None and content.confirmed
@@ -134,10 +141,19 @@ class SnapshotPublication:
             )
         )
 
+    async def _confirm_files(self, snapshot: SnapshotId, local: LocalManifest) -> None:
+        """Compare the files of an adopted snapshot with their objects; its manifest stays where it is."""
+        closure = await trio.to_thread.run_sync(self._read_closure, snapshot, local.manifest)
+        for name, data in closure.files.items():
+            await self._replica.put(f"{snapshot.path}/{name}", data)
+
     async def _commit_closure(self, snapshot: SnapshotId, local: LocalManifest) -> None:
         closure = await trio.to_thread.run_sync(self._read_closure, snapshot, local.manifest)
         async with self._chunks.pinned(closure.digests) as missing:
             await self._ensure_chunks(snapshot, missing)
+            # Not before everything that takes its place is known to be good.
+            if self._state.view(lambda transaction: _may_be_published(transaction, snapshot)):
+                await self._removal.remove(snapshot)
             for name, data in closure.files.items():
                 await self._replica.put(f"{snapshot.path}/{name}", data)
             committed = SnapshotState(SnapshotPhase.COMMITTED, local.files, time.time())
@@ -234,6 +250,10 @@ class SnapshotPublication:
             else:
                 extras[name] = data
         return extras, damaged
+
+
+def _may_be_published(transaction: StateTransaction, snapshot: SnapshotId) -> bool:
+    return transaction.snapshot(snapshot.path) is not None or transaction.content(snapshot.manifest_path) is not None
 
 
 def _leaves_nothing(transaction: StateTransaction, path: str) -> bool:

@@ -20,6 +20,7 @@ from mirrorfs.journal.journal import JournalWriter
 from mirrorfs.journal.state import Identity, State, check_identity
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.supervision.registry import RunningMount, register, unregister
+from mirrorfs.supervision.trimming import Trimming
 from mirrorfs.supervision.uploader_process import UploaderProcess
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,9 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
 async def _run(
     settings: MountSettings, root_descriptor: int, journal: JournalWriter, ready: Callable[[str], None]
 ) -> None:
+    trimming = Trimming(journal)
     uploader = UploaderProcess(
-        _with_descriptor(settings.uploader, root_descriptor), done=journal.trim, died=journal.clear_dead_readers
+        _with_descriptor(settings.uploader, root_descriptor), done=trimming.done_up_to, died=journal.clear_dead_readers
     )
     interception = Interception(journal, Durability(root_descriptor, journal), uploader.wake)
     registration = RunningMount(
@@ -109,6 +111,7 @@ async def _run(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(uploader.keep_running)
+        nursery.start_soon(trimming.run)
         note = await _first_answer(uploader, settings)
         await nursery.start(serve_until_unmounted)
         register(registration)

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
+from mirrorfs.filesystem.mount import is_mounted
 from mirrorfs.journal.directory import RUNTIME_BASE, StateDirectory, default_state_directory, escaped_name
 
 
@@ -37,19 +38,28 @@ def unregister(mount: RunningMount) -> None:
 def find(path: str) -> RunningMount | None:
     """Return what is noted of the mount at `path`, or of the datastore `path`; None if nothing is."""
     entry = _read(_entry_path(path))
-    if entry is not None:
-        return entry
-    return next((entry for entry in running_mounts() if entry.datastore == path), None)
+    return mount_of(path) if entry is None else entry
+
+
+def mount_of(datastore: str) -> RunningMount | None:
+    """Return the mount of a datastore, wherever it is mounted; None if it is not."""
+    return next((entry for entry in running_mounts() if entry.datastore == datastore), None)
+
+
+def mountpoint_of(path: str) -> str:
+    """Return where the datastore `path` is mounted; `path` itself if that is a mount point, or if nothing is."""
+    entry = None if is_mounted(path) else mount_of(path)
+    return path if entry is None else entry.mountpoint
 
 
 def running_mounts() -> list[RunningMount]:
-    """Return all mounts that are noted, among them those whose process was killed."""
+    """Return all mounts that are up, among them those whose process was killed but which still stand."""
     try:
         names = sorted(os.listdir(RUNTIME_BASE))
     except FileNotFoundError:
         return []
     entries = (_read(os.path.join(RUNTIME_BASE, name)) for name in names if name.endswith(".json"))
-    return [entry for entry in entries if entry is not None]
+    return [entry for entry in entries if entry is not None and is_mounted(entry.mountpoint)]
 
 
 def state_directory_of(path: str) -> StateDirectory:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from mirrorfs.filesystem.mount import detach, is_mounted
 
 _START_SECONDS = 20
 _END_SECONDS = 10
+_TEST_SECONDS = 100
+
+_running: set["PassThroughProcess"] = set()
 
 
 class PassThroughProcess:
@@ -36,6 +40,7 @@ class PassThroughProcess:
             stdout=subprocess.PIPE,
             preexec_fn=prepare,
         )
+        _running.add(self)
         assert self._process.stdout is not None
         self._output = self._process.stdout
 
@@ -54,11 +59,15 @@ class PassThroughProcess:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def wait(self) -> int:
         return self._process.wait(timeout=_END_SECONDS)
 
     def stop(self) -> None:
         """Ends it whatever state it is in, and never waits for long."""
+        _running.discard(self)
         if is_mounted(str(self.mountpoint)):
             detach(str(self.mountpoint))
         if self._process.poll() is None:
@@ -131,6 +140,29 @@ def mounter() -> Iterator[Mounter]:
             process.stop()
         for base in bases:
             shutil.rmtree(base)
+
+
+@pytest.fixture(autouse=True)
+def _no_test_hangs() -> Iterator[None]:
+    """Kills the daemons of a test that takes too long: signals do not reach those who wait for a mount."""
+
+    def kill() -> None:
+        for process in list(_running):
+            process.kill()
+
+    watchdog = threading.Timer(_TEST_SECONDS, kill)
+    watchdog.daemon = True
+    watchdog.start()
+    yield
+    watchdog.cancel()
+
+
+@pytest.fixture
+def memory_base() -> Iterator[Path]:
+    """A directory in memory, for tests of very many files: how fast the disk is does not matter to them."""
+    base = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="pass-through-test-"))
+    yield base
+    shutil.rmtree(base)
 
 
 @pytest.fixture(scope="session")

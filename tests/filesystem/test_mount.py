@@ -50,8 +50,7 @@ def test_over_the_backing_directory_itself(tmp_path: Path) -> None:
         (tmp_path / "d").mkdir()
         (tmp_path / "d/g").write_bytes(b"through")
         assert sorted(os.listdir(tmp_path)) == ["d", "f"]
-        # ".." of this one is what is mounted over, and the kernel has just been made to ask for its attributes.
-        (tmp_path / "f").rename(tmp_path / "g")
+        # ".." of this one is what is mounted over, and having been listed, its times must be asked for.
         assert os.listdir(tmp_path / "d") == ["g"]
     finally:
         process.stop()
@@ -107,7 +106,7 @@ def test_does_not_wait_forever_for_those_who_use_it(mounter: Mounter) -> None:
     try:
         mount.signal(signal.SIGTERM)
         assert mount.wait() == 0
-        with pytest.raises(OSError, match="not connected|abort"):
+        with pytest.raises(OSError, match=r"not connected|abort"):
             os.pwrite(descriptor, b"text", 0)
     finally:
         with contextlib.suppress(OSError):

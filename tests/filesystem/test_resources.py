@@ -21,9 +21,9 @@ def _wait_until_known(mount: PassThroughProcess, most: int) -> None:
         Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
-def test_chunk_folders(mounter: Mounter) -> None:
+def test_chunk_folders(memory_base: Path, mounter: Mounter) -> None:
     """All 65,536 chunk folders known at once, under a limit of 1024 descriptors, and forgotten again."""
-    mount = mounter(prepare=_limit_descriptors)
+    mount = mounter(base=memory_base, prepare=_limit_descriptors)
     chunks = mount.backing / ".chunks"
     chunks.mkdir()
     parent = os.open(chunks, os.O_RDONLY)
@@ -51,11 +51,11 @@ def test_chunk_folders(mounter: Mounter) -> None:
     assert mount.statistics()["descriptors"] < 10
 
 
-def test_unlinked_files_are_let_go(mounter: Mounter) -> None:
-    mount = mounter(prepare=_limit_descriptors)
-    for number in range(3000):
+def test_unlinked_files_are_let_go(memory_base: Path, mounter: Mounter) -> None:
+    mount = mounter(base=memory_base, prepare=_limit_descriptors)
+    for number in range(1500):
         (mount.mountpoint / f"f{number}").write_bytes(b"data")
-    for number in range(3000):
+    for number in range(1500):
         if number % 3 == 0:
             os.rename(mount.mountpoint / f"f{number}", mount.mountpoint / "replaced")
         else:
@@ -68,9 +68,9 @@ def test_unlinked_files_are_let_go(mounter: Mounter) -> None:
     assert not [path for path in open_files if path.startswith(str(mount.backing)) and "deleted" in path]
 
 
-def test_more_unlinked_files_than_descriptors(mounter: Mounter) -> None:
+def test_more_unlinked_files_than_descriptors(memory_base: Path, mounter: Mounter) -> None:
     """Out of descriptors, what is unlinked and open goes on working, and new files are not mixed up with it."""
-    mount = mounter(prepare=_limit_descriptors)
+    mount = mounter(base=memory_base, prepare=_limit_descriptors)
     files = []
     try:
         for number in range(450):

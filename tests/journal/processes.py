@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 _READER = """
 import json, sys
@@ -34,17 +34,22 @@ class ReaderProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _READER, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.generation: str = self._answer()
+        self.generation = cast(str, self._answer())
 
-    def ask(self, command: str, *arguments: object) -> Any:
+    def ask(self, command: str, *arguments: object) -> int:
+        """pending or last_sequence"""
+        return cast(int, self._ask(command, *arguments))
+
+    def _ask(self, command: str, *arguments: object) -> object:
         assert self._process.stdin is not None
         print(json.dumps([command, *arguments]), file=self._process.stdin, flush=True)
         return self._answer()
 
     def read(self, after: int = 0, maximum: int = 1_000_000) -> list[tuple[int, bytes]]:
-        return [(sequence, bytes.fromhex(path)) for sequence, path in self.ask("read", after, maximum)]
+        records = cast("list[tuple[int, str]]", self._ask("read", after, maximum))
+        return [(sequence, bytes.fromhex(path)) for sequence, path in records]
 
-    def _answer(self) -> Any:
+    def _answer(self) -> object:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 

@@ -63,7 +63,9 @@ def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path: Path) -> Non
     ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(StateDirectoryBusy, match=rf"{tmp_path} is in use by another mirrorfs \(process {holder.pid}\)"):
+        with pytest.raises(
+            StateDirectoryBusy, match=rf"{tmp_path} is in use by another mirrorfs \(process {holder.pid}\)"
+        ):
             lock.acquire()
         DirectoryLock(StateDirectory(str(tmp_path)), "uploader").acquire()
         holder.kill()

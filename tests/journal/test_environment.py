@@ -11,11 +11,11 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from mirrorfs.journal.environment import Environment, Transaction
+from mirrorfs.journal.environment import Environment, Transaction, _MapUse
 from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
 
 _SMALL_MAP = 128 * 1024
-_WRITES = 400
+_WRITES = 60
 _THREADS = 4
 
 
@@ -34,7 +34,7 @@ def test_it_grows_while_threads_read_and_sync(tmp_path: Path) -> None:
 
     def repeat(work: Callable[[], None]) -> None:
         try:
-            while not finished.is_set():
+            while not finished.wait(0.001):
                 work()
         except BaseException as error:
             failures.append(error)
@@ -51,14 +51,14 @@ def test_it_grows_while_threads_read_and_sync(tmp_path: Path) -> None:
 
         environment.view(sums)
 
-    threads = [threading.Thread(target=repeat, args=(work,)) for work in (read, read, scan, environment.sync)]
+    threads = [threading.Thread(target=repeat, args=(work,)) for work in (read, scan, environment.sync)]
     for thread in threads:
         thread.start()
     for number in range(_WRITES):
         key = number.to_bytes(8, "big")
 
         def put(transaction: Transaction, key: bytes = key) -> None:
-            transaction.put(key, key + bytes(20_000), db=numbers)
+            transaction.put(key, key + bytes(100_000), db=numbers)
 
         environment.update(put)
         written = number + 1
@@ -69,6 +69,32 @@ def test_it_grows_while_threads_read_and_sync(tmp_path: Path) -> None:
     assert failures == []
     assert environment.entries(b"numbers") == _WRITES
     environment.close()
+
+
+def test_whoever_wants_to_grow_goes_before_new_users() -> None:
+    use = _MapUse()
+    order: list[str] = []
+
+    def grow() -> None:
+        with use.alone():
+            order.append("grown")
+
+    def come_later() -> None:
+        with use.shared():
+            order.append("used")
+
+    grower, newcomer = threading.Thread(target=grow), threading.Thread(target=come_later)
+    with use.shared():
+        grower.start()
+        while use._waiting == 0:
+            grower.join(0.001)
+        newcomer.start()
+        newcomer.join(0.2)
+        with use.shared():
+            order.append("used again")
+    grower.join(10)
+    newcomer.join(10)
+    assert order == ["used again", "grown", "used"]
 
 
 def test_writers_that_find_the_map_full_at_once_all_get_through(tmp_path: Path) -> None:

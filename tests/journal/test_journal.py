@@ -23,7 +23,18 @@ from mirrorfs.journal.journal import JournalReader, JournalWriter, Position, Rec
 from tests.journal.processes import reader_of, run_and_kill
 
 LONG = b"vm/100/" + b"x" * 600
-NAMES = (b"", b"vm/100", b"vm/1", LONG, LONG + b"y", b"z" * 4096, b"z" * 4095 + b"\xff", bytes(range(1, 47)), b"n" * 500)
+NAMES = (
+    b"",
+    b"vm/100",
+    b"vm/1",
+    LONG,
+    LONG + b"y",
+    b"z" * 4096,
+    b"z" * 4095 + b"\xff",
+    bytes(range(1, 47)),
+    b"n" * 500,
+)
+DAMAGES = ("garbage", "one page", "two pages", "third", "two thirds", "zeros at the end", "format")
 
 
 def all_records(directory: Path) -> list[Record]:
@@ -266,7 +277,7 @@ def filled_journal(directory: Path, records: int = 500) -> str:
     return journal.generation
 
 
-@pytest.mark.parametrize("damage", ["garbage", "one page", "two pages", "third", "two thirds", "zeros at the end", "format"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_journal_is_set_aside(tmp_path: Path, damage: str) -> None:
     generation = filled_journal(tmp_path)
     data = tmp_path / "data.mdb"

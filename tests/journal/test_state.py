@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -25,11 +26,13 @@ from mirrorfs.journal.state import (
     SnapshotPhase,
     SnapshotState,
     State,
+    StateTransaction,
     check_identity,
 )
 
 DIGESTS = [sha256(bytes([number])).digest() for number in range(6)]
 LONG_GROUP = "/".join(f"ns/{character * 100}" for character in "abcd") + "/vm/" + "g" * 120
+DIRECTORIES = ["", "vm", "vm/1", "vm/10", "ns/a", "ns", "host", "v", LONG_GROUP, LONG_GROUP + "1"]
 PATHS = [
     "vm/1",
     "vm/1/2026-01-01T00:00:00Z",
@@ -141,15 +144,19 @@ def test_a_reference_that_was_never_counted_cannot_be_given_back(state: State) -
     assert state.view(lambda transaction: transaction.snapshot("vm/1")) == committed
 
 
+def note_all_paths(transaction: StateTransaction) -> None:
+    for path in PATHS:
+        transaction.set_snapshot(path, snapshot_state(SnapshotPhase.PUBLISHED))
+        transaction.confirm_content(path, 5, 6)
+
+
 def below(paths: list[str], directory: str) -> set[str]:
     return {path for path in paths if not directory or path == directory or path.startswith(directory + "/")}
 
 
-@pytest.mark.parametrize("directory", ["", "vm", "vm/1", "vm/10", "ns/a", "ns", "host", "v", LONG_GROUP, LONG_GROUP + "1"])
+@pytest.mark.parametrize("directory", DIRECTORIES)
 def test_what_lies_in_a_directory_is_found_exactly(state: State, directory: str) -> None:
-    published = snapshot_state(SnapshotPhase.PUBLISHED)
-    state.update(lambda transaction: [transaction.set_snapshot(path, published) for path in PATHS])
-    state.update(lambda transaction: transaction.intend_contents(PATHS))
+    state.update(note_all_paths)
     contents = state.view(lambda transaction: [content.path for content in transaction.contents(directory)])
     snapshots = state.view(lambda transaction: [path for path, _ in transaction.snapshots(directory)])
     assert len(contents) == len(snapshots) == len(set(contents))
@@ -158,9 +165,7 @@ def test_what_lies_in_a_directory_is_found_exactly(state: State, directory: str)
 
 @pytest.mark.parametrize("path", PATHS)
 def test_what_is_forgotten_is_gone_and_nothing_else(state: State, path: str) -> None:
-    published = snapshot_state(SnapshotPhase.PUBLISHED)
-    state.update(lambda transaction: [transaction.set_snapshot(other, published) for other in PATHS])
-    state.update(lambda transaction: [transaction.confirm_content(other, 5, 6) for other in PATHS])
+    state.update(note_all_paths)
     state.update(lambda transaction: transaction.forget_snapshot(path))
     state.update(lambda transaction: transaction.forget_contents([path]))
     assert state.view(lambda transaction: transaction.snapshot(path)) is None
@@ -189,8 +194,8 @@ def test_chunks_of_a_directory(state: State) -> None:
 
 def test_problems_and_foreign_names(state: State) -> None:
     names = ["vm/1", "a" * 2000, b"\xff\xfe/x".decode("utf-8", "surrogateescape")]
-    for name in names:
-        state.update(lambda transaction, name=name: transaction.set_problem(Problem(name, "why", 1.0)))
+    for problem in [Problem(name, "why", 1.0) for name in names]:
+        state.update(functools.partial(StateTransaction.set_problem, problem=problem))
     assert {problem.name for problem in state.view(lambda transaction: list(transaction.problems()))} == set(names)
     assert state.update(lambda transaction: transaction.clear_problem(names[2])) is True
     assert state.update(lambda transaction: transaction.clear_problem(names[2])) is False

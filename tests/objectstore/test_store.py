@@ -163,9 +163,7 @@ async def test_no_more_requests_are_under_way_than_allowed(
     async with trio.open_nursery() as nursery:
         for number in range(9):
             nursery.start_soon(objects.put, f"{prefix}/{number}", b"content")
-        with trio.fail_after(10):
-            while fault_proxy.waiting("PUT") < 3:
-                await trio.sleep(0.01)
+        assert await trio.to_thread.run_sync(fault_proxy.wait_until_waiting, 3, "PUT")
         # Time for a fourth one to show up.
         await trio.sleep(0.2)
         assert fault_proxy.waiting("PUT") == 3

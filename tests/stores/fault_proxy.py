@@ -196,6 +196,11 @@ class FaultProxy:
         with self._lock:
             return sum(method in ("*", at[0]) and fnmatch.fnmatchcase(at[1], key_pattern) for at in self._under_way)
 
+    def wait_until_waiting(self, count: int, method: str = "*", key_pattern: str = "*", timeout: float = 30.0) -> bool:
+        """Blocks until so many requests are `waiting`; whether that was so before the time-out, in seconds."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self.waiting(method, key_pattern) >= count, timeout)
+
     def is_refusing(self) -> bool:
         """Whether `refuse_connections` is in force."""
         return self._refusing

@@ -1,0 +1,92 @@
+"""`python -m tests.end_to_end.reconcile_at_scale DATASTORE STATE_DIRECTORY`: a whole reconcile and its memory.
+
+Everything is the product's own but the store's side of the network, which takes whatever it is sent and forgets it: the
+memory of this process is what is measured, and a hundred thousand real PUTs would only take longer. Prints one line of
+JSON: memory in KiB before and at the most, published snapshots, confirmed chunks, PUTs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import cast
+
+import trio
+
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.journal import JournalReader, JournalWriter
+from mirrorfs.journal.state import SnapshotPhase, State
+from mirrorfs.objectstore.capabilities import StoreCapabilities
+from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.drain import Drain
+from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.worklist import Worklist
+
+_PARALLEL = 8
+_HONEST = StoreCapabilities(
+    rejects_wrong_crc32c=True,
+    rejects_wrong_md5=True,
+    put_returns_crc32c=True,
+    head_returns_crc32c=True,
+    etag_is_md5=True,
+)
+
+
+class _ForgetfulClient:
+    """A store that confirms everything and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.puts = 0
+
+    def put_object(self, key: str, body: bytes, *, crc32c: int | None, md5: bytes | None) -> PutReceipt:
+        self.puts += 1
+        return PutReceipt(hashlib.md5(body).hexdigest(), crc32c)
+
+    def head_object(self, key: str) -> StoredObject | None:
+        return None
+
+
+async def _reconcile(datastore: str, directory: str) -> dict[str, int]:
+    JournalWriter(f"{directory}/journal").close()
+    state = State(f"{directory}/state")
+    client = _ForgetfulClient()
+    store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=_HONEST)
+    tree = Tree(os.open(datastore, os.O_RDONLY | os.O_DIRECTORY))
+    worklist = Worklist()
+    mirror = Mirror(tree, BucketLayout("many"), store, state, worklist, parallel=_PARALLEL)
+    drain = Drain(JournalReader(f"{directory}/journal"), state, mirror.commits, worklist, mirror)
+    before = _memory("VmRSS")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mirror.commits.run)
+        nursery.start_soon(drain.intake)
+        for _ in range(_PARALLEL):
+            nursery.start_soon(drain.handle_chunks)
+        for _ in range(4):
+            nursery.start_soon(drain.handle_tree)
+        await drain.reconcile()
+        await drain.settled()
+        nursery.cancel_scope.cancel()
+    snapshots = state.view(lambda transaction: [snapshot.phase for _, snapshot in transaction.snapshots()])
+    return {
+        "before": before,
+        "most": _memory("VmHWM"),
+        "published": snapshots.count(SnapshotPhase.PUBLISHED),
+        "chunks": state.view(lambda transaction: transaction.count_chunks()),
+        "puts": client.puts,
+    }
+
+
+def _memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise LookupError(field)
+
+
+if __name__ == "__main__":
+    print(json.dumps(trio.run(_reconcile, sys.argv[1], sys.argv[2])))

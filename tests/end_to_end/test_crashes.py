@@ -1,0 +1,144 @@
+"""kill -9 at every step: what is published is complete at every moment, and all of it is published in the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.end_to_end.mirrors import MirrorUnderTest
+from tests.harness.auditor import audit_continuously
+from tests.harness.content import BackupPlan, BlobPlan, ImagePlan
+from tests.harness.writer import DatastoreWriter
+
+# Three chunks, two listed files, a manifest and an owner: every kind of PUT, and few of each.
+TINY = BackupPlan(images=(ImagePlan("drive-scsi0.img", 3 * 65536, 65536),), blobs=(BlobPlan("qemu-server.conf", 300),))
+
+
+def work(writer: DatastoreWriter) -> None:
+    """A life in short: publish, publish incrementally, change notes, forget, collect."""
+    first = writer.backup("vm/1")
+    second = writer.backup("vm/1")
+    writer.set_notes(second.name, "noted")
+    writer.set_protected(second.name)
+    writer.backup("vm/2")
+    writer.forget(first.name)
+    writer.forget_group("vm/2")
+    writer.collect_garbage(age_seconds=0, safety_seconds=0)
+
+
+@contextmanager
+def audited(mirror: MirrorUnderTest) -> Iterator[None]:
+    """Check P1 all the time, and P2 when everything has settled."""
+    stop = threading.Event()
+    audit = audit_continuously(mirror.auditor(), stop)
+    try:
+        yield
+        mirror.wait()
+    finally:
+        stop.set()
+        incomplete = audit.finish()
+    assert incomplete == []
+    assert mirror.audit() == []
+
+
+@pytest.mark.timeout(140)
+@pytest.mark.parametrize("number", [1, 2, 4, 5, 6, 7, 8, 9, 10, 12, 15])
+@pytest.mark.parametrize("step", ["before-put", "after-put"])
+def test_uploader_killed_around_a_put(mirror: MirrorUnderTest, step: str, number: int) -> None:
+    _kill_once_at(mirror, step, number)
+
+
+@pytest.mark.timeout(140)
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("step", ["before-delete", "after-delete"])
+def test_uploader_killed_around_a_delete(mirror: MirrorUnderTest, step: str, number: int) -> None:
+    _kill_once_at(mirror, step, number)
+
+
+def _kill_once_at(mirror: MirrorUnderTest, step: str, number: int) -> None:
+    fired = mirror.base / "fired"
+    mirror.extra_environment["MIRRORFS_KILL_AT"] = f"{step}:{number}:{fired}"
+    with DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
+        if "delete" in step:
+            # Deletions need something that has been published before.
+            writer.backup("vm/3")
+            writer.backup("vm/4")
+        mirror.mount()
+        if "delete" in step:
+            mirror.wait()
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
+        if "delete" in step:
+            writer.forget_group("vm/3")
+            writer.forget_group("vm/4")
+        work(writer)
+        mirror.wait()
+    assert fired.exists(), f"the work has no {step} number {number}: this test proves nothing"
+
+
+class _Killed(BaseException):
+    """Ends the imitation of PBS where the mount was killed."""
+
+
+@pytest.mark.timeout(140)
+@pytest.mark.parametrize(
+    "step",
+    [
+        "chunk.rename",
+        "chunk.close",
+        "image-index.rename",
+        "manifest-upload.rename",
+        "manifest-finish.rename",
+        "datastore.syncfs",
+    ],
+)
+def test_mount_killed_during_a_backup(mirror: MirrorUnderTest, step: str) -> None:
+    reached = 0
+
+    def kill_at_first(name: str) -> None:
+        nonlocal reached
+        reached += name == step
+        if name == step and reached == 1:
+            mirror.kill_mount()
+            raise _Killed
+
+    mirror.mount()
+    with DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
+        before = writer.backup("vm/1")
+    doomed = DatastoreWriter(mirror.datastore, seed=6, default_plan=TINY, on_step=kill_at_first)
+    # Closing its files on the dead mount fails, which may hide the first exception.
+    with pytest.raises((_Killed, OSError)):
+        doomed.backup("vm/1")
+    assert reached
+    mirror.mount()
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=7, default_plan=TINY) as writer:
+        after = writer.backup("vm/2")
+    assert {before.path, after.path} <= set(mirror.published())
+
+
+@pytest.mark.timeout(140)
+def test_both_killed_then_mounted_again(mirror: MirrorUnderTest) -> None:
+    mirror.mount()
+    with DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
+        made = [writer.backup("vm/1") for _ in range(3)]
+    mirror.kill_uploader()
+    mirror.kill_mount()
+    mirror.mount()
+    with audited(mirror):
+        pass
+    assert mirror.published() == sorted(snapshot.path for snapshot in made)
+
+
+@pytest.mark.timeout(140)
+def test_the_mount_goes_on_while_the_uploader_dies_again_and_again(mirror: MirrorUnderTest) -> None:
+    mirror.mount()
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
+        for _ in range(3):
+            writer.backup("vm/1")
+            mirror.kill_uploader()
+            writer.backup("vm/2")
+            # The next round shall meet an uploader that is at work.
+            mirror.wait()
+    assert len(mirror.published()) == 6

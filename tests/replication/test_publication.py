@@ -1,0 +1,286 @@
+"""Publishing, updating and removing snapshots: P1 at every instant, P2 at the end, nothing sent twice."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.replication.datastore import (
+    CONFIG,
+    ELSEWHERE,
+    FIRST,
+    INDEX,
+    MANIFEST,
+    SECOND,
+    chunk_key,
+    chunk_path,
+    content_key,
+    digest_of,
+    notes_of,
+    published,
+)
+from tests.replication.world import World
+
+pytestmark = pytest.mark.trio
+
+
+async def test_a_snapshot_goes_up_with_its_manifest_last(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b", "a"])
+    assert await world.converge() == {}
+    world.check()
+    puts = world.store.keys_of("put")
+    assert puts[-1] == content_key(f"{FIRST}/{MANIFEST}")
+    assert len(puts) == len(set(puts)) == len(world.store.objects)
+    assert content_key("vm/100/owner") in world.store.objects
+    assert world.references("a", "b") == [1, 1]
+
+
+async def test_namespaces_protection_log_and_notes(world: World) -> None:
+    world.datastore.back_up(ELSEWHERE, ["a"])
+    world.datastore.write(f"{ELSEWHERE}/.protected", b"")
+    world.datastore.write(f"{ELSEWHERE}/client.log.blob", (world.datastore.root / ELSEWHERE / CONFIG).read_bytes())
+    world.datastore.write("ns/a/ct/7/notes", b"web shop")
+    (world.datastore.root / "ns/empty/ns/inner").mkdir(parents=True)
+    async with world.running() as running:
+        await running.settled()
+        world.check()
+        world.datastore.remove(f"{ELSEWHERE}/.protected")
+        world.datastore.remove("ns/a/ct/7/notes")
+        (world.datastore.root / "ns/empty/ns/inner").rmdir()
+        running.changed(f"{ELSEWHERE}/.protected", "ns/a/ct/7/notes", "ns/empty/ns/inner")
+        await running.settled()
+        world.check()
+        assert running.problems() == {}
+
+
+async def test_another_manifest_of_the_same_files_costs_only_itself(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    async with world.running() as running:
+        await running.settled()
+        world.store.requests.clear()
+        world.datastore.write_manifest(FIRST, notes="weekly")
+        running.changed(f"{FIRST}/{MANIFEST}")
+        await running.settled()
+    assert world.store.requests == [("put", content_key(f"{FIRST}/{MANIFEST}"))]
+    assert notes_of(world.store.objects[content_key(f"{FIRST}/{MANIFEST}")]) == "weekly"
+    world.check()
+
+
+async def test_a_snapshot_whose_files_change_is_unpublished_first(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    async with world.running() as running:
+        await running.settled()
+        world.store.requests.clear()
+        world.datastore.back_up(FIRST, ["b", "c"], config=b"cores: 8")
+        running.changed(f"{FIRST}/{INDEX}", f"{FIRST}/{CONFIG}", f"{FIRST}/{MANIFEST}", chunk_path(digest_of("c")))
+        await running.settled()
+    manifest = content_key(f"{FIRST}/{MANIFEST}")
+    changes = [(operation, key) for operation, key in world.store.requests if operation in ("put", "delete")]
+    below_cnt = [(operation, key) for operation, key in changes if "/.cnt/" in key]
+    assert below_cnt[0] == ("delete", manifest)
+    assert below_cnt[-1] == ("put", manifest)
+    assert world.references("a", "b", "c") == [0, 1, 1]
+    world.check()
+
+
+async def test_a_snapshot_whose_new_files_are_damaged_stays_as_it_was(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    async with world.running() as running:
+        await running.settled()
+        before = dict(world.store.objects)
+        world.datastore.back_up(FIRST, ["b"])
+        world.datastore.remove(f"{FIRST}/{CONFIG}")
+        running.changed(f"{FIRST}/{MANIFEST}")
+        await running.settled()
+        assert CONFIG in running.problems()[FIRST]
+        assert world.store.objects == before
+        world.datastore.back_up(FIRST, ["b"])
+        running.changed(f"{FIRST}/{CONFIG}")
+        await running.settled()
+        assert running.problems() == {}
+    world.check()
+    assert world.references("a", "b") == [0, 1]
+
+
+async def test_forgetting_takes_the_manifest_first_and_what_others_need_stays(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "shared"])
+    world.datastore.back_up(SECOND, ["b", "shared"])
+    async with world.running() as running:
+        await running.settled()
+        world.store.requests.clear()
+        world.datastore.forget(FIRST)
+        for label in ("a", "shared"):
+            world.datastore.remove_chunk(label)
+        running.changed(FIRST, f"{FIRST}/{MANIFEST}", *(chunk_path(digest_of(label)) for label in ("a", "shared")))
+        await running.settled()
+        assert world.store.keys_of("delete")[0] == content_key(f"{FIRST}/{MANIFEST}")
+        assert chunk_key("a") not in world.store.objects
+        assert chunk_key("shared") in world.store.objects
+        world.check()
+        world.datastore.forget_group("vm/100")
+        world.datastore.remove_chunk("b")
+        running.changed(f"{SECOND}/{MANIFEST}", SECOND, "vm/100/owner", "vm/100", chunk_path(digest_of("b")))
+        await running.settled()
+        assert running.problems() == {}
+    assert world.store.objects == {}
+    world.check()
+
+
+async def test_a_group_that_moves_is_found_at_its_new_place(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    world.datastore.back_up("vm/1000/2026-01-01T00:00:00Z", ["a"])
+    async with world.running() as running:
+        await running.settled()
+        (world.datastore.root / "ns/b/vm").mkdir(parents=True)
+        (world.datastore.root / "vm/100").rename(world.datastore.root / "ns/b/vm/100")
+        running.changed("ns/b", "ns/b/vm", "vm/100", "ns/b/vm/100")
+        await running.settled()
+        assert running.problems() == {}
+    world.check()
+    assert published(world.store.objects) == {"ns/b/" + FIRST, "vm/1000/2026-01-01T00:00:00Z"}
+    assert world.references("a") == [2]
+
+
+async def test_what_a_killed_backup_left_is_not_published_and_its_chunks_stay(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    world.datastore.remove(f"{FIRST}/{MANIFEST}")
+    assert await world.converge() == {}
+    world.check()
+    assert set(world.store.objects) == {chunk_key("a")}
+
+
+async def test_a_chunk_unlinked_while_it_is_published_goes_with_the_snapshot(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        world.datastore.remove_chunk("a")
+        running.changed(chunk_path(digest_of("a")))
+        await running.settled()
+        assert chunk_key("a") in world.store.objects
+        world.datastore.forget(FIRST)
+        running.changed(FIRST)
+        await running.settled()
+        assert chunk_key("a") not in world.store.objects
+    world.check()
+
+
+async def test_a_chunk_in_another_compression_is_replaced(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        world.store.requests.clear()
+        world.datastore.write_chunk("a", version=1)
+        running.changed(chunk_path(digest_of("a")))
+        running.changed(chunk_path(digest_of("a")))
+        await running.settled()
+    assert world.store.keys_of("put", "delete") == [chunk_key("a")]
+    world.check()
+
+
+async def test_a_quarantined_chunk_keeps_its_object(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    world.datastore.write_chunk("lonely")
+    async with world.running() as running:
+        await running.settled()
+        for label in ("a", "lonely"):
+            world.datastore.quarantine_chunk(label)
+            path = chunk_path(digest_of(label))
+            running.changed(path, f"{path}.0.bad")
+        await running.settled()
+        assert {chunk_key("a"), chunk_key("lonely")} <= world.store.objects.keys()
+        world.datastore.forget(FIRST)
+        running.changed(FIRST)
+        await running.settled()
+        assert {chunk_key("a"), chunk_key("lonely")} <= world.store.objects.keys()
+        for label in ("a", "lonely"):
+            path = chunk_path(digest_of(label))
+            world.datastore.remove(f"{path}.0.bad")
+            running.changed(f"{path}.0.bad")
+        await running.settled()
+    assert set(world.store.objects) == {chunk_key("b")}
+    assert world.store.broken == []
+
+
+async def test_a_chunk_that_comes_back_while_its_deletion_is_in_flight_is_there_in_the_end(world: World) -> None:
+    world.datastore.write_chunk("a")
+    async with world.running() as running:
+        await running.settled()
+        gate = world.store.gate("delete", chunk_key("a"))
+        world.datastore.remove_chunk("a")
+        running.changed(chunk_path(digest_of("a")))
+        await gate.reached.wait()
+        world.datastore.write_chunk("a")
+        running.changed(chunk_path(digest_of("a")))
+        gate.opened.set()
+        await running.settled()
+    world.check()
+    assert chunk_key("a") in world.store.objects
+
+
+@pytest.mark.parametrize("returns_first", [True, False])
+async def test_a_publication_waits_for_the_deletion_of_a_chunk_it_needs(world: World, returns_first: bool) -> None:
+    world.datastore.write_chunk("a")
+    async with world.running() as running:
+        await running.settled()
+        gate = world.store.gate("delete", chunk_key("a"))
+        world.datastore.remove_chunk("a")
+        running.changed(chunk_path(digest_of("a")))
+        await gate.reached.wait()
+        if returns_first:
+            world.datastore.write_chunk("a")
+            running.changed(chunk_path(digest_of("a")))
+        world.datastore.back_up(FIRST, ["a", "b"])
+        running.changed(f"{FIRST}/{MANIFEST}")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert published(world.store.objects) == set()
+        gate.opened.set()
+        await running.settled()
+        assert running.problems() == {}
+    world.check()
+    assert published(world.store.objects) == {FIRST}
+
+
+async def test_a_chunk_is_not_deleted_while_a_publication_needs_it(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    world.datastore.remove(f"{FIRST}/{MANIFEST}")
+    async with world.running() as running:
+        await running.settled()
+        gate = world.store.gate("put", content_key(f"{FIRST}/{INDEX}"))
+        world.datastore.write_manifest(FIRST)
+        running.changed(f"{FIRST}/{MANIFEST}")
+        await gate.reached.wait()
+        world.datastore.remove_chunk("a")
+        running.changed(chunk_path(digest_of("a")))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        gate.opened.set()
+        await running.settled()
+    assert world.store.keys_of("delete") == []
+    world.check()
+
+
+async def test_a_snapshot_forgotten_while_it_is_published_goes_again(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    gate = world.store.gate("put", content_key(f"{FIRST}/{MANIFEST}"))
+    async with world.running() as running:
+        await gate.reached.wait()
+        world.datastore.forget_group("vm/100")
+        running.changed(f"{FIRST}/{MANIFEST}", FIRST, "vm/100/owner")
+        gate.opened.set()
+        await running.settled()
+    world.check()
+    assert set(world.store.objects) == {chunk_key("a")}
+
+
+async def test_a_removed_snapshot_whose_index_the_bucket_lost_keeps_its_chunks(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        world.store.watches = False
+        del world.store.objects[content_key(f"{FIRST}/{INDEX}")]
+        world.datastore.forget(FIRST)
+        world.datastore.remove_chunk("a")
+        running.changed(FIRST, chunk_path(digest_of("a")))
+        await running.settled()
+        assert list(running.problems()) == [f"{FIRST}/{INDEX}"]
+    assert set(world.store.objects) == {chunk_key("a")}

@@ -1,0 +1,230 @@
+"""A mirror whose store is a dictionary that looks at P1 after every change, and that waits, fails or dies when asked to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import crc32c
+import trio
+
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.state import State, StateTransaction
+from mirrorfs.objectstore.client import StoredObject
+from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.adoption import Adoption
+from mirrorfs.replication.items import Item, item_of
+from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.worklist import Worklist
+from tests.replication.datastore import (
+    MANIFEST,
+    PREFIX,
+    Datastore,
+    broken_snapshots,
+    difference,
+    digest_of,
+)
+
+_WORKERS = 3
+
+
+class Killed(BaseException):
+    """The uploader is killed here."""
+
+
+@dataclass(slots=True)
+class Gate:
+    """One request that waits: `reached` says that it came, `opened` lets it go on."""
+
+    reached: trio.Event = field(default_factory=trio.Event)
+    opened: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(slots=True)
+class FakeStore:
+    """Stands in for ObjectStore. `broken` collects every instant at which P1 did not hold."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    rejected: set[str] = field(default_factory=set)
+    gates: dict[tuple[str, str], Gate] = field(default_factory=dict)
+    on_change: Callable[[str, str], None] | None = None
+    dies_at: int | None = None
+    steps: int = 0
+    watches: bool = True
+
+    def gate(self, operation: str, key: str) -> Gate:
+        """Have the next such request wait, before it has any effect."""
+        return self.gates.setdefault((operation, key), Gate())
+
+    async def put(self, key: str, body: bytes) -> StoredObject:
+        await self._begin("put", key)
+        if key in self.rejected:
+            raise StoreRejected(f"store {key}", "it is refused")
+        self._step()
+        self.objects[key] = body
+        self._changed("put", key)
+        self._step()
+        return _stored(key, body)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        # A store deletes in the order that it likes; the worst one is manifests last.
+        for key in sorted(keys, key=lambda key: key.endswith(MANIFEST)):
+            await self._begin("delete", key)
+            self._step()
+            self.objects.pop(key, None)
+            self._changed("delete", key)
+            self._step()
+
+    async def get(self, key: str) -> bytes:
+        await self._begin("get", key)
+        if key not in self.objects:
+            raise ObjectMissing(f"read {key}", "there is none")
+        return self.objects[key]
+
+    async def head(self, key: str) -> StoredObject | None:
+        await self._begin("head", key)
+        return _stored(key, self.objects[key]) if key in self.objects else None
+
+    async def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
+        await trio.lowlevel.checkpoint()
+        for key in [key for key in self.objects if key.startswith(prefix)]:
+            yield _stored(key, self.objects[key])
+
+    async def _begin(self, operation: str, key: str) -> None:
+        self.requests.append((operation, key))
+        await trio.lowlevel.checkpoint()
+        gate = self.gates.pop((operation, key), None)
+        if gate is not None:
+            gate.reached.set()
+            await gate.opened.wait()
+
+    def _step(self) -> None:
+        """Two steps a change: before it and after it."""
+        self.steps += 1
+        if self.dies_at is not None and self.steps >= self.dies_at:
+            raise Killed
+
+    def _changed(self, operation: str, key: str) -> None:
+        if self.watches:
+            self.broken += [f"after {operation} of {key}: {problem}" for problem in broken_snapshots(self.objects)]
+        if self.on_change is not None:
+            self.on_change(operation, key)
+
+    def keys_of(self, *operations: str) -> list[str]:
+        """The keys of requests so far, in order."""
+        return [key for operation, key in self.requests if operation in operations]
+
+
+def _stored(key: str, body: bytes) -> StoredObject:
+    etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    return StoredObject(key, len(body), etag, crc32c.crc32c(body))
+
+
+@dataclass(slots=True)
+class Running:
+    """A mirror at work."""
+
+    mirror: Mirror
+    worklist: Worklist
+    state: State
+
+    def changed(self, *paths: str | bytes) -> None:
+        """What the journal would say."""
+        for path in paths:
+            item = item_of(os.fsencode(path))
+            assert item is not None, path
+            self.worklist.add(item)
+
+    def add(self, *items: Item) -> None:
+        for item in items:
+            self.worklist.add(item)
+
+    async def settled(self) -> None:
+        """Wait until there is nothing left to do."""
+        with trio.fail_after(30):
+            while len(self.worklist):
+                await self.worklist.changed()
+
+    def problems(self) -> dict[str, str]:
+        return problems_of(self.state)
+
+
+@dataclass(slots=True)
+class World:
+    """A datastore, the state of its mirror, and the store."""
+
+    datastore: Datastore
+    state_directory: Path
+    store: FakeStore = field(default_factory=FakeStore)
+
+    @asynccontextmanager
+    async def running(self, *, reconciles: bool = True) -> AsyncIterator[Running]:
+        """An uploader from start to end, as `Uploader` puts it together."""
+        state = State(str(self.state_directory))
+        descriptor = os.open(self.datastore.root, os.O_RDONLY | os.O_DIRECTORY)
+        worklist = Worklist()
+        store, layout = cast(ObjectStore, self.store), BucketLayout(PREFIX)
+        mirror = Mirror(Tree(descriptor), layout, store, state, worklist, parallel=_WORKERS)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mirror.commits.run)
+                if reconciles:
+                    await Adoption(layout, store, state, mirror.commits).adopt()
+                for take in (worklist.take_chunk, worklist.take_tree):
+                    for _ in range(_WORKERS):
+                        nursery.start_soon(_work, mirror, worklist, take)
+                if reconciles:
+                    await mirror.reconciler.reconcile()
+                yield Running(mirror, worklist, state)
+                nursery.cancel_scope.cancel()
+        finally:
+            os.close(descriptor)
+            state.close()
+
+    async def converge(self) -> dict[str, str]:
+        """Start the uploader, let it come to rest, end it; gives the problems that it has noted."""
+        async with self.running() as running:
+            await running.settled()
+            return running.problems()
+
+    def difference(self) -> dict[str, str]:
+        return difference(self.datastore, self.store.objects)
+
+    def check(self) -> None:
+        """P1 has held at each instant so far, and P2 holds now."""
+        assert self.store.broken == []
+        assert broken_snapshots(self.store.objects) == []
+        assert self.difference() == {}
+
+    def references(self, *labels: str) -> list[int]:
+        """The counted references of chunks, while no uploader runs."""
+        state = State(str(self.state_directory))
+        try:
+            return state.view(lambda transaction: [_references(transaction, label) for label in labels])
+        finally:
+            state.close()
+
+
+def problems_of(state: State) -> dict[str, str]:
+    return {problem.name: problem.reason for problem in state.view(lambda transaction: list(transaction.problems()))}
+
+
+def _references(transaction: StateTransaction, label: str) -> int:
+    chunk = transaction.chunk(digest_of(label))
+    return chunk.references if chunk is not None else 0
+
+
+async def _work(mirror: Mirror, worklist: Worklist, take: Callable[[], object]) -> None:
+    while True:
+        item = await take()  # type: ignore[misc]
+        await mirror.handle(item)
+        worklist.done(item)
