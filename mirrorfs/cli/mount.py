@@ -9,24 +9,24 @@ import sys
 
 import click
 
-from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.journal.directory import StateDirectory, default_state_directory
 from mirrorfs.journal.errors import JournalError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.replication.settings import DEFAULT_PARALLEL, DEFAULT_RETRY_CEILING, UploaderSettings
 from mirrorfs.supervision.foreground import run_in_foreground
-from mirrorfs.supervision.mount import MountSettings
+from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
 
 
 @click.command("mount")
-@click.argument("datastore", type=click.Path(readable=False))
+@click.argument("datastore", type=PATH)
 @click.option("--to", "address", type=StoreURL(), required=True, metavar="s3://BUCKET/NAME", help="Where to mirror to.")
 @store_options
-@click.option("--mountpoint", type=click.Path(readable=False), help="Mount here instead of over the datastore itself.")
+@click.option("--mountpoint", type=PATH, help="Mount here instead of over the datastore itself.")
 @click.option(
     "--state-dir",
-    type=click.Path(readable=False),
+    type=PATH,
     help="Journal and state of this mirror. Default: a directory of the datastore's name in /var/lib/mirrorfs.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error (for systemd).")
@@ -69,6 +69,7 @@ def command(
 
     Exit codes: 0 mounted, 1 not mounted (the reason is on standard error), 2 wrong usage.
     """
+    require_root("mount a datastore, whose files belong to several users")
     datastore = os.path.realpath(datastore)
     directory = default_state_directory(datastore) if state_dir is None else StateDirectory(os.path.realpath(state_dir))
     uploader = UploaderSettings(
@@ -91,6 +92,11 @@ def command(
         mount_options=tuple(option for group in mount_options for option in group.split(",") if option),
         require_store=require_store,
     )
+    try:
+        # Before anything is made: the background process checks again, but has its log in the state directory.
+        check_paths(settings)
+    except MountRefused as refusal:
+        raise Failure(str(refusal)) from refusal
     if foreground:
         error = run_in_foreground(settings, lambda note: _say_ready(settings, note))
     else:
@@ -128,7 +134,12 @@ def _run_in_background(settings: MountSettings, directory: StateDirectory) -> st
     assert process.stdout is not None
     with process.stdin as stdin:
         stdin.write(settings.encode())
-    line = process.stdout.readline()
+    try:
+        line = process.stdout.readline()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
     if not line:
         return f"the mount process ended before it was ready (exit code {process.wait()}): see {directory.log_file}"
     answer = json.loads(line)

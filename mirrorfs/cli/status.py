@@ -10,17 +10,18 @@ from typing import Any
 
 import click
 
-from mirrorfs.cli.errors import Failure
+from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.options import PATH
 from mirrorfs.filesystem.mount import is_dead, is_mounted
 from mirrorfs.replication.control import Answer, ask
-from mirrorfs.supervision.registry import RunningMount, running_mounts, state_directory_of
+from mirrorfs.supervision.registry import RunningMount, mountpoint_of, running_mounts, state_directory_of
 
 _ANSWER_SECONDS = 10.0
 _WATCH_SECONDS = 2.0
 
 
 @click.command("status")
-@click.argument("datastore", type=click.Path(readable=False), required=False)
+@click.argument("datastore", type=PATH, required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (documented in docs/operator.md).")
 @click.option("--watch", is_flag=True, help=f"Show it again every {_WATCH_SECONDS:g} seconds, until Ctrl-C.")
 def command(datastore: str | None, as_json: bool, watch: bool) -> None:
@@ -35,10 +36,11 @@ def command(datastore: str | None, as_json: bool, watch: bool) -> None:
 
     Exit codes: 0 all is well or being worked on, 1 not mounted, or something cannot be mirrored, 2 wrong usage.
     """
+    require_root("ask a mirror for its status")
     if datastore is None:
         _list_mounts(as_json)
         return
-    path = os.path.realpath(datastore)
+    path = mountpoint_of(os.path.realpath(datastore))
     while True:
         answer = _ask(path)
         if watch:
@@ -77,7 +79,7 @@ def _ask(path: str) -> Answer:
     if is_dead(path):
         raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
     if not is_mounted(path):
-        raise Failure(f"no mirrorfs is mounted on {path}")
+        raise Failure(f"no mirrorfs is mounted on {path}: 'mirrorfs status' lists what is mounted")
     directory = state_directory_of(path)
     try:
         return ask(directory.control_socket, "status", _ANSWER_SECONDS)

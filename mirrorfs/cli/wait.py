@@ -8,19 +8,21 @@ from typing import Any
 
 import click
 
-from mirrorfs.cli.errors import Failure
+from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.options import PATH
 from mirrorfs.filesystem.mount import is_dead, is_mounted
 from mirrorfs.replication.control import Answer, ask
-from mirrorfs.supervision.registry import state_directory_of
+from mirrorfs.supervision.registry import mountpoint_of, state_directory_of
 
 # An uploader that died is started again within this time, or something is wrong for longer.
 _RESTART_SECONDS = 90.0
 _PAUSE_SECONDS = 0.5
+_STATUS_SECONDS = 5.0
 _NAMED_PROBLEMS = 10
 
 
 @click.command("wait")
-@click.argument("datastore", type=click.Path(readable=False))
+@click.argument("datastore", type=PATH)
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
 def command(datastore: str, timeout: float | None) -> None:
     """Return when everything that exists now in DATASTORE is published, confirmed by the store.
@@ -32,14 +34,17 @@ def command(datastore: str, timeout: float | None) -> None:
     Exit codes: 0 everything is published, 1 the timeout has passed, or something cannot be published as it
     is (it is named on standard error), 2 wrong usage.
     """
-    wait_until_published(os.path.realpath(datastore), timeout)
+    require_root("ask a mirror how far it is")
+    wait_until_published(mountpoint_of(os.path.realpath(datastore)), timeout)
     click.echo(f"everything in {datastore} is published")
 
 
 def wait_until_published(path: str, timeout: float | None) -> None:
     """Wait for the uploader of a mounted datastore. Raises Failure when something is not published."""
-    if not is_mounted(path) or is_dead(path):
-        raise Failure(f"no mirrorfs is mounted on {path}")
+    if not is_mounted(path):
+        raise Failure(f"no mirrorfs is mounted on {path}: 'mirrorfs status' lists what is mounted")
+    if is_dead(path):
+        raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
     # The filesystem answers in order: what was closed before is in the journal when this returns.
     os.statvfs(path)
     answer = _ask_patiently(path, timeout)
@@ -59,7 +64,7 @@ def _ask_patiently(path: str, timeout: float | None) -> Answer:
         try:
             return ask(state_directory_of(path).control_socket, "wait", left)
         except TimeoutError:
-            raise Failure(f"not everything is published after {timeout:g} s: see 'mirrorfs status {path}'") from None
+            raise Failure(f"not everything is published after {timeout:g} s: {_why(path)}") from None
         except (ConnectionError, FileNotFoundError):
             now = time.monotonic()
             lost_at = now if lost_at is None else lost_at
@@ -69,6 +74,16 @@ def _ask_patiently(path: str, timeout: float | None) -> Answer:
                 raise Failure(f"the uploader of {path} was not reached within {timeout:g} s") from None
             # There is no event to wait for: it is another process's child that is being started.
             time.sleep(_PAUSE_SECONDS)
+
+
+def _why(path: str) -> str:
+    try:
+        store = ask(state_directory_of(path).control_socket, "status", _STATUS_SECONDS)["store"]
+    except (TimeoutError, ConnectionError, FileNotFoundError):
+        return f"the uploader does not answer, see 'mirrorfs status {path}'"
+    if store["up"]:
+        return f"it goes on, see 'mirrorfs status {path}'"
+    return f"the store is not usable. {store['last_error']}"
 
 
 def _lines(problems: list[dict[str, Any]]) -> list[str]:

@@ -83,7 +83,7 @@ class Tree:
         ``maximum_size`` bytes.
         """
         with self._parent(path) as (directory, name), _reporting(path):
-            descriptor = os.open(name, _FILE_FLAGS, dir_fd=directory)
+            descriptor = _open(name, _FILE_FLAGS, directory)
             try:
                 return _read_regular(descriptor, path, maximum_size)
             finally:
@@ -181,16 +181,25 @@ class Tree:
 
     def _open_directory(self, path: str) -> int:
         """Open ``path`` component by component; the descriptor returned is the caller's to close."""
-        descriptor = os.open(".", _DIRECTORY_FLAGS, dir_fd=self._root)
+        descriptor = _open(".", _DIRECTORY_FLAGS, self._root)
         for component in path.split("/") if path else ():
             try:
                 _check_component(component, path)
                 with _reporting(path):
-                    following = os.open(component, _DIRECTORY_FLAGS, dir_fd=descriptor)
+                    following = _open(component, _DIRECTORY_FLAGS, descriptor)
             finally:
                 os.close(descriptor)
             descriptor = following
         return descriptor
+
+
+def _open(name: str, flags: int, directory: int) -> int:
+    """Open without moving the access time, by which PBS's garbage collection tells used chunks from unused ones."""
+    try:
+        return os.open(name, flags | os.O_NOATIME, dir_fd=directory)
+    except PermissionError:
+        # O_NOATIME is for the owner and root only.
+        return os.open(name, flags, dir_fd=directory)
 
 
 def _read_regular(descriptor: int, path: str, maximum_size: int | None) -> bytes:

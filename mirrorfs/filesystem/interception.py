@@ -44,6 +44,8 @@ class Durability:
         self._running = trio.Lock()
         self._rounds_begun = 0
         self._rounds_ended = 0
+        self._failures = 0
+        self._failure: OSError | None = None
 
     async def reach(self) -> None:
         """Return when everything that was done before the call is on stable storage.
@@ -53,12 +55,21 @@ class Durability:
         """
         # A round that runs already may have passed what we did; the next one has not.
         needed = self._rounds_begun + 1
+        failures = self._failures
         async with self._running:
+            # The kernel tells of lost data once a descriptor; it may have been the data of all who wait.
+            if self._failure is not None and self._failures > failures:
+                raise OSError(self._failure.errno, self._failure.strerror) from self._failure
             if self._rounds_ended >= needed:
                 return
             self._rounds_begun += 1
             number = self._rounds_begun
-            await trio.to_thread.run_sync(self._sync)
+            try:
+                await trio.to_thread.run_sync(self._sync)
+            except OSError as error:
+                self._failures += 1
+                self._failure = error
+                raise
             self._rounds_ended = number
 
     def _sync(self) -> None:
@@ -112,8 +123,8 @@ class Interception:
         """Record both names; a file that is still written is recorded under its new name when it is closed."""
         old_name, new_name = classify(old), classify(new)
         is_manifest = isinstance(new_name, SnapshotFileName) and new_name.is_manifest
-        paths = [old] if _is_of_the_tree(old_name) else []
-        if _is_of_the_tree(new_name) and (is_directory or exchanged or is_manifest or writers == 0):
+        paths = [old] if _may_move(old, old_name, is_directory) else []
+        if _may_move(new, new_name, is_directory) and (is_directory or exchanged or is_manifest or writers == 0):
             paths.append(new)
         self._record(paths)
         if is_manifest:
@@ -133,6 +144,13 @@ class Interception:
             log.warning("the journal can be written again; the whole datastore is reconciled")
         self.broken = False
         self._recorded()
+
+
+def _may_move(path: bytes, name: Name, is_directory: bool) -> bool:
+    # A directory `ns` holds namespaces, which move with it; chunk directories never move.
+    return _is_of_the_tree(name) or (
+        is_directory and isinstance(name, StructureName) and not path.startswith(b".chunks")
+    )
 
 
 def _is_of_the_tree(name: Name) -> bool:

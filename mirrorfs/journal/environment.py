@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
-from mirrorfs.journal.errors import DatabaseCorrupt, JournalError, NewerFormat
+from mirrorfs.journal.errors import DatabaseCorrupt, JournalError, NewerFormat, UnfinishedDatabase
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Environment:
 
         Raises:
             NewerFormat: it was written by a newer version.
+            UnfinishedDatabase: its maker was killed before it was complete (read only).
             DatabaseCorrupt: the files are not an LMDB environment, or a damaged one.
             JournalError: it is missing (read only) or cannot be opened.
         """
@@ -84,6 +85,9 @@ class Environment:
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             self._environment.close()
             raise DatabaseCorrupt(f"the database in {directory} is damaged: {error}") from error
+        except lmdb.NotFoundError as error:
+            self._environment.close()
+            raise UnfinishedDatabase(f"the database in {directory} is not complete: {error}") from error
         except (lmdb.Error, OSError) as error:
             self._environment.close()
             raise JournalError(f"cannot open the database in {directory}: {error}") from error

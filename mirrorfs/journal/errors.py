@@ -17,5 +17,9 @@ class DatabaseCorrupt(JournalError):
     """LMDB cannot make sense of a database file."""
 
 
+class UnfinishedDatabase(JournalError):
+    """Whoever made the database was killed meanwhile: it holds nothing, and opening it for writing completes it."""
+
+
 class ForeignState(JournalError):
     """The state directory belongs to another datastore or another bucket."""

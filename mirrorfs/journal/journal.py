@@ -7,7 +7,6 @@ the place of an earlier one, so the journal never grows beyond the number of nam
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 import uuid
@@ -17,8 +16,6 @@ from hashlib import sha256
 
 from mirrorfs.journal.environment import Environment, Transaction
 from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
-
-log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -149,17 +146,15 @@ class JournalWriter:
         self._environment.sync()
 
     def trim(self, position: Position) -> None:
-        """Drop the records that the uploader has durably dealt with, unless the journal cannot be written just now.
+        """Drop the records that the uploader has durably dealt with.
 
-        What is not dropped goes with the next position; it must not end a mount.
+        Raises:
+            JournalError: the journal cannot be written just now; what is not dropped can be dropped later.
         """
         if position.generation != self.generation:
             return
-        try:
-            while self._environment.update(lambda transaction: self._trim_batch(transaction, position.sequence)):
-                continue
-        except JournalError as error:
-            log.warning("the journal is not trimmed for now: %s", error)
+        while self._environment.update(lambda transaction: self._trim_batch(transaction, position.sequence)):
+            continue
 
     def _trim_batch(self, transaction: Transaction, limit: int) -> bool:
         records, latest = self._environment.databases[_RECORDS], self._environment.databases[_LATEST]

@@ -11,7 +11,7 @@ import trio
 
 from mirrorfs.journal.errors import JournalError
 from mirrorfs.replication.settings import UploaderSettings
-from mirrorfs.replication.uploader import Uploader
+from mirrorfs.replication.uploader import Uploader, report_refusal
 
 
 def main() -> int:
@@ -30,6 +30,7 @@ def main() -> int:
         uploader = Uploader(settings)
     except JournalError as error:
         logging.getLogger(__name__).error("the uploader cannot start: %s", error)
+        report_refusal(str(error))
         return 1
     trio.run(uploader.run)
     return 0

@@ -128,7 +128,7 @@ class Uploader:
     def _refuse(self, reason: str) -> bool:
         self._status.phase, self._status.refused = "refused", reason
         log.error("nothing is mirrored: %s", reason)
-        _report("store", state="refused", reason=reason)
+        report_refusal(reason)
         return False
 
     async def _mirror_for_ever(self, nursery: trio.Nursery) -> None:
@@ -170,6 +170,11 @@ class Uploader:
             return {"error": self._status.refused}
         await self._drain.settled()
         return await self._answer_status()
+
+
+def report_refusal(reason: str) -> None:
+    """Tell the filesystem process that nothing will be mirrored, and why."""
+    _report("store", state="refused", reason=reason)
 
 
 def _report(event: str, **details: str | int) -> None:

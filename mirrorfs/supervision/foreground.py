@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -25,13 +26,19 @@ def run_in_foreground(settings: MountSettings, ready: Callable[[str], None]) -> 
     try:
         trio.run(run_mount, settings, ready)
     except _EXPECTED as error:
-        return str(error)
+        return _sentence(error)
     except BaseExceptionGroup as group:
         expected, unexpected = group.split(_EXPECTED)
         if unexpected is not None or expected is None:
             raise
-        return str(_first_leaf(expected))
+        return _sentence(_first_leaf(expected))
     return None
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 import trio
 
 from mirrorfs.filesystem.interception import Durability, Interception
-from mirrorfs.filesystem.mount import detach, is_dead, is_mounted, serve
+from mirrorfs.filesystem.mount import MountError, detach, is_dead, is_mounted, serve
 from mirrorfs.filesystem.operations import PassThrough
 from mirrorfs.journal.directory import DirectoryLock, StateDirectory
+from mirrorfs.journal.errors import DatabaseCorrupt, UnfinishedDatabase
 from mirrorfs.journal.journal import JournalWriter
 from mirrorfs.journal.state import Identity, State, check_identity
 from mirrorfs.replication.settings import UploaderSettings
-from mirrorfs.supervision.registry import RunningMount, register, unregister
+from mirrorfs.supervision.registry import RunningMount, mount_of, register, unregister
 from mirrorfs.supervision.trimming import Trimming
 from mirrorfs.supervision.uploader_process import UploaderProcess
 
@@ -66,6 +67,7 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
     Raises:
         MountRefused, MountError, JournalError: nothing is mounted; the message says why.
     """
+    check_paths(settings)
     root_descriptor = _open_datastore(settings)
     directory = StateDirectory(settings.uploader.state_directory)
     directory.create()
@@ -98,13 +100,16 @@ async def _run(
     )
 
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
-        await serve(
-            PassThrough(root_descriptor, interception),
-            settings.mountpoint,
-            settings.mount_options,
-            source=settings.uploader.datastore,
-            task_status=task_status,
-        )
+        try:
+            await serve(
+                PassThrough(root_descriptor, interception),
+                settings.mountpoint,
+                settings.mount_options,
+                source=settings.uploader.datastore,
+                task_status=task_status,
+            )
+        except MountError as error:
+            raise _with_options(error, settings) from error
         log.info("%s is unmounted", settings.mountpoint)
         nursery.cancel_scope.cancel()
 
@@ -152,24 +157,69 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
             scope.cancel()
 
 
+def check_paths(settings: MountSettings) -> None:
+    """Refuse what cannot be mounted, while nothing has been made and nothing is changed.
+
+    Raises:
+        MountRefused: datastore, mount point or state directory cannot be what they are to be, or /dev/fuse is missing.
+    """
+    datastore, mountpoint = settings.uploader.datastore, settings.mountpoint
+    _refuse_second_mount(datastore, mountpoint)
+    for path in dict.fromkeys((datastore, mountpoint)):
+        if not is_mounted(path):
+            _check_directory(path)
+        if _is_inside(settings.uploader.state_directory, path):
+            raise MountRefused(
+                f"the state directory {settings.uploader.state_directory} is inside {path}, where it would be part of "
+                "what is mirrored or be covered by the mount: give a --state-dir outside of it"
+            )
+    _check_fuse()
+
+
+def _refuse_second_mount(datastore: str, mountpoint: str) -> None:
+    for path in (mountpoint, datastore):
+        if is_mounted(path) and not is_dead(path):
+            raise MountRefused(f"{path} is already mounted: see 'mirrorfs status {path}'")
+    elsewhere = mount_of(datastore)
+    if elsewhere is not None and not is_dead(elsewhere.mountpoint):
+        raise MountRefused(
+            f"{datastore} is already mounted, on {elsewhere.mountpoint}: see 'mirrorfs status {elsewhere.mountpoint}', "
+            f"or unmount it first with 'mirrorfs umount {elsewhere.mountpoint}'"
+        )
+
+
+def _check_directory(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise MountRefused(f"there is no directory {path}: check the path, and whether its disk is mounted") from None
+    except NotADirectoryError:
+        raise MountRefused(f"{path} is not a directory: give the path of a datastore") from None
+    except OSError as error:
+        raise MountRefused(f"cannot open the directory {path}: {error.strerror}") from error
+
+
+def _is_inside(path: str, directory: str) -> bool:
+    return os.path.commonpath((path, directory)) == directory
+
+
 def _open_datastore(settings: MountSettings) -> int:
     datastore, mountpoint = settings.uploader.datastore, settings.mountpoint
-    if is_dead(mountpoint):
-        log.warning("taking away the dead mount that a killed mirrorfs left on %s", mountpoint)
-        detach(mountpoint)
-    if is_mounted(mountpoint) or is_mounted(datastore):
-        raise MountRefused(f"{mountpoint} is already mounted: see 'mirrorfs status {mountpoint}'")
-    if os.geteuid() != 0:
-        raise MountRefused("only root can mount a datastore: its files belong to several users")
-    _check_fuse()
-    try:
-        return os.open(datastore, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise MountRefused(f"there is no directory {datastore}") from None
-    except NotADirectoryError:
-        raise MountRefused(f"{datastore} is not a directory") from None
-    except OSError as error:
-        raise MountRefused(f"cannot open {datastore}: {error.strerror}") from error
+    for path in (mountpoint, datastore):
+        if is_dead(path):
+            log.warning("taking away the dead mount that a killed mirrorfs left on %s", path)
+            detach(path)
+    _check_directory(datastore)
+    return os.open(datastore, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _with_options(error: MountError, settings: MountSettings) -> MountError:
+    if not settings.mount_options:
+        return error
+    options = ",".join(settings.mount_options)
+    return MountError(
+        f"{error}. Check the mount options (-o {options}); libfuse's own words about them are in the log"
+    )
 
 
 def _check_fuse() -> None:
@@ -182,14 +232,28 @@ def _check_fuse() -> None:
 
 def _check_state(settings: UploaderSettings, directory: StateDirectory) -> None:
     """Refuse a state directory that the uploader could not use, while there is somebody to tell it to."""
-    if not os.path.exists(os.path.join(directory.state, "data.mdb")):
-        return
-    state = State(directory.state, read_only=True)
     try:
-        stored = state.view(lambda transaction: transaction.identity())
+        stored = _stored_identity(directory.state)
+    except DatabaseCorrupt as error:
+        raise MountRefused(
+            f"{error}. Move {directory.state} away and mount again: the state is then rebuilt from the bucket and the "
+            "datastore, and nothing that is mirrored is lost"
+        ) from error
+    check_identity(stored, Identity(settings.datastore, settings.bucket, settings.prefix), directory.path)
+
+
+def _stored_identity(path: str) -> Identity | None:
+    data = os.path.join(path, "data.mdb")
+    if not os.path.lexists(path) or (os.path.isdir(path) and not (os.path.exists(data) and os.path.getsize(data))):
+        return None
+    try:
+        state = State(path, read_only=True)
+    except UnfinishedDatabase:
+        return None
+    try:
+        return state.view(lambda transaction: transaction.identity())
     finally:
         state.close()
-    check_identity(stored, Identity(settings.datastore, settings.bucket, settings.prefix), directory.path)
 
 
 def _with_descriptor(settings: UploaderSettings, root_descriptor: int) -> UploaderSettings:

@@ -152,3 +152,17 @@ def test_descending_stops_at_seven_namespaces(tree: Tree, root: Path) -> None:
     deepest = max(len(namespace.components) for namespace in tree.namespaces())
     assert deepest == 7
     assert "/".join(["ns/x"] * 7).encode() + b"/ns" in list(tree.foreign())
+
+
+def test_reading_leaves_the_access_time_alone(tmp_path: Path) -> None:
+    # Garbage collection deletes by access time: a chunk that mirrorfs has read must not look used.
+    (tmp_path / "host/a").mkdir(parents=True)
+    owner = tmp_path / "host/a/owner"
+    owner.write_bytes(b"root@pam\n")
+    os.utime(owner, (1, 1_000_000_000))
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert Tree(descriptor).read("host/a/owner") == b"root@pam\n"
+    finally:
+        os.close(descriptor)
+    assert owner.stat().st_atime == 1

@@ -327,12 +327,13 @@ def test_a_truncated_journal_cannot_be_read(tmp_path: Path) -> None:
             JournalReader(str(tmp_path))
 
 
-def test_a_journal_that_cannot_be_trimmed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_not_be_trimmed_goes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = JournalWriter(str(tmp_path))
     journal.append(b"vm/1")
     with monkeypatch.context() as patch:
         patch.setattr(Environment, "update", _disk_full)
-        journal.trim(Position(journal.generation, 1))
+        with pytest.raises(JournalError):
+            journal.trim(Position(journal.generation, 1))
     journal.append(b"vm/2")
     journal.trim(Position(journal.generation, 1))
     journal.close()
