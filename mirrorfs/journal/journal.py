@@ -146,15 +146,21 @@ class JournalWriter:
         self._environment.sync()
 
     def trim(self, position: Position) -> None:
-        """Drop the records that the uploader has durably dealt with.
+        """Drop the records that the uploader has durably dealt with, however many they are."""
+        while self.trim_some(position):
+            continue
+
+    def trim_some(self, position: Position) -> bool:
+        """Drop some of the records that the uploader has durably dealt with; tells whether there are more.
+
+        May be called from a thread; an append at the same time waits for a few milliseconds at most.
 
         Raises:
             JournalError: the journal cannot be written just now; what is not dropped can be dropped later.
         """
         if position.generation != self.generation:
-            return
-        while self._environment.update(lambda transaction: self._trim_batch(transaction, position.sequence)):
-            continue
+            return False
+        return self._environment.update(lambda transaction: self._trim_batch(transaction, position.sequence))
 
     def _trim_batch(self, transaction: Transaction, limit: int) -> bool:
         records, latest = self._environment.databases[_RECORDS], self._environment.databases[_LATEST]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirrorfs.datastore.names import (
+    CHUNKS_NAME,
     ChunkName,
     ForeignName,
     GroupDirectoryName,
@@ -67,6 +68,21 @@ def item_of_name(name: Name, path: bytes) -> Item | None:
         case StructureName():
             return None if path.startswith(b".chunks") else SubtreeItem(path.decode("ascii"))
         case ForeignName():
-            return ForeignItem(path)
+            return _foreign_item(path)
         case InternalName():
             return None
+
+
+def _foreign_item(path: bytes) -> ForeignItem | None:
+    """A foreign directory counts once, with all that stands in it, as it does when the tree is listed."""
+    parts = path.split(b"/")
+    if parts[0] == CHUNKS_NAME.encode():
+        return None
+    for count in range(1, len(parts) + 1):
+        outer = b"/".join(parts[:count])
+        name = classify(outer)
+        if isinstance(name, ForeignName):
+            return ForeignItem(outer)
+        if isinstance(name, InternalName):
+            return None
+    return None

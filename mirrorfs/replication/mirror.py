@@ -115,6 +115,7 @@ class Mirror:
                 await self.reconciler.reconcile()
             case SubtreeItem(path=path):
                 await self.reconciler.reconcile_subtree(path)
+                await self.reconciler.recount_foreign(path)
             case ForeignItem(path=path):
                 present = await trio.to_thread.run_sync(self._tree.exists, path.decode("utf-8", "surrogateescape"))
                 await self.commits.apply(lambda transaction: transaction.set_foreign(path, present))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
 
 import trio
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 _CHUNK_DIRECTORIES = 65536
 # Directories looked at in one visit to a worker thread: enough to make the visit cheap, few enough to stay responsive.
 _DIRECTORIES_AT_ONCE = 256
+_ALL = sys.maxsize
 
 
 class Reconciler:
@@ -35,8 +38,7 @@ class Reconciler:
         for item in await self._items_below(""):
             await self._worklist.room()
             self._worklist.add(item)
-        foreign = await trio.to_thread.run_sync(lambda: list(self._tree.foreign()))
-        await self._commits.apply(lambda transaction: transaction.replace_foreign(foreign))
+        await self._count_foreign()
         await self._reconcile_chunks()
 
     async def reconcile_subtree(self, path: str) -> None:
@@ -46,6 +48,22 @@ class Reconciler:
         """
         for item in await self._items_below(path):
             self._worklist.add(item)
+
+    async def recount_foreign(self, path: str) -> None:
+        """Count the foreign names anew if some in the directory `path` are gone: it may have moved with them."""
+        inside = f"{path}/".encode()
+        known = self._state.view(lambda transaction: transaction.foreign(_ALL)[1])
+        below = [os.fsdecode(foreign) for foreign in known if foreign.startswith(inside)]
+        if below and not await trio.to_thread.run_sync(lambda: all(map(self._tree.exists, below))):
+            await self._count_foreign()
+
+    async def _count_foreign(self) -> None:
+        before = self._state.view(lambda transaction: set(transaction.foreign(_ALL)[1]))
+        found = await trio.to_thread.run_sync(lambda: list(self._tree.foreign()))
+        # What the journal told while we looked stays.
+        await self._commits.apply(
+            lambda transaction: transaction.replace_foreign({*found, *set(transaction.foreign(_ALL)[1]) - before})
+        )
 
     async def _items_below(self, path: str) -> list[Item]:
         return await trio.to_thread.run_sync(

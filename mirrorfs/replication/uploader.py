@@ -12,12 +12,13 @@ from dataclasses import replace
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.names import CHUNKS_NAME
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.directory import DirectoryLock, StateDirectory
 from mirrorfs.journal.journal import JournalReader, Position
 from mirrorfs.journal.state import Identity, State, check_identity
 from mirrorfs.objectstore.client import S3Client
-from mirrorfs.objectstore.errors import StoreRejected, StoreUnavailable
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
@@ -105,18 +106,37 @@ class Uploader:
 
     async def _become_owner(self) -> bool:
         """Claim the prefix, first in one try, so that whoever mounts hears at once how things are."""
-        hasty = ObjectStore(self._client, parallelism=self._settings.parallel, patience=AT_ONCE)
-        for store in (hasty, self._store):
+        if self._looks_unmounted():
+            return self._refuse(self._unmounted_sentence)
+        store = ObjectStore(self._client, parallelism=self._settings.parallel, patience=AT_ONCE)
+        while True:
             try:
                 await self._claim(store)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, ConfirmationFailed) as error:
                 _report("store", state="waiting", reason=str(error))
+                if store is self._store:
+                    await trio.sleep(self._settings.retry_ceiling)
             except (ClaimRefused, StoreRejected) as error:
                 return self._refuse(str(error))
             else:
-                break
-        _report("store", state="ready", reason="")
-        return True
+                _report("store", state="ready", reason="")
+                return True
+            store = self._store
+
+    def _looks_unmounted(self) -> bool:
+        """Tell whether the datastore is an empty directory, where a disk should be mounted, rather than emptied."""
+        if self._tree.exists(CHUNKS_NAME):
+            return False
+        return self._state.view(lambda transaction: any(True for _ in transaction.snapshots()))
+
+    @property
+    def _unmounted_sentence(self) -> str:
+        datastore = self._settings.datastore
+        return (
+            f"{datastore} holds no datastore (it has no directory {CHUNKS_NAME}), but its mirror holds snapshots, "
+            "which would all be deleted. Check whether its disk is mounted; if it was emptied on purpose, make "
+            f"{datastore}/{CHUNKS_NAME} and mount again."
+        )
 
     async def _claim(self, store: ObjectStore) -> None:
         claim = await claim_prefix(store, self._layout, self._identity, take_over=self._settings.take_over)
@@ -131,11 +151,28 @@ class Uploader:
         report_refusal(reason)
         return False
 
+    async def _get_to_know_the_bucket(self) -> None:
+        """Probe and adopt. Where a request is refused it is tried again: what refuses may stand in between."""
+        while True:
+            try:
+                await self._store.probe(self._layout.own_key("probe"))
+                self._status.phase = "reading the bucket"
+                await Adoption(self._layout, self._store, self._state, self._mirror.commits).adopt()
+            except (StoreRejected, ConfirmationFailed) as error:
+                if self._status.refused != str(error):
+                    log.error("nothing is mirrored for now: %s", error)
+                self._status.refused = str(error)
+                await trio.sleep(self._settings.retry_ceiling)
+            else:
+                self._status.refused = None
+                return
+
     async def _mirror_for_ever(self, nursery: trio.Nursery) -> None:
-        await self._store.probe(self._layout.own_key("probe"))
+        await self._get_to_know_the_bucket()
+        if self._looks_unmounted():
+            self._refuse(self._unmounted_sentence)
+            return
         log.info("mirroring to %s, confirmed by %s", self._store.place, self._store.capabilities.confirmation.value)
-        self._status.phase = "reading the bucket"
-        await Adoption(self._layout, self._store, self._state, self._mirror.commits).adopt()
         self._status.phase = "reconciling"
         self._running = True
         nursery.start_soon(self._drain.intake)

@@ -217,9 +217,7 @@ def _with_options(error: MountError, settings: MountSettings) -> MountError:
     if not settings.mount_options:
         return error
     options = ",".join(settings.mount_options)
-    return MountError(
-        f"{error}. Check the mount options (-o {options}); libfuse's own words about them are in the log"
-    )
+    return MountError(f"{error}. Check the mount options (-o {options}); libfuse's own words about them are in the log")
 
 
 def _check_fuse() -> None:

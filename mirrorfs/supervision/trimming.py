@@ -33,7 +33,8 @@ class Trimming:
             if self._position is None:
                 continue
             try:
-                await trio.to_thread.run_sync(self._journal.trim, self._position)
+                while await trio.to_thread.run_sync(self._journal.trim_some, self._position):
+                    continue
             except JournalError as error:
                 # Nothing is lost by records that stay; the next position tries again.
                 log.warning("the journal cannot be trimmed: %s", error)

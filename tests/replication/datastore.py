@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -199,4 +198,6 @@ def difference(datastore: Datastore, objects: Objects) -> dict[str, str]:
 
 def notes_of(manifest: bytes) -> str:
     document = read.decode_manifest_document(manifest)
-    return str(json.loads(json.dumps(document["unprotected"]))["notes"])
+    unprotected = document["unprotected"]
+    assert isinstance(unprotected, dict)
+    return str(unprotected["notes"])

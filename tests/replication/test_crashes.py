@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def copy_of(state: Path, number: int) -> Path:
 
 def check_references(world: World) -> None:
     """Each published snapshot counts one for each of its chunks: seen by forgetting all, when every chunk must go."""
-    counted = {label: count for label, count in zip("abc", world.references(*"abc"), strict=True) if count}
+    counted = {label: count for label, count in zip("abcd", world.references(*"abcd"), strict=True) if count}
     needed = referenced(world.store.objects)
     assert {path_of(label) for label in counted} == {key.removeprefix("mirror/") for key in needed}
     assert sum(counted.values()) == sum(
@@ -160,8 +161,6 @@ async def test_a_kill_while_a_crash_is_repaired(world: World) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_kills_in_a_life_full_of_changes(world: World, seed: int) -> None:
-    import random
-
     chance = random.Random(seed)
     changes = [first_backup, changed_files, changed_notes, forgotten_snapshot, replaced_chunk]
     for _ in range(8):

@@ -33,7 +33,9 @@ A = chunk_path(digest_of("a"))
 
 
 def flipped(data: bytes, offset: int) -> bytes:
-    return data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :]
+    changed = bytearray(data)
+    changed[offset] ^= 1
+    return bytes(changed)
 
 
 DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
@@ -105,7 +107,7 @@ async def test_damage_does_not_touch_what_is_published(world: World) -> None:
         await running.settled()
         before = dict(world.store.objects)
         for path in (A, f"{FIRST}/{INDEX}", f"{FIRST}/{CONFIG}", f"{FIRST}/{MANIFEST}"):
-            world.datastore.write(path, flipped((world.datastore.root / path).read_bytes(), 30))
+            world.datastore.write(path, flipped((world.datastore.root / path).read_bytes(), -1))
             running.changed(path)
         await running.settled()
         assert set(running.problems()) == {A, FIRST}

@@ -138,7 +138,7 @@ async def test_a_snapshot_that_is_whole_in_the_bucket_no_more_is_unpublished_bef
     del world.store.objects[content_key(f"{FIRST}/{INDEX}")]
     world.store.requests.clear()
     await world.converge()
-    changes = [key for key in world.store.keys_of("put", "delete") if "/.cnt/" in key]
+    changes = [key for key in world.store.keys_of("put", "delete") if key.startswith(content_key(FIRST))]
     assert changes[0] == changes[-1] == content_key(f"{FIRST}/{MANIFEST}")
     world.check()
 
@@ -153,7 +153,9 @@ async def test_a_lost_state_and_a_publication_that_was_under_way(world: World) -
     world.store.requests.clear()
     assert await world.converge() == {}
     world.check()
-    assert world.store.keys_of("put") == [content_key(f"{FIRST}/{MANIFEST}")]
+    # The owner may go for a moment: until its snapshot is recognized, the group has none.
+    sent = [key for key in world.store.keys_of("put") if not key.endswith("/owner")]
+    assert sent == [content_key(f"{FIRST}/{MANIFEST}")]
 
 
 async def test_an_object_of_the_right_name_with_other_content_is_sent_again(world: World) -> None:

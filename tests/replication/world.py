@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,9 +179,9 @@ class World:
                 nursery.start_soon(mirror.commits.run)
                 if reconciles:
                     await Adoption(layout, store, state, mirror.commits).adopt()
-                for take in (worklist.take_chunk, worklist.take_tree):
-                    for _ in range(_WORKERS):
-                        nursery.start_soon(_work, mirror, worklist, take)
+                for _ in range(_WORKERS):
+                    nursery.start_soon(_work, mirror, worklist, worklist.take_chunk)
+                    nursery.start_soon(_work, mirror, worklist, worklist.take_tree)
                 if reconciles:
                     await mirror.reconciler.reconcile()
                 yield Running(mirror, worklist, state)
@@ -223,8 +223,8 @@ def _references(transaction: StateTransaction, label: str) -> int:
     return chunk.references if chunk is not None else 0
 
 
-async def _work(mirror: Mirror, worklist: Worklist, take: Callable[[], object]) -> None:
+async def _work(mirror: Mirror, worklist: Worklist, take: Callable[[], Awaitable[Item]]) -> None:
     while True:
-        item = await take()  # type: ignore[misc]
+        item = await take()
         await mirror.handle(item)
         worklist.done(item)

@@ -1,0 +1,181 @@
+"""The uploader as the mount sees it, played by a stub that is started in the place of the interpreter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from mirrorfs.journal.journal import Position
+from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.supervision import uploader_process
+from mirrorfs.supervision.uploader_process import StoreAnswer, UploaderProcess
+
+pytestmark = pytest.mark.trio
+
+_READ_SETTINGS = """
+line = b""
+while not line.endswith(b"\\n"):
+    line += os.read(0, 1)
+"""
+
+
+@pytest.fixture
+def root() -> Iterator[int]:
+    """The descriptor that it inherits."""
+    descriptor = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has the given program started as the uploader."""
+    path = tmp_path / "uploader"
+    interpreter = sys.executable
+
+    def install(program: str) -> None:
+        path.write_text(f"#!{interpreter}\nimport json, os, signal, sys\n{program}")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return install
+
+
+def uploader(root: int, positions: list[Position] | None = None, deaths: list[int] | None = None) -> UploaderProcess:
+    settings = UploaderSettings("/mnt/datastore", "/state", root, "bucket", "name")
+    return UploaderProcess(
+        settings,
+        done=(positions if positions is not None else []).append,
+        died=lambda: (deaths if deaths is not None else []).append(1),
+    )
+
+
+async def test_what_it_says_is_heard(stub: Callable[[str], None], root: int, tmp_path: Path) -> None:
+    stub(
+        _READ_SETTINGS
+        + f"""
+settings = json.loads(line)
+os.fstat(settings["root_descriptor"])
+print(json.dumps({{"event": "store", "state": "waiting", "reason": settings["bucket"]}}), flush=True)
+os.read(0, 1)
+print(json.dumps({{"event": "done", "generation": "g", "sequence": 7}}), flush=True)
+while os.read(0, 4096):
+    pass
+open({str(tmp_path / "ended")!r}, "w").close()
+"""
+    )
+    positions: list[Position] = []
+    process = uploader(root, positions)
+    process.wake()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_running)
+            await process.answered.wait()
+            assert process.store_answer == StoreAnswer("waiting", "bucket")
+            process.wake()
+            while not positions:
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert positions == [Position("g", 7)]
+    assert (tmp_path / "ended").exists(), "it was not let end by itself"
+
+
+@pytest.mark.parametrize("death", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(1)", "sys.exit(0)", "os.close(0)"])
+async def test_it_is_started_again_with_a_growing_delay(
+    stub: Callable[[str], None], root: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    stub(f"open({str(tmp_path / 'lives')!r}, 'a').write('x')\n{death}")
+    deaths: list[int] = []
+    delays = await delays_of(uploader(root, deaths=deaths), 8, monkeypatch)
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert len(deaths) == 8
+    assert (tmp_path / "lives").read_text() == "x" * 8
+
+
+async def test_one_that_was_well_is_started_again_soon(
+    stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploader_process, "_WELL_AFTER", 0.0)
+    stub("sys.exit(1)")
+    assert await delays_of(uploader(root), 3, monkeypatch) == [1, 1, 1]
+
+
+async def delays_of(process: UploaderProcess, number: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each of so many deaths is mourned."""
+    delays: list[float] = []
+    with trio.fail_after(30), trio.CancelScope() as scope:
+
+        async def sleep(seconds: float) -> None:
+            delays.append(seconds)
+            if len(delays) == number:
+                scope.cancel()
+            await trio.lowlevel.checkpoint()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(uploader_process.trio, "sleep", sleep)
+            await process.keep_running()
+    return delays
+
+
+async def test_waking_one_that_does_not_listen_never_blocks(
+    stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploader_process, "_END_SECONDS", 0.05)
+    stub(
+        _READ_SETTINGS
+        + """
+print(json.dumps({"event": "store", "state": "ready", "reason": ""}), flush=True)
+signal.pause()
+"""
+    )
+    process = uploader(root)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_running)
+            await process.answered.wait()
+            for _ in range(100_000):
+                process.wake()
+            nursery.cancel_scope.cancel()
+    # It is gone, although it never looked.
+    process.wake()
+
+
+async def test_a_wake_up_while_it_is_dead_is_no_error(
+    stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub("sys.exit(1)")
+    process = uploader(root, deaths=[])
+    descriptors = len(os.listdir("/proc/self/fd"))
+
+    def wake() -> None:
+        process.wake()
+
+    monkeypatch.setattr(process, "_died", wake)
+    await delays_of(process, 5, monkeypatch)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+async def test_it_does_not_get_the_terminals_interrupt(
+    stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub(
+        _READ_SETTINGS
+        + """
+state = "ready" if os.getsid(0) == os.getpid() else "refused"
+print(json.dumps({"event": "store", "state": state, "reason": ""}), flush=True)
+while os.read(0, 4096):
+    pass
+"""
+    )
+    process = uploader(root)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_running)
+            await process.answered.wait()
+            nursery.cancel_scope.cancel()
+    assert process.store_answer == StoreAnswer("ready", "")
