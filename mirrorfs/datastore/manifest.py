@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from mirrorfs.datastore.blob import check_blob, decode_blob
 from mirrorfs.datastore.errors import BlobError, ManifestError
 from mirrorfs.datastore.index import Index, parse_index
-from mirrorfs.datastore.names import BACKUP_TYPES, SnapshotId, is_component, is_listed_file_name
+from mirrorfs.datastore.names import BACKUP_TYPES, is_component, is_listed_file_name
 
 _ENCRYPTIONS = ("none", "encrypt", "sign-only")
 _MAXIMUM_SIZE = 2**63 - 1
@@ -103,17 +103,6 @@ def parse_manifest(data: bytes) -> Manifest:
     files = tuple(_parse_file(entry) for entry in entries)
     _reject_duplicates(files)
     return Manifest(backup_type, backup_id, backup_time, files, _check_unprotected(others.get("unprotected", {})))
-
-
-def check_belongs(manifest: Manifest, snapshot: SnapshotId) -> None:
-    """Raise ManifestError when the manifest is not that of ``snapshot``: another type, id or time."""
-    found = (manifest.backup_type, manifest.backup_id, manifest.backup_time)
-    expected = (snapshot.group.backup_type, snapshot.group.backup_id, snapshot.timestamp)
-    if found != expected:
-        raise ManifestError(
-            f"the manifest of {snapshot.path} is one of another snapshot: "
-            f"{manifest.backup_type}/{manifest.backup_id} at {manifest.backup_time}"
-        )
 
 
 def check_listed_file(file: ManifestFile, data: bytes) -> Index | None:

@@ -63,6 +63,10 @@ class StateDirectory:
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             status = os.stat(self.path)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise JournalError(
+                f"the state directory {self.path} is not a directory: give another --state-dir"
+            ) from error
         except OSError as error:
             raise JournalError(f"cannot use the state directory {self.path}: {error.strerror}") from error
         if status.st_uid != os.geteuid():

@@ -11,7 +11,7 @@ import trio
 
 from mirrorfs.datastore.blob import check_blob
 from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.manifest import Manifest, check_belongs, check_listed_file, parse_manifest
+from mirrorfs.datastore.manifest import Manifest, check_listed_file, parse_manifest
 from mirrorfs.datastore.names import CLIENT_LOG_NAME, PROTECTED_NAME, GroupId, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State, StateTransaction
@@ -208,7 +208,6 @@ class SnapshotPublication:
         try:
             data = self._tree.read(snapshot.manifest_path)
             manifest = parse_manifest(data)
-            check_belongs(manifest, snapshot)
         except FileNotFoundError:
             return None
         except (DatastoreError, OSError) as error:

@@ -141,7 +141,7 @@ def test_already_mounted(filled: MirrorUnderTest) -> None:
         for second in (over, beside, ("--mountpoint", str(base / "elsewhere"))):
             for state in ((), other_state):
                 done = filled.run(*filled.mount_arguments(*second, *state))
-                check_refused(done, datastore, "already mounted", "mirrorfs status")
+                check_refused(done, str(base), "already mounted", "mirrorfs status")
         assert mounts_in(base) == before
         assert not (base / "other state").exists()
         # By the datastore's name, wherever it is mounted.
@@ -314,7 +314,7 @@ def _no_credentials(mirror: MirrorUnderTest) -> None:
 @pytest.mark.parametrize(
     ("spoil", "cause", "hint"),
     [
-        (_no_bucket, "no such bucket", "create the bucket"),
+        (_no_bucket, "NoSuchBucket", "create the bucket"),
         (_wrong_key, "InvalidAccessKeyId", "Check the access key"),
         (_wrong_secret, "SignatureDoesNotMatch", "Check the access key"),
         (_nobody_listens, "Connection refused", "whether the store runs"),
@@ -420,8 +420,8 @@ def test_a_prefix_that_is_the_mirror_of_another_datastore(filled: MirrorUnderTes
     filled.mount()
     filled.wait()
     filled.umount()
+    (filled.base / "other").mkdir()
     other = MirrorUnderTest(filled.base / "other", filled.store, filled.bucket, filled.endpoint_url)
-    other.datastore.mkdir(parents=True)
     other.create()
     try:
         before = inventory(other.datastore)

@@ -24,6 +24,14 @@ MANIFEST = SNAPSHOT + b"/index.json.blob"
 INDEX = SNAPSHOT + b"/drive.img.fidx"
 DIGEST = b"ab12" + b"0" * 60
 CHUNK = b".chunks/ab12/" + DIGEST
+TEMPORARY = (
+    INDEX[:-4] + b"tmp_fidx",
+    MANIFEST + b".tmp_aB3dE6",
+    CHUNK + b".tmp",
+    b".lock",
+    b".gc-status",
+    b"vm/100/.x.lck",
+)
 FILE, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
 
 

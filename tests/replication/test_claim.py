@@ -76,7 +76,7 @@ async def test_another_mirror_is_refused_unless_taken_over(
     before = dict(store.objects)
     be_on(machine, monkeypatch)
     other = Identity(datastore, "bucket", "name", "other")
-    with pytest.raises(ClaimRefused, match="mirror of /mnt/datastore on here.*--take-over"):
+    with pytest.raises(ClaimRefused, match=r"mirror of /mnt/datastore on here.*--take-over"):
         await claim(store, other)
     assert store.objects == before
     assert (await claim(store, other, take_over=True)).mirror_id == "other"

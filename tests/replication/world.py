@@ -1,11 +1,11 @@
-"""A mirror whose store is a dictionary that looks at P1 after every change, and that waits, fails or dies when asked to."""
+"""A mirror with a dictionary for a store: it looks at P1 after every change, and waits, fails or dies when told to."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -33,6 +33,9 @@ from tests.replication.datastore import (
 )
 
 _WORKERS = 3
+
+
+Keys = list[str]
 
 
 class Killed(BaseException):
@@ -119,7 +122,7 @@ class FakeStore:
         if self.on_change is not None:
             self.on_change(operation, key)
 
-    def keys_of(self, *operations: str) -> list[str]:
+    def keys_of(self, *operations: str) -> Keys:
         """The keys of requests so far, in order."""
         return [key for operation, key in self.requests if operation in operations]
 
@@ -212,6 +215,17 @@ class World:
             return state.view(lambda transaction: [_references(transaction, label) for label in labels])
         finally:
             state.close()
+
+
+@contextmanager
+def perhaps_killed() -> Iterator[None]:
+    """What is in it may end with `Killed`, and with nothing else."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        _, others = group.split(Killed)
+        if others is not None:
+            raise
 
 
 def problems_of(state: State) -> dict[str, str]:

@@ -37,7 +37,7 @@ async def test_a_journal_that_cannot_be_trimmed_is_trimmed_later(
             await trio.testing.wait_all_tasks_blocked(0.01)
         trimming.done_up_to(Position(journal.generation, 2))
         while journal._environment.entries(b"records") > 1:
-            await trio.sleep(0.001)
+            await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     journal.close()
     assert pairs(tmp_path) == [(3, b"vm/3")]

@@ -46,13 +46,10 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
     return install
 
 
-def uploader(root: int, positions: list[Position] | None = None, deaths: list[int] | None = None) -> UploaderProcess:
-    settings = UploaderSettings("/mnt/datastore", "/state", root, "bucket", "name")
-    return UploaderProcess(
-        settings,
-        done=(positions if positions is not None else []).append,
-        died=lambda: (deaths if deaths is not None else []).append(1),
-    )
+def uploader(
+    root: int, done: Callable[[Position], None] = lambda _: None, died: Callable[[], None] = lambda: None
+) -> UploaderProcess:
+    return UploaderProcess(UploaderSettings("/mnt/datastore", "/state", root, "bucket", "name"), done=done, died=died)
 
 
 async def test_what_it_says_is_heard(stub: Callable[[str], None], root: int, tmp_path: Path) -> None:
@@ -70,7 +67,13 @@ open({str(tmp_path / "ended")!r}, "w").close()
 """
     )
     positions: list[Position] = []
-    process = uploader(root, positions)
+    heard = trio.Event()
+
+    def hear(position: Position) -> None:
+        positions.append(position)
+        heard.set()
+
+    process = uploader(root, hear)
     process.wake()
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
@@ -78,8 +81,7 @@ open({str(tmp_path / "ended")!r}, "w").close()
             await process.answered.wait()
             assert process.store_answer == StoreAnswer("waiting", "bucket")
             process.wake()
-            while not positions:
-                await trio.sleep(0.01)
+            await heard.wait()
             nursery.cancel_scope.cancel()
     assert positions == [Position("g", 7)]
     assert (tmp_path / "ended").exists(), "it was not let end by itself"
@@ -91,7 +93,7 @@ async def test_it_is_started_again_with_a_growing_delay(
 ) -> None:
     stub(f"open({str(tmp_path / 'lives')!r}, 'a').write('x')\n{death}")
     deaths: list[int] = []
-    delays = await delays_of(uploader(root, deaths=deaths), 8, monkeypatch)
+    delays = await delays_of(uploader(root, died=lambda: deaths.append(1)), 8, monkeypatch)
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
     assert len(deaths) == 8
     assert (tmp_path / "lives").read_text() == "x" * 8
@@ -117,7 +119,7 @@ async def delays_of(process: UploaderProcess, number: int, monkeypatch: pytest.M
             await trio.lowlevel.checkpoint()
 
         with monkeypatch.context() as patch:
-            patch.setattr(uploader_process.trio, "sleep", sleep)
+            patch.setattr(trio, "sleep", sleep)
             await process.keep_running()
     return delays
 
@@ -149,13 +151,8 @@ async def test_a_wake_up_while_it_is_dead_is_no_error(
     stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub("sys.exit(1)")
-    process = uploader(root, deaths=[])
+    process = uploader(root, died=lambda: process.wake())
     descriptors = len(os.listdir("/proc/self/fd"))
-
-    def wake() -> None:
-        process.wake()
-
-    monkeypatch.setattr(process, "_died", wake)
     await delays_of(process, 5, monkeypatch)
     assert len(os.listdir("/proc/self/fd")) == descriptors
 

@@ -1,0 +1,172 @@
+"""`scripts/bench`: measure what mirrorfs costs, and take everything away again, also after Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from tests.bench.machine import load_average, machine_facts
+from tests.bench.meter import Meter
+from tests.bench.operations import OPERATIONS, Operation
+from tests.bench.processes import BenchFailed, is_mount
+from tests.bench.report import Results, as_json, print_report
+from tests.bench.scale import FULL, QUICK, Scale
+from tests.bench.targets import Bindfs, Mirror, PassThrough, Target
+from tests.bench.uploads import Say, UploadSeries, measure_uploads
+from tests.harness.writer import DatastoreWriter
+from tests.stores.seaweedfs import StoreLaunchError, StoreServer, running_seaweedfs
+from tests.watchdog import MARK, killing_mounts_after
+
+_UPLOAD = "upload"
+# Far more than any sample takes: what lasts longer hangs.
+_HUNG_SECONDS = 600.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main() -> int:
+    """Measure and report; 0 whatever the figures are, 1 when they could not be taken, 130 when interrupted."""
+    arguments = _arguments()
+    scale = QUICK if arguments.quick else FULL
+    names = arguments.only or [*(operation.name for operation in OPERATIONS), _UPLOAD]
+    os.environ.setdefault(MARK, uuid.uuid4().hex)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        results = _measure_everything(Path(arguments.directory), scale, names)
+    except (BenchFailed, StoreLaunchError) as failure:
+        print(f"bench: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; everything is taken away", file=sys.stderr)
+        return 130
+    print_report(results)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(as_json(results), indent=1) + "\n")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    names = [*(operation.name for operation in OPERATIONS), _UPLOAD]
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure what mirrorfs costs beside the backing directory and bindfs, and how fast it uploads. "
+        "Nothing is judged. Run it on an idle machine.",
+        epilog="Example: scripts/bench --only mark --only sweep --directory /mnt/datastore --json bench.json",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller and fewer: under two minutes, figures are rougher"
+    )
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write each sample there")
+    parser.add_argument(
+        "--directory",
+        default=tempfile.gettempdir(),
+        metavar="DIR",
+        help="where to make the datastores and the store's data (default: %(default)s)",
+    )
+    return parser.parse_args()
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    # Only once: the second Ctrl-C must not interrupt the taking away. Programs started from here on ignore it too.
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _measure_everything(directory: Path, scale: Scale, names: Sequence[str]) -> Results:
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    load_before = load_average()
+    operations = [operation(scale) for operation in OPERATIONS if operation.name in names]
+    uploads: list[UploadSeries] = []
+    with _scratch_directory(directory) as base, running_seaweedfs(base / "store") as store:
+        facts = machine_facts(base)
+        bucket = store.create_bucket()
+        meter = Meter(base)
+        targets = _targets(base, store, bucket)
+        if operations:
+            _measure_operations(operations, targets, meter, say)
+        if _UPLOAD in names:
+            with killing_mounts_after(_HUNG_SECONDS):
+                uploads = measure_uploads(base, store, bucket, scale, say)
+        load_after = load_average()
+        say("taking everything away")
+    return Results(facts, asdict(scale), load_before, load_after, targets, meter, uploads)
+
+
+def _targets(base: Path, store: StoreServer, bucket: str) -> list[Target]:
+    return [
+        Target(base / "backing"),
+        Mirror(base / "mirrorfs", store, bucket),
+        PassThrough(base / "pass-through"),
+        Bindfs(base / "bindfs"),
+    ]
+
+
+def _measure_operations(operations: Sequence[Operation], targets: Sequence[Target], meter: Meter, say: Say) -> None:
+    for target in targets:
+        say(f"making a datastore with 65,536 chunk directories for: {target.title}")
+        with DatastoreWriter(target.backing) as writer:
+            writer.create()
+        for operation in operations:
+            operation.prepare(target.backing)
+    with ExitStack() as mounts:
+        for target in targets:
+            mounts.callback(target.unmount)
+            target.mount()
+        for operation in operations:
+            for number in range(operation.rounds):
+                say(f"{operation.name}, round {number + 1} of {operation.rounds}")
+                _run_round(operation, targets, meter, number)
+        say("unmounting")
+
+
+def _run_round(operation: Operation, targets: Sequence[Target], meter: Meter, number: int) -> None:
+    # Each round begins with another target, so that none is always the one after a busy neighbour.
+    first = number % len(targets)
+    for target in [*targets[first:], *targets[:first]]:
+        with killing_mounts_after(_HUNG_SECONDS):
+            operation.run(meter, target, number)
+
+
+@contextmanager
+def _scratch_directory(parent: Path) -> Iterator[Path]:
+    try:
+        base = Path(tempfile.mkdtemp(prefix="mirrorfs-bench-", dir=parent))
+    except OSError as error:
+        raise BenchFailed(f"cannot write into {parent}: {error.strerror}") from error
+    # PBS's user must be able to enter the datastores, as on a real server.
+    base.chmod(0o755)
+    try:
+        yield base
+    finally:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        _remove(base)
+
+
+def _remove(base: Path) -> None:
+    left = [path for path in base.glob("*/mountpoint") if is_mount(path)]
+    if left:
+        raise BenchFailed(f"still mounted, so nothing below {base} is removed: {', '.join(map(str, left))}")
+    shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

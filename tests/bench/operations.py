@@ -1,0 +1,256 @@
+"""The operations that PBS does on a datastore, each with the system calls that were recorded of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench.meter import Meter, Part
+from tests.bench.scale import Scale
+from tests.bench.targets import Target, sync_file_system
+from tests.harness.content import BackupPlan, EncodedChunk, Encoder, ImagePlan, plan_of_size
+from tests.harness.names import chunk_path
+from tests.harness.system_calls import SystemCalls
+from tests.harness.writer import DatastoreWriter
+
+MEBIBYTE = 1024 * 1024
+_LARGE = 4 * MEBIBYTE
+# Such small archives are seen in recordings.
+_TINY = 78
+_WRITER_THREADS = 2
+_PLAIN = Encoder(compress=False)
+
+
+class Operation:
+    """One thing that is compared. `prepare` is called on every target before any is mounted, `run` once a round and
+    target; what it measures goes to the meter."""
+
+    name = ""
+    parts: tuple[Part, ...] = ()
+
+    def __init__(self, scale: Scale) -> None:
+        self.scale = scale
+        self.calls = SystemCalls()
+
+    @property
+    def rounds(self) -> int:
+        """How often it is repeated."""
+        return self.scale.rounds
+
+    def prepare(self, datastore: Path) -> None:
+        """Put into a datastore what the operation needs to find there."""
+
+    def run(self, meter: Meter, target: Target, number: int) -> None:
+        """Do it and measure it; `number` counts the rounds."""
+        raise NotImplementedError
+
+    def chunks(self, label: str, count: int, size: int) -> Iterator[EncodedChunk]:
+        """Sound chunks of random bytes, the same each time they are asked for."""
+        source = random.Random(f"{self.name} {label}")
+        for _ in range(count):
+            yield _PLAIN.encode_chunk(source.randbytes(size))
+
+    def insert(self, datastore: Path, chunk: EncodedChunk) -> None:
+        """A chunk as PBS inserts it: stat, temporary file, one write, rename, close."""
+        path = f"{datastore}/{chunk_path(chunk.digest)}"
+        self.calls.stat("chunk", path)
+        self.calls.replace_file("chunk", path, chunk.digest, chunk.raw)
+
+
+class Backup(Operation):
+    """Whole backups of an image, with syncfs at the end; a quarter of the second one has changed."""
+
+    name = "backup"
+    first = Part("backup-first", "backup, first", "MiB")
+    incremental = Part("backup-incremental", "backup, incremental", "MiB")
+    parts = (first, incremental)
+
+    def run(self, meter: Meter, target: Target, number: int) -> None:
+        """See Operation."""
+        size = self.scale.backup_mebibytes
+        image = ImagePlan("drive-scsi0.img", size * MEBIBYTE)
+        plan = BackupPlan(images=(image,), compressible_fraction=0.0, zero_fraction=0.0)
+        with DatastoreWriter(target.path, default_plan=plan, threads=_WRITER_THREADS) as writer:
+            for generation, part in enumerate(self.parts):
+                with meter.sample(part, target, size):
+                    writer.backup(f"vm/{number + 100}", generation=generation, compress=False)
+
+
+class InsertChunks(Operation):
+    """Chunks alone, without a client that has to make them."""
+
+    name = "insert"
+    large = Part("insert-4MiB", "insert a chunk of 4 MiB", "chunk")
+    tiny = Part("insert-tiny", "create, write, rename, close a tiny file", "file")
+    parts = (large, tiny)
+
+    def run(self, meter: Meter, target: Target, number: int) -> None:
+        """See Operation."""
+        for part, count, size in (
+            (self.large, self.scale.large_chunks, _LARGE),
+            (self.tiny, self.scale.tiny_chunks, _TINY),
+        ):
+            chunks = list(self.chunks(f"{part.name} {number}", count, size))
+            with meter.sample(part, target, count):
+                for chunk in chunks:
+                    self.insert(target.path, chunk)
+
+
+class ReadChunks(Operation):
+    """All chunks as restore and verify read them: open, fstat, lseek, one read, one more, close."""
+
+    name = "read"
+    disk = Part("read-disk", "read chunks, from disk", "MiB")
+    memory = Part("read-memory", "read chunks, in the backing file system's memory", "MiB")
+    again = Part("read-again", "read chunks once more", "MiB")
+    parts = (disk, memory, again)
+
+    def __init__(self, scale: Scale) -> None:
+        super().__init__(scale)
+        self._paths: list[str] = []
+
+    def prepare(self, datastore: Path) -> None:
+        """See Operation."""
+        self._paths = []
+        for chunk in self.chunks("stored", self.scale.large_chunks, _LARGE):
+            self.insert(datastore, chunk)
+            self._paths.append(chunk_path(chunk.digest))
+
+    def run(self, meter: Meter, target: Target, number: int) -> None:
+        """See Operation."""
+        size = self.scale.large_chunks * _LARGE / MEBIBYTE
+        for part in self.parts:
+            if part is not self.again and target.path != target.backing:
+                self._drop_from_memory(target.path)
+            if part is self.disk:
+                self._drop_from_memory(target.backing)
+            with meter.sample(part, target, size):
+                for path in self._paths:
+                    self._read(f"{target.path}/{path}")
+
+    def _read(self, path: str) -> None:
+        with self.calls.closing("chunk", self.calls.open("chunk", path, os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
+            size = self.calls.stat_descriptor("chunk", descriptor).st_size
+            self.calls.seek("chunk", descriptor, 0, os.SEEK_CUR)
+            while self.calls.read("chunk", descriptor, size):
+                continue
+
+    def _drop_from_memory(self, datastore: Path) -> None:
+        sync_file_system(datastore)
+        for path in self._paths:
+            with self.calls.closing("chunk", os.open(datastore / path, os.O_RDONLY)) as descriptor:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class Mark(Operation):
+    """The first phase of a garbage collection: utimensat on every chunk, of which each round has its own."""
+
+    name = "mark"
+    new = Part("mark-new", "GC mark, name not in the kernel's cache", "chunk")
+    known = Part("mark-known", "GC mark, name in the kernel's cache", "chunk")
+    parts = (new, known)
+
+    def prepare(self, datastore: Path) -> None:
+        """See Operation."""
+        for number in range(self.rounds):
+            for chunk in self._chunks_of(number):
+                (datastore / chunk_path(chunk.digest)).write_bytes(chunk.raw)
+
+    def run(self, meter: Meter, target: Target, number: int) -> None:
+        """See Operation."""
+        paths = [f"{target.path}/{chunk_path(chunk.digest)}" for chunk in self._chunks_of(number)]
+        for part in self.parts:
+            with meter.sample(part, target, len(paths)):
+                for path in paths:
+                    self.calls.touch("mark", path)
+
+    def _chunks_of(self, number: int) -> Iterator[EncodedChunk]:
+        return self.chunks(str(number), self.scale.marked_chunks, _TINY)
+
+
+class Names(Operation):
+    """stat, with which PBS asks before each insert whether it has a chunk already."""
+
+    name = "stat"
+    known = Part("stat-known", "stat of a name in the kernel's cache", "name")
+    unknown = Part("stat-unknown", "stat of a name that is not there", "name")
+    parts = (known, unknown)
+    _LOOPS = 5
+
+    def prepare(self, datastore: Path) -> None:
+        """See Operation."""
+        for chunk in self._known_chunks():
+            (datastore / chunk_path(chunk.digest)).write_bytes(chunk.raw)
+
+    def run(self, meter: Meter, target: Target, number: int) -> None:
+        """See Operation."""
+        known = [f"{target.path}/{chunk_path(chunk.digest)}" for chunk in self._known_chunks()]
+        self._stat_all(known)
+        with meter.sample(self.known, target, len(known) * self._LOOPS):
+            for _ in range(self._LOOPS):
+                self._stat_all(known)
+        digests = (hashlib.sha256(f"{number} {name}".encode()).hexdigest() for name in range(self.scale.unknown_names))
+        unknown = [f"{target.path}/{chunk_path(digest)}" for digest in digests]
+        with meter.sample(self.unknown, target, len(unknown)):
+            self._stat_all(unknown)
+
+    def _known_chunks(self) -> Iterator[EncodedChunk]:
+        return self.chunks("known", self.scale.known_names, _TINY)
+
+    def _stat_all(self, paths: list[str]) -> None:
+        for path in paths:
+            self.calls.stat("chunk", path)
+
+
+class Sweep(Operation):
+    """The second phase of a garbage collection: every chunk directory listed, every chunk in it looked at."""
+
+    name = "sweep"
+    part = Part("sweep", "GC sweep", "directory")
+    parts = (part,)
+
+    @property
+    def rounds(self) -> int:
+        """See Operation."""
+        return self.scale.sweep_rounds
+
+    def run(self, meter: Meter, target: Target, number: int) -> None:
+        """See Operation."""
+        with meter.sample(self.part, target, self.scale.swept_directories):
+            for directory in range(self.scale.swept_directories):
+                with os.scandir(f"{target.path}/.chunks/{directory:04x}") as entries:
+                    for entry in entries:
+                        entry.stat(follow_symlinks=False)
+
+
+class ReplaceManifest(Operation):
+    """A change of notes: the manifest read, made anew, renamed into place."""
+
+    name = "manifest"
+    alone = Part("manifest", "replace a manifest", "manifest")
+    synced = Part("manifest-syncfs", "replace a manifest, then syncfs", "manifest")
+    parts = (alone, synced)
+    _GROUP = "host/notes"
+
+    def prepare(self, datastore: Path) -> None:
+        """See Operation."""
+        with DatastoreWriter(datastore, default_plan=plan_of_size(64 * 1024)) as writer:
+            writer.backup(self._GROUP, generation=0)
+
+    def run(self, meter: Meter, target: Target, number: int) -> None:
+        """See Operation."""
+        with DatastoreWriter(target.path) as writer:
+            snapshot = writer.snapshots(self._GROUP)[0]
+            for part in self.parts:
+                with meter.sample(part, target, self.scale.manifests):
+                    for change in range(self.scale.manifests):
+                        writer.set_notes(snapshot, f"{part.name} {number} {change}")
+                        if part is self.synced:
+                            sync_file_system(target.path)
+
+
+# In the order in which they run: a sweep makes all names known, which those before it must not be.
+OPERATIONS: tuple[type[Operation], ...] = (Backup, InsertChunks, ReadChunks, Mark, Names, Sweep, ReplaceManifest)
