@@ -11,6 +11,7 @@ import click
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
+from mirrorfs.cli.settings_file import DatastoreCommand
 from mirrorfs.journal.directory import StateDirectory, default_state_directory
 from mirrorfs.journal.errors import JournalError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
@@ -19,7 +20,7 @@ from mirrorfs.supervision.foreground import run_in_foreground
 from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
 
 
-@click.command("mount")
+@click.command("mount", cls=DatastoreCommand)
 @click.argument("datastore", type=PATH)
 @click.option("--to", "address", type=StoreURL(), required=True, metavar="s3://BUCKET/NAME", help="Where to mirror to.")
 @store_options
@@ -60,6 +61,10 @@ def command(
 
     The mount comes up also when the store is not reachable: replication then waits and goes on by itself.
     What the datastore holds already is mirrored too. Nothing in it is changed.
+
+    Options may also stand in /etc/mirrorfs/NAME.toml, where NAME is the path with dashes for slashes
+    (mnt-datastore-store1.toml): keys are the long options, as in endpoint-url = "https://s3.example.com".
+    Flags win over the environment, the environment wins over the file.
 
     \b
     Example:

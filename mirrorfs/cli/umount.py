@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+import select
 
 import click
 
@@ -13,8 +13,8 @@ from mirrorfs.cli.options import PATH
 from mirrorfs.cli.wait import wait_until_published
 from mirrorfs.filesystem.mount import detach, is_dead, is_mounted
 from mirrorfs.filesystem.system_calls import unmount
-from mirrorfs.journal.directory import DirectoryLock, StateDirectory
-from mirrorfs.supervision.registry import find, mountpoint_of, state_directory_of, unregister
+from mirrorfs.journal.directory import StateDirectory
+from mirrorfs.supervision.registry import RunningMount, find, mountpoint_of, unregister
 from mirrorfs.supervision.users import users_of
 
 _END_SECONDS = 30.0
@@ -44,9 +44,10 @@ def command(datastore: str, drain: bool, timeout: float | None) -> None:
         _take_away_dead(path)
         click.echo(f"{path} was left by a killed mirrorfs; it is unmounted now")
         return
-    directory = state_directory_of(path)
     if drain:
         _drain(path, timeout)
+    mount = find(path)
+    process = None if mount is None else _open_process(mount.pid)
     try:
         unmount(os.fsencode(path))
     except OSError as error:
@@ -56,7 +57,8 @@ def command(datastore: str, drain: bool, timeout: float | None) -> None:
                 "proxmox-backup-proxy proxmox-backup'), then unmount again"
             ) from error
         raise Failure(f"cannot unmount {path}: {error.strerror}") from error
-    _wait_for_end(directory)
+    if mount is not None and process is not None:
+        _wait_for_end(mount, process)
     click.echo(f"{path} is unmounted")
 
 
@@ -84,18 +86,20 @@ def _users(path: str) -> str:
     return named or f"something that /proc does not show (another mount inside it, perhaps: 'findmnt -R {path}')"
 
 
-def _wait_for_end(directory: StateDirectory) -> None:
-    """Wait for the filesystem process to give its lock back, which it does when the journal is closed."""
-    ended = threading.Event()
+def _open_process(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
 
-    def wait() -> None:
-        lock = DirectoryLock(directory, "mount")
-        lock.acquire(wait=True)
-        lock.release()
-        ended.set()
 
-    threading.Thread(target=wait, daemon=True).start()
-    if not ended.wait(_END_SECONDS):
+def _wait_for_end(mount: RunningMount, process: int) -> None:
+    """Wait for the filesystem process, which ends its uploader and closes the journal before it ends itself."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    if not poll.poll(_END_SECONDS * 1000):
+        log = StateDirectory(mount.state_directory).log_file
         raise Failure(
-            f"it is unmounted, but its process has not ended within {_END_SECONDS:.0f} s: see {directory.log_file}"
+            f"{mount.mountpoint} is unmounted, but its process {mount.pid} has not ended within {_END_SECONDS:.0f} s; "
+            f"it still holds the state directory: see {log}"
         )

@@ -77,8 +77,10 @@ class Environment:
             )
         except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
             raise DatabaseCorrupt(f"the database in {directory} is damaged: {error}") from error
-        except (lmdb.Error, OSError) as error:
+        except lmdb.Error as error:
             raise JournalError(f"cannot open the database in {directory}: {error}") from error
+        except OSError as error:
+            raise JournalError(f"cannot open the database in {directory}: {error.strerror}") from error
         try:
             self._check_length()
             self.databases = self._open_databases(databases, format_version, read_only)

@@ -1,0 +1,54 @@
+"""Settings that stand in /etc/mirrorfs/NAME.toml instead of on the command line."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from typing import Any
+
+import click
+
+from mirrorfs.journal.directory import escaped_name
+
+SETTINGS_BASE = "/etc/mirrorfs"
+
+
+class DatastoreCommand(click.Command):
+    """A command about a DATASTORE whose options may also stand in that datastore's settings file.
+
+    The file is named after the datastore's path, as its state directory is: `mnt-datastore-store1.toml` for
+    /mnt/datastore/store1. Its keys are the long options without their dashes (`endpoint-url = "https://…"`). Flags win
+    over the environment, the environment wins over the file.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the settings file before the arguments are checked, so that it can satisfy required options."""
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        datastore = given.get("datastore")
+        if isinstance(datastore, str):
+            path = os.path.join(SETTINGS_BASE, f"{escaped_name(os.path.realpath(datastore))}.toml")
+            ctx.default_map = {**(ctx.default_map or {}), **self._read(path)}
+        return super().parse_args(ctx, args)
+
+    def _read(self, path: str) -> dict[str, Any]:
+        try:
+            with open(path, "rb") as file:
+                settings = tomllib.load(file)
+        except FileNotFoundError:
+            return {}
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise click.UsageError(f"cannot read the settings file {path}: {error}") from error
+        names = {
+            option.removeprefix("--"): parameter.name
+            for parameter in self.params
+            if isinstance(parameter, click.Option)
+            for option in parameter.opts
+            if option.startswith("--")
+        }
+        defaults = {}
+        for key, value in settings.items():
+            name = names.get(key)
+            if name is None:
+                raise click.UsageError(f"the settings file {path} has {key!r}, which is no option of '{self.name}'")
+            defaults[name] = value
+        return defaults
