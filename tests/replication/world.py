@@ -187,6 +187,7 @@ class World:
                     nursery.start_soon(_work, mirror, worklist, worklist.take_tree)
                 if reconciles:
                     await mirror.reconciler.reconcile()
+                    mirror.look_again_at_problems()
                 yield Running(mirror, worklist, state)
                 nursery.cancel_scope.cancel()
         finally:
