@@ -22,7 +22,15 @@ from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
 
 @click.command("mount", cls=DatastoreCommand)
 @click.argument("datastore", type=PATH)
-@click.option("--to", "address", type=StoreURL(), required=True, metavar="s3://BUCKET/NAME", help="Where to mirror to.")
+@click.option(
+    "--to",
+    "address",
+    envvar="MIRRORFS_MOUNT_TO",
+    type=StoreURL(),
+    required=True,
+    metavar="s3://BUCKET/NAME",
+    help="Where to mirror to.",
+)
 @store_options
 @click.option("--mountpoint", type=PATH, help="Mount here instead of over the datastore itself.")
 @click.option(
@@ -41,7 +49,20 @@ from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
 )
 @click.option("--require-store", is_flag=True, help="Do not mount when the store does not answer now.")
 @click.option("--take-over", is_flag=True, help="Use the name in the bucket though another mirror or PBS has it.")
-@click.option("-o", "mount_options", multiple=True, metavar="OPTIONS", help="Mount options, as for mount(8).")
+@click.option(
+    "--allow-removals",
+    is_flag=True,
+    help="Remove from the mirror what the datastore does not hold any more, even if that is most of it.",
+)
+@click.option(
+    "-o",
+    "--options",
+    "mount_options",
+    envvar="MIRRORFS_MOUNT_OPTIONS",
+    multiple=True,
+    metavar="OPTIONS",
+    help="Mount options, as for mount(8).",
+)
 @click.option("--verbose", is_flag=True, help="Log more.")
 def command(
     datastore: str,
@@ -54,6 +75,7 @@ def command(
     retry_ceiling: float,
     require_store: bool,
     take_over: bool,
+    allow_removals: bool,
     mount_options: tuple[str, ...],
     verbose: bool,
 ) -> None:
@@ -89,6 +111,7 @@ def command(
         parallel=parallel,
         retry_ceiling=retry_ceiling,
         take_over=take_over,
+        allow_removals=allow_removals,
         verbose=verbose,
     )
     settings = MountSettings(

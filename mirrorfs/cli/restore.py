@@ -40,12 +40,25 @@ _LINES_OF_CHECKING = 8
 @click.argument("address", metavar="URL", type=StoreURL())
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
-    "--namespace", "namespaces", multiple=True, metavar="A/B", help="Only this namespace and those inside it."
+    "--namespace",
+    "namespaces",
+    envvar="MIRRORFS_RESTORE_NAMESPACE",
+    multiple=True,
+    metavar="A/B",
+    help="Only this namespace and those inside it.",
 )
-@click.option("--group", "groups", multiple=True, metavar="PATH", help="Only this group, e.g. vm/100 or ns/a/vm/100.")
+@click.option(
+    "--group",
+    "groups",
+    envvar="MIRRORFS_RESTORE_GROUP",
+    multiple=True,
+    metavar="PATH",
+    help="Only this group, e.g. vm/100 or ns/a/vm/100.",
+)
 @click.option(
     "--snapshot",
     "snapshots",
+    envvar="MIRRORFS_RESTORE_SNAPSHOT",
     multiple=True,
     metavar="PATH",
     help="Only this snapshot, e.g. vm/100/2026-11-22T10:00:00Z.",

@@ -31,7 +31,9 @@ _COLUMNS = ("Snapshot", "Size", "Protected", "Verified", "Encrypted", "Notes")
 
 @click.command("snapshots", short_help="List what a bucket holds.")
 @click.argument("address", metavar="URL", type=StoreURL())
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--json", "as_json", envvar="MIRRORFS_SNAPSHOTS_JSON", is_flag=True, help="Print JSON instead of a table."
+)
 @store_options
 def command(address: StoreAddress, as_json: bool, store: StoreOptions) -> None:
     """List the snapshots published at URL (s3://BUCKET/NAME), oldest first in each group.

@@ -12,6 +12,7 @@ import click
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
+from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.filesystem.mount import is_dead, is_mounted
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.supervision.registry import RunningMount, mountpoint_of, running_mounts, state_directory_of
@@ -22,7 +23,13 @@ _WATCH_SECONDS = 2.0
 
 @click.command("status")
 @click.argument("datastore", type=PATH, required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object (documented in docs/operator.md).")
+@click.option(
+    "--json",
+    "as_json",
+    envvar="MIRRORFS_STATUS_JSON",
+    is_flag=True,
+    help="One JSON object (documented in docs/operator.md).",
+)
 @click.option("--watch", is_flag=True, help=f"Show it again every {_WATCH_SECONDS:g} seconds, until Ctrl-C.")
 def command(datastore: str | None, as_json: bool, watch: bool) -> None:
     """Tell how far the mirror of DATASTORE is: lag, backlog, rate, the store's condition, and what is wrong.
@@ -49,7 +56,7 @@ def command(datastore: str | None, as_json: bool, watch: bool) -> None:
         if not watch:
             break
         time.sleep(_WATCH_SECONDS)
-    if answer["problems"] or answer["uploader"]["refused"]:
+    if answer["problems"] or answer["uploader"]["refused"] or answer["journal_broken_since"] is not None:
         raise SystemExit(1)
 
 
@@ -82,7 +89,7 @@ def _ask(path: str) -> Answer:
         raise Failure(f"no mirrorfs is mounted on {path}: 'mirrorfs status' lists what is mounted")
     directory = state_directory_of(path)
     try:
-        return ask(directory.control_socket, "status", _ANSWER_SECONDS)
+        answer = ask(directory.control_socket, "status", _ANSWER_SECONDS)
     except (ConnectionError, FileNotFoundError):
         raise Failure(
             f"the uploader of {path} does not run at this moment; the mount starts it again and backups go on. "
@@ -90,6 +97,8 @@ def _ask(path: str) -> Answer:
         ) from None
     except TimeoutError:
         raise Failure(f"the uploader of {path} has not answered within {_ANSWER_SECONDS:g} s") from None
+    # Known to the filesystem process alone.
+    return {**answer, "journal_broken_since": journal_broken_since(path)}
 
 
 def _describe(answer: Answer) -> list[str]:
@@ -112,6 +121,8 @@ def _describe(answer: Answer) -> list[str]:
         f"sent        {uploaded['objects']} objects, {_size(uploaded['bytes'])} since the uploader started; "
         f"now {_size(uploaded['bytes_per_second'])}/s"
     )
+    if answer["journal_broken_since"] is not None:
+        lines.append(f"journal     {describe_broken_journal(answer['journal_broken_since'])}")
     if answer["foreign"]["count"]:
         lines.append(f"foreign     {answer['foreign']['count']} names that are none of PBS's, passed through only")
         lines += [f"              {name!r}" for name in answer["foreign"]["examples"]]

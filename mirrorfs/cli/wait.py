@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
 from mirrorfs.filesystem.mount import is_dead, is_mounted
 from mirrorfs.replication.control import Answer, ask
-from mirrorfs.supervision.registry import mountpoint_of, state_directory_of
+from mirrorfs.supervision.registry import find, mountpoint_of, state_directory_of
 
 # An uploader that died is started again within this time, or something is wrong for longer.
 _RESTART_SECONDS = 90.0
@@ -47,12 +48,30 @@ def wait_until_published(path: str, timeout: float | None) -> None:
         raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
     # The filesystem answers in order: what was closed before is in the journal when this returns.
     os.statvfs(path)
+    since = journal_broken_since(path)
+    if since is not None:
+        raise Failure(f"it is not known what is published: {describe_broken_journal(since)}")
     answer = _ask_patiently(path, timeout)
     if "error" in answer:
         raise Failure(f"nothing is mirrored: {answer['error']}")
     problems = answer["problems"]
     if problems:
-        raise Failure("\n".join(["some of it cannot be published:", *_lines(problems)]))
+        raise Failure("\n".join(["some of it cannot be published:", *_lines(path, problems)]))
+
+
+def journal_broken_since(path: str) -> float | None:
+    """Tell since when (seconds since the epoch) the journal of a mount cannot be written; None if it can."""
+    mount = find(path)
+    return None if mount is None else mount.journal_broken_since
+
+
+def describe_broken_journal(since: float) -> str:
+    """Say what is wrong with the journal, and what follows."""
+    time_of_failure = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (
+        f"the journal cannot be written since {time_of_failure} (is the disk of the state directory full?); "
+        "when it can, the whole datastore is reconciled"
+    )
 
 
 def _ask_patiently(path: str, timeout: float | None) -> Answer:
@@ -86,8 +105,8 @@ def _why(path: str) -> str:
     return f"the store is not usable. {store['last_error']}"
 
 
-def _lines(problems: list[dict[str, Any]]) -> list[str]:
+def _lines(path: str, problems: list[dict[str, Any]]) -> list[str]:
     lines = [f"  {problem['name']}: {problem['reason']}" for problem in problems[:_NAMED_PROBLEMS]]
     if len(problems) > _NAMED_PROBLEMS:
-        lines.append(f"  and {len(problems) - _NAMED_PROBLEMS} more, see 'mirrorfs status'")
+        lines.append(f"  and {len(problems) - _NAMED_PROBLEMS} more, see 'mirrorfs status {path}'")
     return lines

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import (
@@ -33,6 +33,17 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ_SIZE = 16 * 1024 * 1024
 _WRONG_KIND = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
+_MIB = 1024 * 1024
+# PBS makes chunks of up to 16 MiB, and lets blobs grow to 128 MiB. What is larger is not what its name says, and
+# reading it could take all memory.
+_LONGEST_CHUNK = 32 * _MIB
+_LONGEST_BLOB = 128 * _MIB
+_LONGEST_INDEX = 2048 * _MIB
+_LONGEST_LINE_FILE = _MIB
+
+Unreadable = Callable[[str, OSError], None]
+"""Told of each directory (its path in the datastore) that the file system refuses to list, and why."""
+
 
 class WrongKindError(DatastoreError):
     """A symbolic link, or another kind of file than expected, stands on or at the end of a path."""
@@ -43,26 +54,27 @@ class Tree:
     at once.
 
     Listings are sorted and tolerate concurrent changes: what vanishes meanwhile is left out. OSError is
-    raised for anything else the file system answers.
+    raised for anything else the file system answers, unless a listing is given `unreadable`: then that is
+    called, and the listing goes on with the next directory.
     """
 
     def __init__(self, root_descriptor: int) -> None:
         self._root = root_descriptor
 
-    def namespaces(self) -> Iterator[NamespaceId]:
+    def namespaces(self, unreadable: Unreadable | None = None) -> Iterator[NamespaceId]:
         """All namespaces, the root first, each before those inside it."""
-        yield from self._namespaces_below(NamespaceId())
+        yield from self._namespaces_below(NamespaceId(), unreadable)
 
-    def groups(self, namespace: NamespaceId) -> Iterator[GroupId]:
+    def groups(self, namespace: NamespaceId, unreadable: Unreadable | None = None) -> Iterator[GroupId]:
         """The groups directly in ``namespace``."""
         for backup_type in BACKUP_TYPES:
-            for name in self._subdirectories(_join(namespace.path, backup_type)):
+            for name in self._subdirectories(_join(namespace.path, backup_type), unreadable):
                 if is_component(name):
                     yield GroupId(namespace, backup_type, name)
 
-    def snapshots(self, group: GroupId) -> Iterator[SnapshotId]:
+    def snapshots(self, group: GroupId, unreadable: Unreadable | None = None) -> Iterator[SnapshotId]:
         """The snapshots of ``group``, oldest first, finished or not."""
-        for name in self._subdirectories(group.path):
+        for name in self._subdirectories(group.path, unreadable):
             match classify(os.fsencode(f"{group.path}/{name}")):
                 case SnapshotDirectoryName(snapshot=snapshot):
                     yield snapshot
@@ -90,8 +102,8 @@ class Tree:
                 os.close(descriptor)
 
     def read_chunk(self, digest: bytes) -> bytes:
-        """The chunk with this digest, unchecked; raises as `read` does."""
-        return self.read(chunk_path(digest))
+        """The chunk with this digest, unchecked; raises as `read` does, also when it is larger than any chunk."""
+        return self.read(chunk_path(digest), maximum_size=_LONGEST_CHUNK)
 
     def chunk_size(self, digest: bytes) -> int | None:
         """The size in bytes of the chunk's file; None when there is none."""
@@ -102,6 +114,10 @@ class Tree:
         """Whether a regular file or a directory stands at ``path``."""
         status = self._status(path)
         return status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+
+    def is_taken(self, path: str) -> bool:
+        """Whether anything at all stands at ``path``."""
+        return self._status(path) is not None
 
     def chunk_directory(self, number: int) -> list[bytes]:
         """The digests of the chunks in ``.chunks/<number as four hexadecimal digits>``, in no order."""
@@ -114,23 +130,23 @@ class Tree:
                     digests.append(name.digest)
         return digests
 
-    def foreign(self) -> Iterator[bytes]:
-        """The paths, outside ``.chunks``, of what PBS did not make: malformed names, and well-named entries
-        of the wrong kind (a symbolic link in the place of a file, a file in the place of a group). What
-        stands in a foreign directory is not listed.
+    def foreign(self, below: str = "", unreadable: Unreadable | None = None) -> Iterator[bytes]:
+        """The paths in the directory ``below``, outside ``.chunks``, of what PBS did not make: malformed names,
+        and well-named entries of the wrong kind (a symbolic link in the place of a file, a file in the place of
+        a group). What stands in a foreign directory is not listed.
         """
-        yield from self._foreign_below("")
+        yield from self._foreign_below(below, unreadable)
 
-    def _namespaces_below(self, namespace: NamespaceId) -> Iterator[NamespaceId]:
+    def _namespaces_below(self, namespace: NamespaceId, unreadable: Unreadable | None) -> Iterator[NamespaceId]:
         yield namespace
         if len(namespace.components) == MAXIMUM_NAMESPACE_DEPTH:
             return
-        for name in self._subdirectories(_join(namespace.path, "ns")):
+        for name in self._subdirectories(_join(namespace.path, "ns"), unreadable):
             if is_component(name):
-                yield from self._namespaces_below(namespace.child(name))
+                yield from self._namespaces_below(namespace.child(name), unreadable)
 
-    def _foreign_below(self, directory: str) -> Iterator[bytes]:
-        for entry, mode in self._entries(directory):
+    def _foreign_below(self, directory: str, unreadable: Unreadable | None) -> Iterator[bytes]:
+        for entry, mode in self._entries(directory, unreadable):
             path = _join(directory, entry)
             name = classify(os.fsencode(path))
             if isinstance(name, InternalName) or (path == CHUNKS_NAME and stat.S_ISDIR(mode)):
@@ -139,15 +155,21 @@ class Tree:
             if isinstance(name, ForeignName) or not expected(mode):
                 yield os.fsencode(path)
             elif stat.S_ISDIR(mode):
-                yield from self._foreign_below(path)
+                yield from self._foreign_below(path, unreadable)
 
-    def _subdirectories(self, path: str) -> list[str]:
-        return [name for name, mode in self._entries(path) if stat.S_ISDIR(mode)]
+    def _subdirectories(self, path: str, unreadable: Unreadable | None) -> list[str]:
+        return [name for name, mode in self._entries(path, unreadable) if stat.S_ISDIR(mode)]
 
-    def _entries(self, path: str) -> list[tuple[str, int]]:
+    def _entries(self, path: str, unreadable: Unreadable | None = None) -> list[tuple[str, int]]:
         """Names and file types (as in st_mode) of a directory, sorted; [] when there is no directory."""
-        with self._scan(path) as entries:
-            return sorted((entry.name, _entry_type(entry)) for entry in entries)
+        try:
+            with self._scan(path) as entries:
+                return sorted((entry.name, _entry_type(entry)) for entry in entries)
+        except OSError as error:
+            if unreadable is None:
+                raise
+            unreadable(path, error)
+            return []
 
     @contextlib.contextmanager
     def _scan(self, path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
@@ -193,6 +215,13 @@ class Tree:
         return descriptor
 
 
+def longest_file(path: str) -> int:
+    """The size in bytes that a file outside ``.chunks`` may have to be taken for what its name says."""
+    if path.endswith((".fidx", ".didx")):
+        return _LONGEST_INDEX
+    return _LONGEST_BLOB if path.endswith(".blob") else _LONGEST_LINE_FILE
+
+
 def _open(name: str, flags: int, directory: int) -> int:
     """Open without moving the access time, by which PBS's garbage collection tells used chunks from unused ones."""
     try:
@@ -206,6 +235,8 @@ def _read_regular(descriptor: int, path: str, maximum_size: int | None) -> bytes
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise WrongKindError(f"{path} is not a regular file")
+    if maximum_size is not None and status.st_size > maximum_size:
+        raise DatastoreError(f"{path} is larger than {maximum_size} bytes")
     pieces = []
     total = 0
     while piece := os.read(descriptor, min(_READ_SIZE, max(1, status.st_size - total + 1))):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import stat
+import time
 from collections.abc import Callable, Sequence
 
 import trio
@@ -33,13 +34,16 @@ log = logging.getLogger(__name__)
 _FILES = (ChunkName, QuarantinedChunkName, SnapshotFileName, GroupFileName, ForeignName)
 # Recorded when a record could not be written: the whole datastore is to be looked at.
 _EVERYTHING = b""
+_FIRST_RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 30.0
 
 
 class Durability:
     """Puts the backing file system and the journal on stable storage; all who wait at a moment share one round."""
 
-    def __init__(self, root_descriptor: int, journal: JournalWriter) -> None:
-        self._root_descriptor = root_descriptor
+    def __init__(self, root_descriptor: int, journal: JournalWriter, others: Sequence[int] = ()) -> None:
+        """`others` are descriptors on further file systems that hold a part of the datastore; the caller's to close."""
+        self._descriptors = (root_descriptor, *others)
         self._journal = journal
         self._running = trio.Lock()
         self._rounds_begun = 0
@@ -73,7 +77,8 @@ class Durability:
             self._rounds_ended = number
 
     def _sync(self) -> None:
-        syncfs(self._root_descriptor)
+        for descriptor in self._descriptors:
+            syncfs(descriptor)
         try:
             self._journal.sync()
         except JournalError as error:
@@ -85,15 +90,69 @@ class Interception:
     """The observer of the pass-through that keeps the journal.
 
     Failing to write the journal must not fail a backup: it is said loudly, and made good by a record that has the whole
-    datastore looked at, as soon as the journal takes records again.
+    datastore looked at, as soon as the journal takes records again (`keep_repairing`).
     """
 
-    def __init__(self, journal: JournalWriter, durability: Durability, recorded: Callable[[], None]) -> None:
-        """`recorded` is called after each record: it tells the uploader that there is news."""
+    def __init__(
+        self,
+        journal: JournalWriter,
+        durability: Durability,
+        recorded: Callable[[], None],
+        broken_since: Callable[[float | None], None] = lambda _: None,
+    ) -> None:
+        """`recorded` is called after each record: it tells the uploader that there is news.
+
+        `broken_since` hears the time (seconds since the epoch) at which the journal could not be written, before the
+        call that failed to is answered, and None when it can be written again.
+        """
         self._journal = journal
         self._durability = durability
         self._recorded = recorded
-        self.broken = False
+        self._broken_since = broken_since
+        self._failed = trio.Event()
+        self._missed = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether records are missing, and not made good yet."""
+        return self._failed.is_set()
+
+    async def keep_repairing(self) -> None:
+        """Try, whenever the journal cannot be written, until it can; then have the whole datastore looked at."""
+        while True:
+            await self._failed.wait()
+            delay = _FIRST_RETRY_SECONDS
+            reason = ""
+            while self.broken:
+                await trio.sleep(delay)
+                delay = min(delay * 2, _LONGEST_RETRY_SECONDS)
+                reason = await self._try_to_repair(reason)
+
+    async def _try_to_repair(self, known_reason: str) -> str:
+        self._missed = False
+        try:
+            await trio.to_thread.run_sync(self._append_everything)
+        except JournalError as error:
+            if str(error) != known_reason:
+                log.error("the journal still cannot be written: %s", error)
+            return str(error)
+        self._failed = trio.Event()
+        if self._missed:
+            # The reconcile that was just recorded may begin before what was not recorded meanwhile.
+            self._record([_EVERYTHING])
+        if not self.broken:
+            log.warning("the journal can be written again; the whole datastore is reconciled")
+            self._broken_since(None)
+            self._recorded()
+        return ""
+
+    def _append_everything(self) -> None:
+        """Nobody else appends while the journal is broken: so this may be done in a thread."""
+        try:
+            self._journal.append(_EVERYTHING)
+        except JournalError:
+            self._journal.reopen()
+            self._journal.append(_EVERYTHING)
 
     async def writer_opened(self, inode: int) -> None:
         """Nothing is final while it is written."""
@@ -133,16 +192,16 @@ class Interception:
     def _record(self, paths: Sequence[bytes]) -> None:
         if not paths:
             return
-        try:
-            self._journal.append_all([_EVERYTHING, *paths] if self.broken else paths)
-        except JournalError as error:
-            if not self.broken:
-                log.critical("the journal cannot be written, a full reconcile is needed when it can: %s", error)
-            self.broken = True
-            return
         if self.broken:
-            log.warning("the journal can be written again; the whole datastore is reconciled")
-        self.broken = False
+            self._missed = True
+            return
+        try:
+            self._journal.append_all(paths)
+        except JournalError as error:
+            log.critical("the journal cannot be written, a full reconcile is needed when it can: %s", error)
+            self._failed.set()
+            self._broken_since(time.time())
+            return
         self._recorded()
 
 

@@ -60,20 +60,29 @@ class Environment:
             JournalError: it is missing (read only) or cannot be opened.
         """
         self.directory = directory
+        self._names = tuple(databases)
+        self._format_version = format_version
+        self._read_only = read_only
+        self._durable = durable
+        self._initial_map_size = initial_map_size
         self._map_use = _MapUse()
+        self._open()
+
+    def _open(self) -> None:
+        directory = self.directory
         try:
-            if not read_only:
+            if not self._read_only:
                 os.makedirs(directory, mode=0o700, exist_ok=True)
             self._environment = lmdb.open(
                 directory,
-                map_size=max(initial_map_size, _data_file_size(directory)),
-                max_dbs=len(databases) + 1,
+                map_size=max(self._initial_map_size, _data_file_size(directory)),
+                max_dbs=len(self._names) + 1,
                 max_readers=_MAXIMUM_READERS,
-                readonly=read_only,
-                create=not read_only,
+                readonly=self._read_only,
+                create=not self._read_only,
                 mode=0o600,
-                sync=durable,
-                metasync=durable,
+                sync=self._durable,
+                metasync=self._durable,
             )
         except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
             raise DatabaseCorrupt(f"the database in {directory} is damaged: {error}") from error
@@ -83,7 +92,7 @@ class Environment:
             raise JournalError(f"cannot open the database in {directory}: {error.strerror}") from error
         try:
             self._check_length()
-            self.databases = self._open_databases(databases, format_version, read_only)
+            self.databases = self._open_databases(self._names, self._format_version, self._read_only)
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             self._environment.close()
             raise DatabaseCorrupt(f"the database in {directory} is damaged: {error}") from error
@@ -96,6 +105,19 @@ class Environment:
         except JournalError:
             self._environment.close()
             raise
+
+    def reopen(self) -> None:
+        """Close the environment and open it again: one in which a write has failed badly takes no more (MDB_PANIC).
+
+        Waits for all who use it in other threads. If it raises, the environment stays closed: all work on it fails with
+        JournalError until `reopen` succeeds.
+
+        Raises:
+            JournalError and its kinds: as when it is made.
+        """
+        with self._map_use.alone():
+            self._environment.close()
+            self._open()
 
     def _check_length(self) -> None:
         """Make sure that LMDB finds every page: to read a mapped page behind the end of the file kills the process.
@@ -153,16 +175,13 @@ class Environment:
             JournalError: the database cannot be read.
             DatabaseCorrupt: LMDB met a damaged page.
         """
-        while True:
-            try:
-                with self._map_use.shared(), self._environment.begin(buffers=False) as transaction:
-                    return work(transaction)
-            except lmdb.MapResizedError:
-                self._adopt_map_size()
-            except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
-                raise DatabaseCorrupt(f"the database in {self.directory} is damaged: {error}") from error
-            except lmdb.Error as error:
-                raise JournalError(f"cannot read the database in {self.directory}: {error}") from error
+        with self._translated_errors("read"):
+            while True:
+                try:
+                    with self._map_use.shared(), self._environment.begin(buffers=False) as transaction:
+                        return work(transaction)
+                except lmdb.MapResizedError:
+                    self._adopt_map_size()
 
     def update(self, work: Callable[[Transaction], Result]) -> Result:
         """Run `work` on a write transaction, commit, and return its result; the map grows as needed.
@@ -171,18 +190,24 @@ class Environment:
             JournalError: the commit failed (disk full, input/output error); nothing of it was stored.
             DatabaseCorrupt: LMDB met a damaged page.
         """
-        while True:
-            try:
-                with self._map_use.shared(), self._environment.begin(write=True, buffers=False) as transaction:
-                    return work(transaction)
-            except lmdb.MapFullError:
-                self._grow()
-            except lmdb.MapResizedError:
-                self._adopt_map_size()
-            except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
-                raise DatabaseCorrupt(f"the database in {self.directory} is damaged: {error}") from error
-            except lmdb.Error as error:
-                raise JournalError(f"cannot write the database in {self.directory}: {error}") from error
+        with self._translated_errors("write"):
+            while True:
+                try:
+                    with self._map_use.shared(), self._environment.begin(write=True, buffers=False) as transaction:
+                        return work(transaction)
+                except lmdb.MapFullError:
+                    self._grow()
+                except lmdb.MapResizedError:
+                    self._adopt_map_size()
+
+    @contextmanager
+    def _translated_errors(self, operation: str) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+            raise DatabaseCorrupt(f"the database in {self.directory} is damaged: {error}") from error
+        except lmdb.Error as error:
+            raise JournalError(f"cannot {operation} the database in {self.directory}: {error}") from error
 
     def _grow(self) -> None:
         with self._map_use.alone():
@@ -196,19 +221,17 @@ class Environment:
 
     def sync(self) -> None:
         """Put every commit so far on stable storage; blocks for as long as the disk needs."""
-        try:
-            with self._map_use.shared():
-                self._environment.sync(True)
-        except lmdb.Error as error:
-            raise JournalError(f"cannot sync the database in {self.directory}: {error}") from error
+        with self._translated_errors("sync"), self._map_use.shared():
+            self._environment.sync(True)
 
     def entries(self, database: bytes) -> int:
         """Count the entries of a named database."""
         return self.view(lambda transaction: int(transaction.stat(self.databases[database])["entries"]))
 
     def clear_dead_readers(self) -> None:
-        """Free reader slots of killed processes, which would keep old pages from being reused."""
-        self._environment.reader_check()
+        """Free reader slots of killed processes, which would keep old pages from being reused. Raises JournalError."""
+        with self._translated_errors("clear the readers of"), self._map_use.shared():
+            self._environment.reader_check()
 
     def close(self) -> None:
         """Close the environment; it must not be used any more."""

@@ -51,7 +51,7 @@ class Position:
 class JournalWriter:
     """The journal as the filesystem process holds it.
 
-    One thread may append; `sync` and `trim` may be called from others at the same time.
+    One thread at a time may append or reopen; `sync` and `trim` may be called from others at the same time.
     """
 
     def __init__(self, directory: str) -> None:
@@ -175,15 +175,37 @@ class JournalWriter:
             present = cursor.delete() and bool(cursor.key())
         return present
 
+    def reopen(self) -> None:
+        """Open the same journal anew, after a failure from which LMDB does not recover by itself.
+
+        Raises:
+            JournalError: it cannot be opened, or it is not the journal any more that its readers read.
+        """
+        self._environment.reopen()
+        generation, sequence = self._environment.update(self._begin)
+        if generation != self.generation:
+            raise JournalError(f"the journal in {self.directory} has been replaced by another one: mount again")
+        # A commit may have reached the file although it was said to have failed; a sequence is never given twice.
+        self._sequence = max(self._sequence, sequence)
+
     def clear_dead_readers(self) -> None:
-        """Free what killed readers held; to be called after the uploader has died."""
+        """Free what killed readers held; to be called after the uploader has died. Raises JournalError."""
         self._environment.clear_dead_readers()
 
     def close(self) -> None:
-        """Sync, and note that the journal was closed cleanly."""
-        self._environment.sync()
-        self._environment.close()
-        _write_session(self.directory, clean=True)
+        """Sync, and note that the journal was closed cleanly.
+
+        Raises:
+            JournalError: it is closed, but its records may not be on stable storage, or the note could not be made.
+        """
+        try:
+            self._environment.sync()
+        finally:
+            self._environment.close()
+        try:
+            _write_session(self.directory, clean=True)
+        except OSError as error:
+            raise JournalError(f"cannot write {_session_path(self.directory)}: {error.strerror}") from error
 
 
 class JournalReader:

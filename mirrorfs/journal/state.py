@@ -62,6 +62,8 @@ class ContentState:
 class SnapshotPhase(Enum):
     """Where a snapshot stands on its way into the bucket and out of it again."""
 
+    ADOPTED = "adopted"
+    """Found in the bucket when this state began: its references are counted, its chunks not yet compared."""
     COMMITTED = "committed"
     """Files and chunks are confirmed and its references are counted; the manifest may or may not be up."""
     PUBLISHED = "published"
@@ -70,6 +72,11 @@ class SnapshotPhase(Enum):
     """The manifest is about to go or gone; the references are still counted."""
     RELEASED = "released"
     """The references are given back; objects may be left."""
+
+    @property
+    def counts_references(self) -> bool:
+        """Whether the snapshot stands in the bucket, or may, and its chunks are counted as referenced."""
+        return self in (SnapshotPhase.ADOPTED, SnapshotPhase.COMMITTED, SnapshotPhase.PUBLISHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,14 @@ class Identity:
     bucket: str
     prefix: str
     mirror_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """The epoch of the claim that this state wrote last, and of the one that it is about to write, if it is."""
+
+    current: str | None = None
+    coming: str | None = None
 
 
 class State:
@@ -160,6 +175,27 @@ class StateTransaction:
     def set_adopted(self) -> None:
         """Note that the bucket's content has been taken in."""
         self._transaction.put(b"adopted", b"1", db=self._databases[_META])
+
+    def epochs(self) -> Epochs:
+        """Tell which claims in the bucket this state knows to be its own."""
+        stored = self._transaction.get(b"epochs", db=self._databases[_META])
+        return Epochs() if stored is None else Epochs(**json.loads(stored))
+
+    def set_epochs(self, epochs: Epochs) -> None:
+        """Note which claims in the bucket are this state's own."""
+        value = {"current": epochs.current, "coming": epochs.coming}
+        self._transaction.put(b"epochs", json.dumps(value).encode(), db=self._databases[_META])
+
+    def set_claimed(self, identity: Identity, epoch: str) -> None:
+        """Note what the state is about and that the claim of `epoch` stands in the bucket."""
+        self.set_identity(identity)
+        self.set_epochs(Epochs(epoch))
+
+    def forget_bucket(self) -> None:
+        """Forget everything known of the bucket: it was changed by somebody else, or this state is an old copy."""
+        for database in (_CHUNKS, _CONTENTS, _SNAPSHOTS):
+            self._transaction.drop(self._databases[database], delete=False)
+        self._transaction.delete(b"adopted", db=self._databases[_META])
 
     def position(self) -> Position | None:
         """Tell how far the journal has been dealt with."""

@@ -81,7 +81,7 @@ class Adoption:
             log.warning("the published snapshot %s is incomplete in the bucket: %s", path, error)
             return
         files = {file.filename: file.checksum.hex() for file in manifest.files}
-        adopted = SnapshotState(SnapshotPhase.COMMITTED, files, time.time())
+        adopted = SnapshotState(SnapshotPhase.ADOPTED, files, time.time())
         await self._commits.apply(lambda transaction: transaction.commit_snapshot(path, adopted, digests))
 
     async def _digests(self, snapshot: SnapshotId, manifest: Manifest) -> set[bytes]:

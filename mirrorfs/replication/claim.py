@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import socket
-from dataclasses import asdict, dataclass
+import uuid
+from dataclasses import asdict, dataclass, replace
 
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.journal.state import Identity
+from mirrorfs.journal.state import Epochs, Identity, State
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.commits import StateCommits
 
 log = logging.getLogger(__name__)
 
@@ -24,49 +27,84 @@ class ClaimRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The record `.mirrorfs/claim.json`. `taken_from` is the host of a PBS whose `.in-use` was overridden."""
+    """The record `.mirrorfs/claim.json`.
+
+    `epoch` is new each time an uploader starts: a state that does not know it is an old copy, or another state wrote to
+    the bucket meanwhile. `taken_from` is the host of a PBS whose `.in-use` was overridden.
+    """
 
     mirror_id: str
     hostname: str
-    machine_id: str
+    machine: str
     datastore: str
+    epoch: str
     taken_from: str | None = None
 
     def is_of(self, other: Claim) -> bool:
         """Tell whether both are about the same datastore of the same machine, whatever became of its state."""
-        return (self.hostname, self.machine_id, self.datastore) == (other.hostname, other.machine_id, other.datastore)
+        return (self.hostname, self.machine, self.datastore) == (other.hostname, other.machine, other.datastore)
 
 
-async def claim_prefix(store: ObjectStore, layout: BucketLayout, identity: Identity, *, take_over: bool) -> Claim:
-    """Make sure that the prefix is this mirror's, and say so in the bucket.
+async def claim_prefix(
+    store: ObjectStore,
+    layout: BucketLayout,
+    identity: Identity,
+    state: State,
+    commits: StateCommits,
+    *,
+    take_over: bool,
+) -> Identity:
+    """Make sure that the prefix is this mirror's, say so in the bucket, and note it in the state.
 
-    Returns the claim that holds; its mirror id is that of an earlier state directory of the same datastore, if there
-    was one.
+    What the state knows of the bucket is forgotten if the claim that stands there is not the state's own last one:
+    then somebody else has written meanwhile, or the state is an old copy. Returns the identity that holds; its mirror
+    id is that of an earlier state directory of the same datastore, if there was one.
 
     Raises:
         ClaimRefused: the prefix belongs to another mirror or to a live PBS, and `take_over` is false.
         StoreError: the store cannot tell.
     """
-    own = Claim(identity.mirror_id, socket.gethostname(), _machine_id(), identity.datastore)
-    standing = await _standing_claim(store, layout)
     in_use_by = await _in_use_by(store, layout)
-    where = f"s3://{identity.bucket}/{identity.prefix}"
-    if standing is not None and standing.mirror_id != own.mirror_id and not standing.is_of(own) and not take_over:
+    own = _new_claim(layout, identity, in_use_by)
+    standing = await _standing_claim(store, layout)
+    if not take_over:
+        _refuse_if_foreign(f"s3://{identity.bucket}/{identity.prefix}", own, standing)
+    if standing is not None and standing.is_of(own):
+        own = replace(own, mirror_id=standing.mirror_id)
+    epochs = state.view(lambda transaction: transaction.epochs())
+    if epochs.current is not None and (standing is None or standing.epoch not in (epochs.current, epochs.coming)):
+        log.warning(
+            "the bucket was changed by another state than this one, or this one is an old copy: reading it anew"
+        )
+        await commits.apply(lambda transaction: transaction.forget_bucket())
+    # Noted before and after, so that a crash in between leaves a claim that is known to be ours.
+    coming = Epochs(None if standing is None else standing.epoch, own.epoch)
+    await commits.apply(lambda transaction: transaction.set_epochs(coming))
+    await store.put(layout.own_key(CLAIM_NAME), json.dumps(asdict(own), indent=1).encode())
+    claimed = replace(identity, mirror_id=own.mirror_id)
+    await commits.apply(lambda transaction: transaction.set_claimed(claimed, own.epoch))
+    return claimed
+
+
+def _new_claim(layout: BucketLayout, identity: Identity, in_use_by: str | None) -> Claim:
+    machine = hashlib.sha256(f"{layout.content_prefix}:{_machine_id()}".encode()).hexdigest()
+    return Claim(
+        identity.mirror_id, socket.gethostname(), machine, identity.datastore, uuid.uuid4().hex, taken_from=in_use_by
+    )
+
+
+def _refuse_if_foreign(where: str, own: Claim, standing: Claim | None) -> None:
+    if standing is not None and standing.mirror_id != own.mirror_id and not standing.is_of(own):
         raise ClaimRefused(
             f"{where} is the mirror of {standing.datastore} on {standing.hostname}. Give another name in the "
             "bucket, or, if that mirror is never to run again, mount once with --take-over."
         )
     known_owner = standing.taken_from if standing is not None else None
-    if in_use_by is not None and in_use_by != known_owner and not take_over:
+    if own.taken_from is not None and own.taken_from != known_owner:
         raise ClaimRefused(
-            f"{where} is in use by the Proxmox Backup Server {in_use_by} (object .in-use). Give another name "
+            f"{where} is in use by the Proxmox Backup Server {own.taken_from} (object .in-use). Give another name "
             "in the bucket, or, if that server is never to use it again, mount once with --take-over."
         )
-    if standing is not None and standing.is_of(own) and standing.taken_from == in_use_by:
-        return standing
-    claim = Claim(own.mirror_id, own.hostname, own.machine_id, own.datastore, in_use_by)
-    await store.put(layout.own_key(CLAIM_NAME), json.dumps(asdict(claim), indent=1).encode())
-    return claim
 
 
 async def _standing_claim(store: ObjectStore, layout: BucketLayout) -> Claim | None:
@@ -94,6 +132,7 @@ async def _in_use_by(store: ObjectStore, layout: BucketLayout) -> str | None:
 
 
 def _machine_id() -> str:
+    # machine-id(5) asks to keep it from others: only its hash goes into the bucket.
     try:
         with open(_MACHINE_ID, encoding="ascii") as file:
             return file.read().strip()

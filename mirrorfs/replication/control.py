@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import trio
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 Answer = dict[str, Any]
 Handler = Callable[[], Awaitable[Answer]]
 _LONGEST_LINE = 64 * 1024
+_LINES_AHEAD = 16
 
 
 async def serve_control(path: str, handlers: Mapping[str, Handler]) -> None:
@@ -59,16 +60,34 @@ class _ShortPath:
 
 
 async def _converse(stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:
-    try:
-        async with stream, aclosing(stream_lines(stream)) as lines:
+    """Answer what comes, in order; a client that goes away ends the handler that works for it."""
+    async with stream, trio.open_nursery() as nursery:
+        into, lines = trio.open_memory_channel[bytes](_LINES_AHEAD)
+
+        async def listen() -> None:
+            with suppress(trio.BrokenResourceError):
+                async with aclosing(stream_lines(stream)) as received:
+                    async for line in received:
+                        await into.send(line)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(listen)
+        with suppress(trio.BrokenResourceError):
             async for line in lines:
-                answer = await _answer(line, handlers)
-                await stream.send_all(json.dumps(answer).encode() + b"\n")
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        log.debug("a control connection was broken off")
+                await stream.send_all(await _answer(line, handlers) + b"\n")
+        nursery.cancel_scope.cancel()
 
 
-async def _answer(line: bytes, handlers: Mapping[str, Handler]) -> Answer:
+async def _answer(line: bytes, handlers: Mapping[str, Handler]) -> bytes:
+    try:
+        return json.dumps(await _handle(line, handlers)).encode()
+    except Exception as error:
+        # Whatever is wrong with one answer must not end the mirror.
+        log.exception("a command of the control socket failed")
+        return json.dumps({"error": f"the uploader could not answer: {error!r}"}).encode()
+
+
+async def _handle(line: bytes, handlers: Mapping[str, Handler]) -> Answer:
     try:
         command = str(json.loads(line)["command"])
     except (ValueError, KeyError, TypeError):
@@ -102,7 +121,7 @@ def ask(path: str, command: str, timeout: float | None) -> Answer:
         connection.sendall(json.dumps({"command": command}).encode() + b"\n")
         with connection.makefile("rb") as file:
             line = file.readline()
-    if not line:
+    if not line.endswith(b"\n"):
         raise ConnectionResetError("the uploader ended while it was asked")
     answer: Answer = json.loads(line)
     return answer

@@ -76,8 +76,10 @@ class Drain:
 
     async def reconcile(self) -> None:
         """List everything that may differ; `settled` waits for this to have been done once."""
-        await self._mirror.reconciler.reconcile()
-        self._mirror.look_again_at_problems()
+        # All of it may be older than the first record that is not dealt with, however far the journal has grown.
+        sequence = self._saved
+        await self._mirror.reconciler.reconcile(sequence)
+        self._mirror.look_again_at_problems(sequence)
         self._reconciled = True
         self._worklist.notify()
 

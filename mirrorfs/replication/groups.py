@@ -6,15 +6,14 @@ import trio
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import GroupId, NamespaceId
-from mirrorfs.datastore.tree import Tree
-from mirrorfs.journal.state import SnapshotPhase, State, StateTransaction
+from mirrorfs.datastore.tree import Tree, longest_file
+from mirrorfs.journal.state import State, StateTransaction
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.exclusion import Exclusion
 from mirrorfs.replication.problems import CannotMirror
 from mirrorfs.replication.replica import Replica
 
 _FILES = ("owner", "notes")
-_LONGEST_FILE = 1024 * 1024
-_IN_BUCKET = (SnapshotPhase.COMMITTED, SnapshotPhase.PUBLISHED)
 
 
 class GroupMirror:
@@ -30,11 +29,20 @@ class GroupMirror:
         """Have owner and notes in the bucket equal those in the datastore.
 
         Raises:
-            CannotMirror: one of them is no file, too large or unreadable; what the bucket has of it stays.
+            CannotMirror: one of them is no file, too large, unreadable or refused by the store; what the bucket has
+                of it stays.
         """
+        reasons: list[str] = []
         async with self._exclusion.hold(group):
             for name in _FILES:
-                await self._settle_file(group, f"{group.path}/{name}")
+                try:
+                    await self._settle_file(group, f"{group.path}/{name}")
+                except CannotMirror as failure:
+                    reasons.append(failure.reason)
+                except (StoreRejected, ConfirmationFailed) as error:
+                    reasons.append(str(error))
+        if reasons:
+            raise CannotMirror(group.path, "; ".join(reasons))
 
     async def _settle_file(self, group: GroupId, path: str) -> None:
         data = None
@@ -47,7 +55,7 @@ class GroupMirror:
 
     def _read(self, group: GroupId, path: str) -> bytes | None:
         try:
-            return self._tree.read(path, maximum_size=_LONGEST_FILE)
+            return self._tree.read(path, maximum_size=longest_file(path))
         except FileNotFoundError:
             return None
         except (DatastoreError, OSError) as error:
@@ -81,4 +89,4 @@ class NamespaceMirror:
 
 
 def _has_snapshots(transaction: StateTransaction, group: GroupId) -> bool:
-    return any(snapshot.phase in _IN_BUCKET for _, snapshot in transaction.snapshots(group.path))
+    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots(group.path))

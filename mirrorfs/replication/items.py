@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from mirrorfs.datastore.names import (
@@ -21,6 +22,7 @@ from mirrorfs.datastore.names import (
     SnapshotId,
     StructureName,
     TypeDirectoryName,
+    chunk_path,
     classify,
 )
 
@@ -86,3 +88,32 @@ def _foreign_item(path: bytes) -> ForeignItem | None:
         if isinstance(name, InternalName):
             return None
     return None
+
+
+def problem_name(item: Item) -> str:
+    """Return the name under which it is noted that an item cannot be mirrored."""
+    match item:
+        case ChunkItem(digest=digest):
+            return chunk_path(digest)
+        case ForeignItem(path=path):
+            return os.fsdecode(path)
+        case SubtreeItem(path=path):
+            # Not to be taken for the group or snapshot of the same path.
+            return f"{path}/"
+        case _:
+            return item.path
+
+
+def item_of_problem(name: str) -> Item | None:
+    """Return the item whose handling tells whether a problem still stands."""
+    if name.endswith("/"):
+        return SubtreeItem(name.removesuffix("/"))
+    path = os.fsencode(name)
+    match classify(path):
+        case SnapshotDirectoryName(snapshot=snapshot):
+            return snapshot
+        case GroupDirectoryName(group=group):
+            return group
+        case NamespaceDirectoryName(namespace=namespace):
+            return namespace
+    return item_of(path)

@@ -50,6 +50,8 @@ class Problems:
         await self._commits.apply(lambda transaction: transaction.clear_problem(name))
         log.info("%s is all right again", name)
 
-    def names(self) -> list[str]:
-        """Return the names with problems."""
-        return [problem.name for problem in self._state.view(lambda transaction: list(transaction.problems()))]
+    def names(self, below: str = "") -> list[str]:
+        """Return the names with problems, of those that lie in the directory `below`."""
+        names = [problem.name for problem in self._state.view(lambda transaction: list(transaction.problems()))]
+        directory = f"{below}/" if below else ""
+        return [name for name in names if name.startswith(directory) and name != f"{below}/"]

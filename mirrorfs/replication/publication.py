@@ -12,10 +12,10 @@ import trio
 from mirrorfs.datastore.blob import check_blob
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.manifest import Manifest, check_listed_file, parse_manifest
-from mirrorfs.datastore.names import CLIENT_LOG_NAME, PROTECTED_NAME, GroupId, SnapshotId
-from mirrorfs.datastore.tree import Tree
+from mirrorfs.datastore.names import CLIENT_LOG_NAME, MANIFEST_NAME, PROTECTED_NAME, GroupId, SnapshotId
+from mirrorfs.datastore.tree import Tree, longest_file
 from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State, StateTransaction
-from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
+from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing, StoreRejected
 from mirrorfs.replication.chunks import ChunkMirror
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
@@ -25,7 +25,7 @@ from mirrorfs.replication.replica import Replica
 
 log = logging.getLogger(__name__)
 
-_IN_BUCKET = (SnapshotPhase.COMMITTED, SnapshotPhase.PUBLISHED)
+_EXTRAS = (PROTECTED_NAME, CLIENT_LOG_NAME)
 # A snapshot may lack thousands of chunks; naming a few tells the administrator as much.
 _NAMED_CHUNKS = 3
 
@@ -87,8 +87,10 @@ class SnapshotPublication:
         """Return, once, the snapshots that could not be published because of a chunk."""
         return self._blocked.pop(digest, set())
 
-    async def settle(self, snapshot: SnapshotId) -> None:
+    async def settle(self, snapshot: SnapshotId, *, at_a_glance: bool = False) -> None:
         """Have the bucket agree with what the datastore holds now under the snapshot's name.
+
+        `at_a_glance`, listed files are not read if the manifest is the one that was published.
 
         Raises:
             CannotMirror: the snapshot, or part of it, cannot be published as it is.
@@ -96,9 +98,10 @@ class SnapshotPublication:
         local = await trio.to_thread.run_sync(self._read_manifest, snapshot)
         if local is None:
             await self._remove(snapshot)
+            await self._note_extras(snapshot, {})
             return
         try:
-            await self._publish(snapshot, local)
+            await self._publish(snapshot, local, at_a_glance)
             await self._settle_extras(snapshot, local)
         except (StoreRejected, ConfirmationFailed) as error:
             raise CannotMirror(snapshot.path, str(error)) from error
@@ -110,17 +113,17 @@ class SnapshotPublication:
         await self._groups.settle(snapshot.group)
         log.info("%s removed from the bucket", snapshot.path)
 
-    async def _publish(self, snapshot: SnapshotId, local: LocalManifest) -> None:
+    async def _publish(self, snapshot: SnapshotId, local: LocalManifest, at_a_glance: bool) -> None:
         path = snapshot.path
         known = self._state.view(lambda transaction: transaction.snapshot(path))
-        if known is None or known.phase not in _IN_BUCKET or known.files != local.files:
-            await self._commit_closure(snapshot, local)
-            known = None
-        elif not self._are_confirmed(snapshot, known):
-            await self._confirm_files(snapshot, local)
+        if known is None or not known.phase.counts_references or known.files != local.files:
+            await self._commit_closure(snapshot, local, await self._closure(snapshot, local))
+        elif not (at_a_glance and self._is_as_published(snapshot, known, local)):
+            await self._compare_closure(snapshot, known, local)
         await self._namespaces.settle_with_parents(snapshot.group.namespace)
         await self._settle_group(snapshot.group)
         await self._replica.put(snapshot.manifest_path, local.data)
+        known = self._state.view(lambda transaction: transaction.snapshot(path))
         if known is None or known.phase is not SnapshotPhase.PUBLISHED:
             published = SnapshotState(SnapshotPhase.PUBLISHED, local.files, time.time())
             await self._commits.apply(lambda transaction: transaction.set_snapshot(path, published))
@@ -133,22 +136,48 @@ class SnapshotPublication:
             # The snapshot is complete without it.
             await self._problems.note(failure.name, failure.reason)
 
-    def _are_confirmed(self, snapshot: SnapshotId, known: SnapshotState) -> bool:
-        return self._state.view(
-            lambda transaction: all(
-                (content := transaction.content(f"{snapshot.path}/{name}")) is not None and content.confirmed
-                for name in known.files
-            )
+    def _is_as_published(self, snapshot: SnapshotId, known: SnapshotState, local: LocalManifest) -> bool:
+        return (
+            known.phase is not SnapshotPhase.ADOPTED
+            and self._replica.is_confirmed(snapshot.manifest_path, local.data)
+            and all(self._replica.is_confirmed(f"{snapshot.path}/{name}") for name in known.files)
         )
 
-    async def _confirm_files(self, snapshot: SnapshotId, local: LocalManifest) -> None:
-        """Compare the files of an adopted snapshot with their objects; its manifest stays where it is."""
-        closure = await trio.to_thread.run_sync(self._read_closure, snapshot, local.manifest)
-        for name, data in closure.files.items():
-            await self._replica.put(f"{snapshot.path}/{name}", data)
+    async def _closure(self, snapshot: SnapshotId, local: LocalManifest) -> LocalClosure:
+        return await trio.to_thread.run_sync(self._read_closure, snapshot, local.manifest)
 
-    async def _commit_closure(self, snapshot: SnapshotId, local: LocalManifest) -> None:
-        closure = await trio.to_thread.run_sync(self._read_closure, snapshot, local.manifest)
+    async def _compare_closure(self, snapshot: SnapshotId, known: SnapshotState, local: LocalManifest) -> None:
+        """Have the objects of a snapshot equal files whose checksums are those that were published.
+
+        An index may have other bytes all the same: its checksum is over the digests, not over its header. As they are
+        the same digests, it can be replaced beneath the published manifest, unless that gives another size for it.
+        """
+        closure = await self._closure(snapshot, local)
+        if known.phase is SnapshotPhase.ADOPTED:
+            async with self._chunks.pinned(closure.digests) as missing:
+                await self._ensure_chunks(snapshot, missing)
+        changed = [
+            name
+            for name, data in closure.files.items()
+            if not self._replica.is_confirmed(f"{snapshot.path}/{name}", data)
+        ]
+        if changed and await self._sizes_differ(snapshot, local):
+            await self._commit_closure(snapshot, local, closure)
+            return
+        for name in changed:
+            await self._replica.put(f"{snapshot.path}/{name}", closure.files[name])
+
+    async def _sizes_differ(self, snapshot: SnapshotId, local: LocalManifest) -> bool:
+        if self._replica.is_confirmed(snapshot.manifest_path, local.data):
+            return False
+        try:
+            published = parse_manifest(await self._replica.get(snapshot.manifest_path))
+        except (ObjectMissing, DatastoreError):
+            # Nothing that can be read refers to the files.
+            return False
+        return _sizes(published) != _sizes(local.manifest)
+
+    async def _commit_closure(self, snapshot: SnapshotId, local: LocalManifest, closure: LocalClosure) -> None:
         async with self._chunks.pinned(closure.digests) as missing:
             await self._ensure_chunks(snapshot, missing)
             # Not before everything that takes its place is known to be good.
@@ -194,24 +223,30 @@ class SnapshotPublication:
 
     async def _settle_extras(self, snapshot: SnapshotId, local: LocalManifest) -> None:
         extras, damaged = await trio.to_thread.run_sync(self._read_extras, snapshot)
+        await self._note_extras(snapshot, damaged)
         for name, data in extras.items():
             await self._replica.put(f"{snapshot.path}/{name}", data)
-        expected = {snapshot.manifest_path, *(f"{snapshot.path}/{name}" for name in (*local.files, *extras))}
-        if damaged is not None:
-            expected.add(damaged.name)
+        names = (*local.files, *extras, *damaged)
+        expected = {snapshot.manifest_path, *(f"{snapshot.path}/{name}" for name in names)}
         stale = self._state.view(lambda transaction: [content.path for content in transaction.contents(snapshot.path)])
         await self._replica.delete([path for path in stale if path not in expected])
-        if damaged is not None:
-            raise damaged
+
+    async def _note_extras(self, snapshot: SnapshotId, damaged: dict[str, str]) -> None:
+        for name in _EXTRAS:
+            path = f"{snapshot.path}/{name}"
+            if name in damaged:
+                await self._problems.note(path, damaged[name])
+            else:
+                await self._problems.clear(path)
 
     def _read_manifest(self, snapshot: SnapshotId) -> LocalManifest | None:
         try:
-            data = self._tree.read(snapshot.manifest_path)
+            data = self._tree.read(snapshot.manifest_path, maximum_size=longest_file(snapshot.manifest_path))
             manifest = parse_manifest(data)
         except FileNotFoundError:
             return None
         except (DatastoreError, OSError) as error:
-            raise CannotMirror(snapshot.path, f"its manifest cannot be used: {error}") from error
+            raise CannotMirror(snapshot.path, f"its manifest {MANIFEST_NAME} cannot be used: {error}") from error
         return LocalManifest(data, manifest)
 
     def _read_closure(self, snapshot: SnapshotId, manifest: Manifest) -> LocalClosure:
@@ -219,7 +254,8 @@ class SnapshotPublication:
         digests: set[bytes] = set()
         for listed in manifest.files:
             try:
-                data = self._tree.read(f"{snapshot.path}/{listed.filename}")
+                path = f"{snapshot.path}/{listed.filename}"
+                data = self._tree.read(path, maximum_size=longest_file(path))
                 index = check_listed_file(listed, data)
             except FileNotFoundError as error:
                 reason = f"its manifest lists {listed.filename}, which is missing"
@@ -231,21 +267,22 @@ class SnapshotPublication:
                 digests |= index.unique_digests()
         return LocalClosure(files, digests)
 
-    def _read_extras(self, snapshot: SnapshotId) -> tuple[dict[str, bytes], CannotMirror | None]:
+    def _read_extras(self, snapshot: SnapshotId) -> tuple[dict[str, bytes], dict[str, str]]:
+        """Read what may stand beside the listed files; also says why what cannot be used cannot."""
         extras: dict[str, bytes] = {}
-        damaged = None
+        damaged: dict[str, str] = {}
         for name in self._tree.snapshot_files(snapshot):
-            if name not in (PROTECTED_NAME, CLIENT_LOG_NAME):
+            if name not in _EXTRAS:
                 continue
             path = f"{snapshot.path}/{name}"
             try:
-                data = self._tree.read(path)
+                data = self._tree.read(path, maximum_size=longest_file(path))
                 if name == CLIENT_LOG_NAME:
                     check_blob(data)
             except FileNotFoundError:
                 continue
             except (DatastoreError, OSError) as error:
-                damaged = CannotMirror(path, f"it cannot be used: {error}")
+                damaged[name] = f"it cannot be used: {error}"
             else:
                 extras[name] = data
         return extras, damaged
@@ -257,3 +294,7 @@ def _may_be_published(transaction: StateTransaction, snapshot: SnapshotId) -> bo
 
 def _leaves_nothing(transaction: StateTransaction, path: str) -> bool:
     return transaction.snapshot(path) is None and not any(transaction.contents(path))
+
+
+def _sizes(manifest: Manifest) -> dict[str, int]:
+    return {file.filename: file.size for file in manifest.files}

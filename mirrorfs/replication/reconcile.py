@@ -2,110 +2,181 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import trio
 
-from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
-from mirrorfs.datastore.tree import Tree
+from mirrorfs.datastore.names import CHUNKS_NAME, GroupId, NamespaceId, SnapshotId
+from mirrorfs.datastore.tree import Tree, Unreadable
 from mirrorfs.journal.state import ChunkState, State, StateTransaction
 from mirrorfs.replication.commits import StateCommits
-from mirrorfs.replication.items import ChunkItem, Item, item_of
+from mirrorfs.replication.items import ChunkItem, Item, SubtreeItem, item_of, item_of_problem, problem_name
+from mirrorfs.replication.problems import CannotMirror, Problems
 from mirrorfs.replication.worklist import Worklist
-
-log = logging.getLogger(__name__)
 
 _CHUNK_DIRECTORIES = 65536
 # Directories looked at in one visit to a worker thread: enough to make the visit cheap, few enough to stay responsive.
 _DIRECTORIES_AT_ONCE = 256
 _ALL = sys.maxsize
 
+_chunk_directory = re.compile(rf"{re.escape(CHUNKS_NAME)}/([0-9a-f]{{4}})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a look at a part of the datastore has found, and the directories that refused to be listed."""
+
+    items: list[Item] = field(default_factory=list)
+    foreign: list[bytes] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def refused(self, directory: str, error: OSError) -> None:
+        self.unreadable[directory] = f"the directory cannot be listed: {error.strerror}"
+
+    def hides(self, path: bytes) -> bool:
+        """Tell whether a name may stand in a directory that could not be listed."""
+        return any(path.startswith(f"{directory}/".encode()) or not directory for directory in self.unreadable)
+
 
 class Reconciler:
-    """Lists as work what may differ; whether it does is decided by whoever handles the item."""
+    """Lists as work what may differ; whether it does is decided by whoever handles the item.
 
-    def __init__(self, tree: Tree, state: State, commits: StateCommits, worklist: Worklist) -> None:
+    A directory that cannot be listed becomes a problem and holds up nothing else; what is known to lie in it is not
+    taken for gone.
+    """
+
+    def __init__(self, tree: Tree, state: State, commits: StateCommits, worklist: Worklist, problems: Problems) -> None:
         self._tree = tree
         self._state = state
         self._commits = commits
         self._worklist = worklist
+        self._problems = problems
 
-    async def reconcile(self) -> None:
-        """Look at the whole datastore: snapshots first, because they count; then chunks that no snapshot has."""
-        for item in await self._items_below(""):
+    async def reconcile(self, sequence: int) -> None:
+        """Look at the whole datastore: snapshots first, because they count; then chunks that no snapshot has.
+
+        What is found stands for the journal's `sequence`: whoever waits for that record waits for all of it.
+        """
+        found = await trio.to_thread.run_sync(self._look_below, "")
+        for item in found.items:
             await self._worklist.room()
-            self._worklist.add(item)
-        await self._count_foreign()
-        await self._reconcile_chunks()
+            self._worklist.add(item, sequence, at_a_glance=True)
+        await self._note(found)
+        await self._note(await self._count_foreign(""))
+        for first in range(0, _CHUNK_DIRECTORIES, _DIRECTORIES_AT_ONCE):
+            await self._reconcile_chunks(range(first, first + _DIRECTORIES_AT_ONCE), sequence)
 
-    async def reconcile_subtree(self, path: str) -> None:
-        """List everything that is in the directory `path`, or that the bucket holds of it.
+    async def reconcile_subtree(self, path: str, sequence: int) -> None:
+        """List everything that is in the directory `path`, that the bucket holds of it, or that is a problem in it.
 
         Does not wait for room in the worklist: it is called by the workers that make room.
+
+        Raises:
+            CannotMirror: the directory itself cannot be listed.
         """
-        for item in await self._items_below(path):
-            self._worklist.add(item)
+        number = _chunk_directory_number(path)
+        if number is not None:
+            await self._reconcile_chunks(range(number, number + 1), sequence, own=path)
+            return
+        found = await trio.to_thread.run_sync(self._look_below, path)
+        for item in found.items:
+            self._worklist.add(item, sequence)
+        for name in self._problems.names(path):
+            problem = item_of_problem(name)
+            if problem is not None:
+                self._worklist.add(problem, sequence)
+        foreign = await self._count_foreign(path)
+        await self._note(_Found(unreadable=found.unreadable | foreign.unreadable), own=path)
 
-    async def recount_foreign(self, path: str) -> None:
-        """Count the foreign names anew if some in the directory `path` are gone: it may have moved with them."""
-        inside = f"{path}/".encode()
-        known = self._state.view(lambda transaction: transaction.foreign(_ALL)[1])
-        below = [os.fsdecode(foreign) for foreign in known if foreign.startswith(inside)]
-        if below and not await trio.to_thread.run_sync(lambda: all(map(self._tree.exists, below))):
-            await self._count_foreign()
+    async def _note(self, found: _Found, own: str | None = None) -> None:
+        for directory, reason in found.unreadable.items():
+            if directory != own:
+                await self._problems.note(problem_name(SubtreeItem(directory)), reason)
+        if own is not None and own in found.unreadable:
+            raise CannotMirror(problem_name(SubtreeItem(own)), found.unreadable[own])
 
-    async def _count_foreign(self) -> None:
-        before = self._state.view(lambda transaction: set(transaction.foreign(_ALL)[1]))
-        found = await trio.to_thread.run_sync(lambda: list(self._tree.foreign()))
-        # What the journal told while we looked stays.
-        await self._commits.apply(
-            lambda transaction: transaction.replace_foreign({*found, *set(transaction.foreign(_ALL)[1]) - before})
-        )
+    async def _count_foreign(self, path: str) -> _Found:
+        """Count the foreign names in the directory `path` anew: they may have come or gone with it."""
+        inside = f"{path}/".encode() if path else b""
 
-    async def _items_below(self, path: str) -> list[Item]:
-        return await trio.to_thread.run_sync(
-            lambda: list(dict.fromkeys([*self._local_items(path), *self._known_items(path)]))
-        )
+        def known(transaction: StateTransaction) -> set[bytes]:
+            return {foreign for foreign in transaction.foreign(_ALL)[1] if foreign.startswith(inside)}
+
+        before = self._state.view(known)
+        found = await trio.to_thread.run_sync(self._look_for_foreign, path)
+        gone = {foreign for foreign in before.difference(found.foreign) if not found.hides(foreign)}
+        come = set(found.foreign) - before
+
+        def count(transaction: StateTransaction) -> None:
+            for foreign in gone | come:
+                transaction.set_foreign(foreign, foreign in come)
+
+        if gone or come:
+            await self._commits.apply(count)
+        return found
+
+    def _look_for_foreign(self, path: str) -> _Found:
+        found = _Found()
+        found.foreign.extend(self._tree.foreign(path, found.refused))
+        return found
+
+    def _look_below(self, path: str) -> _Found:
+        found = _Found()
+        found.items.extend(dict.fromkeys([*self._local_items(path, found.refused), *self._known_items(path)]))
+        return found
 
     def _known_items(self, path: str) -> list[Item]:
         return self._state.view(lambda transaction: list(_known_items(transaction, path)))
 
-    def _local_items(self, path: str) -> Iterator[Item]:
-        for namespace in self._tree.namespaces():
+    def _local_items(self, path: str, unreadable: Unreadable) -> Iterator[Item]:
+        for namespace in self._tree.namespaces(unreadable):
             if _touches(namespace.path, path):
                 if namespace.parent is not None:
                     yield namespace
-                yield from self._local_groups(namespace, path)
+                yield from self._local_groups(namespace, path, unreadable)
 
-    def _local_groups(self, namespace: NamespaceId, path: str) -> Iterator[GroupId | SnapshotId]:
-        for group in self._tree.groups(namespace):
+    def _local_groups(
+        self, namespace: NamespaceId, path: str, unreadable: Unreadable
+    ) -> Iterator[GroupId | SnapshotId]:
+        for group in self._tree.groups(namespace, unreadable):
             if _touches(group.path, path):
                 yield group
                 # The newest snapshot first: it is the one that would be missed most.
-                snapshots = sorted(self._tree.snapshots(group), reverse=True)
+                snapshots = sorted(self._tree.snapshots(group, unreadable), reverse=True)
                 yield from (snapshot for snapshot in snapshots if _touches(snapshot.path, path))
 
-    async def _reconcile_chunks(self) -> None:
-        for first in range(0, _CHUNK_DIRECTORIES, _DIRECTORIES_AT_ONCE):
-            numbers = range(first, first + _DIRECTORIES_AT_ONCE)
-            for digest in await trio.to_thread.run_sync(self._differing_chunks, numbers):
+    async def _reconcile_chunks(self, numbers: range, sequence: int, own: str | None = None) -> None:
+        found = await trio.to_thread.run_sync(self._differing_chunks, numbers)
+        for item in found.items:
+            if own is None:
                 await self._worklist.room()
-                self._worklist.add(ChunkItem(digest))
+            self._worklist.add(item, sequence)
+        await self._note(found, own)
 
-    def _differing_chunks(self, numbers: range) -> list[bytes]:
-        differing: list[bytes] = []
+    def _differing_chunks(self, numbers: range) -> _Found:
+        found = _Found()
         for number in numbers:
-            local = set(self._tree.chunk_directory(number))
+            try:
+                local = set(self._tree.chunk_directory(number))
+            except OSError as error:
+                found.refused(f"{CHUNKS_NAME}/{number:04x}", error)
+                continue
             known = self._known_chunks(number)
-            differing += (digest for digest in local if digest not in known or not known[digest].confirmed)
+            differing = [digest for digest in local if digest not in known or not known[digest].confirmed]
             differing += (digest for digest, chunk in known.items() if digest not in local and chunk.references == 0)
-        return differing
+            found.items.extend(map(ChunkItem, differing))
+        return found
 
     def _known_chunks(self, number: int) -> dict[bytes, ChunkState]:
         return dict(self._state.view(lambda transaction: transaction.chunks_of_directory(number)))
+
+
+def _chunk_directory_number(path: str) -> int | None:
+    match = _chunk_directory.fullmatch(path)
+    return int(match[1], 16) if match is not None else None
 
 
 def _touches(candidate: str, path: str) -> bool:

@@ -16,7 +16,6 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.replication.commits import StateCommits
-from mirrorfs.replication.problems import Problems
 from mirrorfs.replication.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -33,16 +32,14 @@ class SnapshotRemoval:
         replica: Replica,
         state: State,
         commits: StateCommits,
-        problems: Problems,
         *,
         unreferenced: Callable[[bytes], None],
     ) -> None:
-        """`unreferenced` is called with each digest that nobody references and the datastore does not hold any more."""
+        """`unreferenced` is called with each digest that nobody references and the datastore may not hold any more."""
         self._tree = tree
         self._replica = replica
         self._state = state
         self._commits = commits
-        self._problems = problems
         self._unreferenced = unreferenced
 
     async def remove(self, snapshot: SnapshotId) -> None:
@@ -53,7 +50,7 @@ class SnapshotRemoval:
         """
         path = snapshot.path
         known = self._state.view(lambda transaction: transaction.snapshot(path))
-        if known is not None and known.phase in (SnapshotPhase.COMMITTED, SnapshotPhase.PUBLISHED):
+        if known is not None and known.phase.counts_references:
             known = await self._enter(path, known, SnapshotPhase.REMOVING)
         await self._replica.delete([f"{path}/{MANIFEST_NAME}"])
         if known is not None and known.phase is SnapshotPhase.REMOVING:
@@ -71,7 +68,7 @@ class SnapshotRemoval:
         unreferenced = await self._commits.apply(
             lambda transaction: transaction.release_snapshot(path, released, digests)
         )
-        for digest in await trio.to_thread.run_sync(self._gone, unreferenced):
+        for digest in await trio.to_thread.run_sync(self._perhaps_gone, unreferenced):
             self._unreferenced(digest)
 
     async def _published_digests(self, path: str, known: SnapshotState) -> set[bytes]:
@@ -82,26 +79,37 @@ class SnapshotRemoval:
             try:
                 index = parse_index(name, await self._replica.get(f"{path}/{name}"))
             except (ObjectMissing, DatastoreError) as error:
-                await self._leave_references(path, name, str(error))
+                _leave_references(path, name, str(error))
                 return set()
             if index.checksum.hex() != checksum:
-                await self._leave_references(path, name, "it is not the index that was published")
+                _leave_references(path, name, "it is not the index that was published")
                 return set()
             digests |= index.unique_digests()
         return digests
 
-    async def _leave_references(self, path: str, name: str, why: str) -> None:
-        # Too many references keep chunks for too long; too few would delete chunks that are needed (P5).
-        reason = (
-            f"the chunks of this removed snapshot stay in the bucket, because its index {name} there "
-            f"cannot be read ({why}); a new state directory counts the references anew"
-        )
-        await self._problems.note(f"{path}/{name}", reason)
+    def _perhaps_gone(self, digests: list[bytes]) -> list[bytes]:
+        """Return the digests whose chunks have to be looked at; those here will be named when they are unlinked."""
+        return [digest for digest in digests if not self._is_here(digest)]
 
-    def _gone(self, digests: list[bytes]) -> list[bytes]:
-        return [digest for digest in digests if self._tree.chunk_size(digest) is None]
+    def _is_here(self, digest: bytes) -> bool:
+        try:
+            return self._tree.chunk_size(digest) is not None
+        except OSError:
+            # Whoever handles the chunk finds out, and says so.
+            return False
 
     async def _delete_rest(self, path: str) -> None:
         left = self._state.view(lambda transaction: [content.path for content in transaction.contents(path)])
         await self._replica.delete(left)
         await self._commits.apply(lambda transaction: transaction.forget_snapshot(path))
+
+
+def _leave_references(path: str, name: str, why: str) -> None:
+    # Too many references keep chunks for too long; too few would delete chunks that are needed (P5).
+    log.warning(
+        "the chunks of the removed snapshot %s stay in the bucket, because its index %s there cannot be read (%s); "
+        "a new state directory counts the references anew",
+        path,
+        name,
+        why,
+    )

@@ -9,6 +9,7 @@ import trio
 
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.journal.state import State
+from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
 
@@ -28,16 +29,22 @@ class Replica:
         Raises:
             StoreError: the store refuses it for good.
         """
-        checksum = crc32c.crc32c(data)
-        known = self._state.view(lambda transaction: transaction.content(path))
-        if known is not None and known.confirmed and (known.size, known.crc32c) == (len(data), checksum):
+        if self.is_confirmed(path, data):
             return
+        known = self._state.view(lambda transaction: transaction.content(path))
         key = self.layout.content_key(path)
         there = known is not None and not known.confirmed and await holds(self.store, key, data)
         if not there:
             await self._commits.apply(lambda transaction: transaction.intend_contents([path]))
             await self.store.put(key, data)
-        await self._commits.apply(lambda transaction: transaction.confirm_content(path, len(data), checksum))
+        await self._commits.apply(lambda transaction: transaction.confirm_content(path, len(data), crc32c.crc32c(data)))
+
+    def is_confirmed(self, path: str, data: bytes | None = None) -> bool:
+        """Tell whether the object of a datastore path is confirmed, and, with `data`, that it equals that."""
+        known = self._state.view(lambda transaction: transaction.content(path))
+        if known is None or not known.confirmed:
+            return False
+        return data is None or (known.size, known.crc32c) == (len(data), crc32c.crc32c(data))
 
     async def get(self, path: str) -> bytes:
         """Read the object of a datastore path. Raises ObjectMissing."""
@@ -54,11 +61,19 @@ class Replica:
 
 
 async def holds(store: ObjectStore, key: str, data: bytes) -> bool:
-    """Tell whether the object `key` is there with exactly this content, as far as the store's own checksums tell."""
+    """Tell whether the object `key` is there with exactly this content.
+
+    The store is believed only what it was seen to calculate itself; else the object is read and compared.
+    """
     held = await store.head(key)
     if held is None or held.size != len(data):
         return False
-    if held.crc32c is not None:
+    if store.capabilities.rejects_wrong_crc32c and held.crc32c is not None:
         return held.crc32c == crc32c.crc32c(data)
-    digest = await trio.to_thread.run_sync(lambda: hashlib.md5(data, usedforsecurity=False).hexdigest())
-    return held.etag.strip('"') == digest
+    if store.capabilities.etag_is_md5:
+        digest = await trio.to_thread.run_sync(lambda: hashlib.md5(data, usedforsecurity=False).hexdigest())
+        return held.etag.strip('"') == digest
+    try:
+        return await store.get(key) == data
+    except ObjectMissing:
+        return False

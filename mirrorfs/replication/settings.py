@@ -28,6 +28,7 @@ class UploaderSettings:
     parallel: int = DEFAULT_PARALLEL
     retry_ceiling: float = DEFAULT_RETRY_CEILING
     take_over: bool = False
+    allow_removals: bool = False
     verbose: bool = False
 
     def encode(self) -> bytes:

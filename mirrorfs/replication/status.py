@@ -52,7 +52,7 @@ class UploaderStatus:
         """Tell everything."""
         position = drain.position
         chunks = worklist.waiting_chunks()
-        sizes = await trio.to_thread.run_sync(lambda: [tree.chunk_size(digest) or 0 for digest in chunks])
+        sizes = await trio.to_thread.run_sync(lambda: [_size(tree, digest) for digest in chunks])
         publishing = {snapshot.path: remaining for snapshot, remaining in mirror.publication.remaining.items()}
         oldest = await trio.to_thread.run_sync(journal.oldest_time, position)
         pending = await trio.to_thread.run_sync(journal.pending, position)
@@ -92,6 +92,14 @@ class UploaderStatus:
             "bytes": sent,
             "bytes_per_second": (sent - sent_then) / elapsed if elapsed > 0 else 0.0,
         }
+
+
+def _size(tree: Tree, digest: bytes) -> int:
+    try:
+        return tree.chunk_size(digest) or 0
+    except OSError:
+        # A disk that fails is when the rest is asked for most.
+        return 0
 
 
 def _state_answer(transaction: StateTransaction) -> dict[str, Any]:

@@ -7,12 +7,10 @@ import logging
 import os
 import sys
 import threading
-from dataclasses import replace
 
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.names import CHUNKS_NAME
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.directory import DirectoryLock, StateDirectory
 from mirrorfs.journal.journal import JournalReader, Position
@@ -27,6 +25,7 @@ from mirrorfs.replication.claim import ClaimRefused, claim_prefix
 from mirrorfs.replication.control import Answer, serve_control
 from mirrorfs.replication.drain import Drain
 from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.precaution import doubt_about
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
 from mirrorfs.replication.steps import armed_step
@@ -60,7 +59,7 @@ class Uploader:
         self._lock.acquire(wait=True)
         self._state = State(directory.state)
         self._journal = JournalReader(directory.journal)
-        self._identity = self._settle_identity(directory)
+        self._identity = self._checked_identity(directory)
         self._tree = Tree(settings.root_descriptor)
         self._layout = BucketLayout(settings.prefix)
         self._client = S3Client(
@@ -81,14 +80,11 @@ class Uploader:
         self._drain = Drain(self._journal, self._state, self._mirror.commits, self._worklist, self._mirror)
         self._status = UploaderStatus(settings, self._store, self._state)
         self._running = False
+        self._refused = trio.Event()
 
-    def _settle_identity(self, directory: StateDirectory) -> Identity:
+    def _checked_identity(self, directory: StateDirectory) -> Identity:
         expected = Identity(self._settings.datastore, self._settings.bucket, self._settings.prefix)
-        stored = self._state.view(lambda transaction: transaction.identity())
-        identity = check_identity(stored, expected, directory.path)
-        if stored is None:
-            self._state.update(lambda transaction: transaction.set_identity(identity))
-        return identity
+        return check_identity(self._state.view(lambda transaction: transaction.identity()), expected, directory.path)
 
     async def run(self) -> None:
         """Mirror until standard input is closed."""
@@ -106,47 +102,46 @@ class Uploader:
 
     async def _become_owner(self) -> bool:
         """Claim the prefix, first in one try, so that whoever mounts hears at once how things are."""
-        if self._looks_unmounted():
-            return self._refuse(self._unmounted_sentence)
+        if await self._is_doubtful():
+            return False
         store = ObjectStore(self._client, parallelism=self._settings.parallel, patience=AT_ONCE)
         while True:
             try:
                 await self._claim(store)
-            except (StoreUnavailable, ConfirmationFailed) as error:
+            except (StoreUnavailable, StoreRejected, ConfirmationFailed) as error:
                 _report("store", state="waiting", reason=str(error))
                 if store is self._store:
                     await trio.sleep(self._settings.retry_ceiling)
-            except (ClaimRefused, StoreRejected) as error:
+            except ClaimRefused as error:
                 return self._refuse(str(error))
             else:
                 _report("store", state="ready", reason="")
                 return True
             store = self._store
 
-    def _looks_unmounted(self) -> bool:
-        """Tell whether the datastore is an empty directory, where a disk should be mounted, rather than emptied."""
-        if self._tree.exists(CHUNKS_NAME):
-            return False
-        return self._state.view(lambda transaction: any(True for _ in transaction.snapshots()))
-
-    @property
-    def _unmounted_sentence(self) -> str:
-        datastore = self._settings.datastore
-        return (
-            f"{datastore} holds no datastore (it has no directory {CHUNKS_NAME}), but its mirror holds snapshots, "
-            "which would all be deleted. Check whether its disk is mounted; if it was emptied on purpose, make "
-            f"{datastore}/{CHUNKS_NAME} and mount again."
+    async def _claim(self, store: ObjectStore) -> None:
+        self._identity = await claim_prefix(
+            store,
+            self._layout,
+            self._identity,
+            self._state,
+            self._mirror.commits,
+            take_over=self._settings.take_over,
         )
 
-    async def _claim(self, store: ObjectStore) -> None:
-        claim = await claim_prefix(store, self._layout, self._identity, take_over=self._settings.take_over)
-        if claim.mirror_id != self._identity.mirror_id:
-            log.info("continuing the mirror that an earlier state directory of this datastore had begun")
-            self._identity = replace(self._identity, mirror_id=claim.mirror_id)
-            await self._mirror.commits.apply(lambda transaction: transaction.set_identity(self._identity))
+    async def _is_doubtful(self) -> bool:
+        if self._settings.allow_removals:
+            return False
+        doubt = await trio.to_thread.run_sync(
+            doubt_about, self._settings.datastore, self._tree, self._state, self._journal
+        )
+        if doubt is not None:
+            self._refuse(doubt)
+        return doubt is not None
 
     def _refuse(self, reason: str) -> bool:
         self._status.phase, self._status.refused = "refused", reason
+        self._refused.set()
         log.error("nothing is mirrored: %s", reason)
         report_refusal(reason)
         return False
@@ -169,8 +164,7 @@ class Uploader:
 
     async def _mirror_for_ever(self, nursery: trio.Nursery) -> None:
         await self._get_to_know_the_bucket()
-        if self._looks_unmounted():
-            self._refuse(self._unmounted_sentence)
+        if await self._is_doubtful():
             return
         log.info("mirroring to %s, confirmed by %s", self._store.place, self._store.capabilities.confirmation.value)
         self._status.phase = "reconciling"
@@ -203,9 +197,18 @@ class Uploader:
         return await self._status.full_answer(self._tree, self._journal, self._worklist, self._drain, self._mirror)
 
     async def _answer_wait(self) -> Answer:
+        """Answer when everything is settled, or when it is known that nothing will be."""
+        async with trio.open_nursery() as nursery:
+
+            async def settle() -> None:
+                await self._drain.settled()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(settle)
+            await self._refused.wait()
+            nursery.cancel_scope.cancel()
         if self._status.refused is not None:
             return {"error": self._status.refused}
-        await self._drain.settled()
         return await self._answer_status()
 
 

@@ -1,6 +1,8 @@
 """What is to be done, in which order, and how far that carries the journal's position.
 
 One item is never handled twice at the same time; if its name changes again meanwhile, it is handled once more.
+What an item leads to stands for the same journal sequence as the item itself, so that whoever waits for a record waits
+for everything that follows from it.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, OrderedDict
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import trio
@@ -16,6 +19,7 @@ from mirrorfs.replication.items import ChunkItem, Item
 
 # Beyond this many items the journal is left unread: what is not read needs no memory.
 _ROOM = 10_000
+_SPARE_NUMBERS = 64
 
 
 @dataclass(slots=True)
@@ -26,48 +30,92 @@ class _Lane:
     arrived: trio.Event = field(default_factory=trio.Event)
 
 
-class Worklist:
-    """Items, each with the oldest journal sequence that it stands for.
+@dataclass(frozen=True, slots=True)
+class _Handling:
+    """What is known of the item that a task handles. Tasks that it starts know the same."""
 
-    An item that is not from the journal stands for the newest sequence at the time that it was listed.
-    """
+    sequence: int
+    at_a_glance: bool
+    has_waited: bool
+
+
+_handling: ContextVar[_Handling | None] = ContextVar("handling", default=None)
+
+
+class Worklist:
+    """Items, each with the oldest journal sequence that it stands for."""
 
     def __init__(self) -> None:
         self._chunks = _Lane()
         self._tree = _Lane()
         self._active: dict[Item, int] = {}
         self._again: dict[Item, int] = {}
+        self._at_a_glance: set[Item] = set()
+        self._postponed: OrderedDict[ChunkItem, tuple[int, int]] = OrderedDict()
+        self._have_waited: set[Item] = set()
         self._outstanding = _Outstanding()
+        self._tree_outstanding = _Outstanding()
         self._newest = 0
         self._changed = trio.Event()
 
     def __len__(self) -> int:
+        return self._listed() + len(self._postponed)
+
+    def _listed(self) -> int:
         return len(self._chunks.waiting) + len(self._tree.waiting) + len(self._active) + len(self._again)
 
-    def add(self, item: Item, sequence: int | None = None) -> None:
-        """Have `item` handled; an item that waits already is not listed twice."""
-        if sequence is None:
-            sequence = self._newest
+    def add(self, item: Item, sequence: int, *, at_a_glance: bool = False) -> None:
+        """Have `item` handled; an item that waits already is not listed twice.
+
+        `sequence` is that of the record which says so, or `inherited`. `at_a_glance` says that nothing points to a
+        change: the item was come upon, and is compared as far as that is cheap.
+        """
         self._newest = max(self._newest, sequence)
-        if item in self._active:
-            self._list(self._again, item, sequence)
-            return
+        self._have_waited.discard(item)
         lane = self._lane(item)
-        self._list(lane.waiting, item, sequence)
-        lane.arrived.set()
+        listing: MutableMapping[Item, int] = self._again if item in self._active else lane.waiting
+        if not at_a_glance:
+            self._at_a_glance.discard(item)
+        elif item not in listing:
+            self._at_a_glance.add(item)
+        self._list(listing, item, sequence)
+        if listing is not self._again:
+            lane.arrived.set()
+
+    def inherited(self) -> int:
+        """Return the sequence of the item that this task handles; the newest, when it handles none."""
+        handling = _handling.get()
+        return self._newest if handling is None else handling.sequence
+
+    @staticmethod
+    def handles_at_a_glance() -> bool:
+        """Tell whether the item that this task handles was only come upon."""
+        handling = _handling.get()
+        return handling is not None and handling.at_a_glance
 
     def _list(self, listing: MutableMapping[Item, int], item: Item, sequence: int) -> None:
         listed = listing.get(item)
         if listed is not None and listed <= sequence:
             return
         if listed is not None:
-            self._outstanding.remove(listed)
+            self._discount(item, listed)
         listing[item] = sequence
+        self._count(item, sequence)
+
+    def _count(self, item: Item, sequence: int) -> None:
         self._outstanding.add(sequence)
+        if not isinstance(item, ChunkItem):
+            self._tree_outstanding.add(sequence)
+
+    def _discount(self, item: Item, sequence: int) -> None:
+        self._outstanding.remove(sequence)
+        if not isinstance(item, ChunkItem):
+            self._tree_outstanding.remove(sequence)
 
     async def room(self) -> None:
         """Wait until there is room for more items."""
-        while len(self) >= _ROOM:
+        # What is postponed waits for others to be handled, perhaps for the one that wants room.
+        while self._listed() >= _ROOM:
             await self.changed()
 
     async def take_chunk(self) -> ChunkItem:
@@ -88,15 +136,52 @@ class Worklist:
             await lane.arrived.wait()
         item, sequence = lane.waiting.popitem(last=False)
         self._active[item] = sequence
+        _handling.set(_Handling(sequence, item in self._at_a_glance, item in self._have_waited))
+        self._at_a_glance.discard(item)
+        self._have_waited.discard(item)
         return item
+
+    def postpone(self, item: ChunkItem) -> bool:
+        """Have `item`, which this task handles, handled again after everything listed by now that is no chunk.
+
+        Returns False, and does nothing, when it has waited for that already, or when there is nothing to wait for.
+        """
+        handling = _handling.get()
+        if self._tree_outstanding.oldest() is None or (handling is not None and handling.has_waited):
+            return False
+        sequence = self.inherited()
+        if item in self._postponed:
+            _, earlier = self._postponed.pop(item)
+            self._discount(item, earlier)
+            sequence = min(sequence, earlier)
+        # Sequences only grow: the first of them is always the first that need not wait any more.
+        self._postponed[item] = (self._newest, sequence)
+        self._count(item, sequence)
+        return True
+
+    def _list_postponed(self) -> None:
+        oldest = self._tree_outstanding.oldest()
+        while self._postponed:
+            item, (until, sequence) = next(iter(self._postponed.items()))
+            if oldest is not None and oldest <= until:
+                return
+            del self._postponed[item]
+            self._discount(item, sequence)
+            # A record that came meanwhile may tell of a move that has not been waited for.
+            is_listed = item in self._active or item in self._chunks.waiting
+            self.add(item, sequence)
+            if not is_listed:
+                self._have_waited.add(item)
 
     def done(self, item: Item) -> None:
         """Say that `item`, taken before, has been handled."""
-        self._outstanding.remove(self._active.pop(item))
+        self._discount(item, self._active.pop(item))
         if item in self._again:
             sequence = self._again.pop(item)
-            self._outstanding.remove(sequence)
-            self.add(item, sequence)
+            self._discount(item, sequence)
+            self.add(item, sequence, at_a_glance=item in self._at_a_glance)
+        if not isinstance(item, ChunkItem):
+            self._list_postponed()
         self.notify()
 
     def notify(self) -> None:
@@ -142,6 +227,8 @@ class _Outstanding:
         self._counts[number] -= 1
         if not self._counts[number]:
             del self._counts[number]
+        if len(self._smallest_first) > 2 * len(self._counts) + _SPARE_NUMBERS:
+            self._smallest_first = sorted(self._counts)
 
     def oldest(self) -> int | None:
         # A number that is gone is taken out only when it has come to the front.

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import trio
@@ -20,7 +21,8 @@ from mirrorfs.journal.errors import DatabaseCorrupt, UnfinishedDatabase
 from mirrorfs.journal.journal import JournalWriter
 from mirrorfs.journal.state import Identity, State, check_identity
 from mirrorfs.replication.settings import UploaderSettings
-from mirrorfs.supervision.registry import RunningMount, mount_of, register, unregister
+from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager
+from mirrorfs.supervision.registry import Registration, RunningMount, mount_of
 from mirrorfs.supervision.trimming import Trimming
 from mirrorfs.supervision.uploader_process import UploaderProcess
 
@@ -67,6 +69,7 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
     Raises:
         MountRefused, MountError, JournalError: nothing is mounted; the message says why.
     """
+    manager = ServiceManager()
     check_paths(settings)
     root_descriptor = _open_datastore(settings)
     directory = StateDirectory(settings.uploader.state_directory)
@@ -79,7 +82,10 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
         if journal.distrusted is not None:
             log.warning("%s: it is begun anew, and the whole datastore is compared", journal.distrusted)
         try:
-            await _run(settings, root_descriptor, journal, ready)
+            with _other_file_systems(root_descriptor) as others:
+                await _run(
+                    settings, root_descriptor, Durability(root_descriptor, journal, others), journal, ready, manager
+                )
         finally:
             journal.close()
     finally:
@@ -87,17 +93,36 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
         os.close(root_descriptor)
 
 
+@contextmanager
+def _other_file_systems(root_descriptor: int) -> Iterator[list[int]]:
+    """Open the directory of the chunks if it is a file system of its own, as a ZFS data set is; closed at the end."""
+    try:
+        descriptor = os.open(b".chunks", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        yield []
+        return
+    try:
+        yield [descriptor] if os.fstat(descriptor).st_dev != os.fstat(root_descriptor).st_dev else []
+    finally:
+        os.close(descriptor)
+
+
 async def _run(
-    settings: MountSettings, root_descriptor: int, journal: JournalWriter, ready: Callable[[str], None]
+    settings: MountSettings,
+    root_descriptor: int,
+    durability: Durability,
+    journal: JournalWriter,
+    ready: Callable[[str], None],
+    manager: ServiceManager,
 ) -> None:
     trimming = Trimming(journal)
     uploader = UploaderProcess(
         _with_descriptor(settings.uploader, root_descriptor), done=trimming.done_up_to, died=journal.clear_dead_readers
     )
-    interception = Interception(journal, Durability(root_descriptor, journal), uploader.wake)
-    registration = RunningMount(
-        settings.uploader.datastore, settings.mountpoint, settings.uploader.state_directory, os.getpid()
+    registration = Registration(
+        RunningMount(settings.uploader.datastore, settings.mountpoint, settings.uploader.state_directory, os.getpid())
     )
+    interception = Interception(journal, durability, uploader.wake, registration.set_journal_broken_since)
 
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
         try:
@@ -117,15 +142,18 @@ async def _run(
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(uploader.keep_running)
         nursery.start_soon(trimming.run)
+        nursery.start_soon(interception.keep_repairing)
         note = await _first_answer(uploader, settings)
         await nursery.start(serve_until_unmounted)
-        register(registration)
+        registration.begin()
         try:
             log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
             ready(note)
+            manager.tell(READY)
             await trio.sleep_forever()
         finally:
-            unregister(registration)
+            manager.tell(STOPPING)
+            registration.end()
 
 
 async def _first_answer(uploader: UploaderProcess, settings: MountSettings) -> str:

@@ -3,21 +3,57 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from mirrorfs.filesystem.mount import is_mounted
 from mirrorfs.journal.directory import RUNTIME_BASE, StateDirectory, default_state_directory, escaped_name
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class RunningMount:
-    """A mount that was up when it was last heard of."""
+    """A mount that was up when it was last heard of.
+
+    `journal_broken_since` is the time (seconds since the epoch) since which changes are missing in its journal; None if
+    none are. It stands here because the state directory's disk is full when it is needed.
+    """
 
     datastore: str
     mountpoint: str
     state_directory: str
     pid: int
+    journal_broken_since: float | None = None
+
+
+class Registration:
+    """The note of the mount that this process serves."""
+
+    def __init__(self, mount: RunningMount) -> None:
+        self._mount = mount
+        self._is_up = False
+
+    def begin(self) -> None:
+        """Note that the mount is up. Raises OSError."""
+        register(self._mount)
+        self._is_up = True
+
+    def set_journal_broken_since(self, since: float | None) -> None:
+        """Note how it is with the journal; raises nothing."""
+        self._mount = replace(self._mount, journal_broken_since=since)
+        if not self._is_up:
+            return
+        try:
+            register(self._mount)
+        except OSError as error:
+            log.critical("cannot note in %s how it is with the journal: %s", RUNTIME_BASE, error)
+
+    def end(self) -> None:
+        """Note that the mount is down."""
+        self._is_up = False
+        unregister(self._mount)
 
 
 def register(mount: RunningMount) -> None:
@@ -31,7 +67,8 @@ def register(mount: RunningMount) -> None:
 
 def unregister(mount: RunningMount) -> None:
     """Note that a mount is down."""
-    if find(mount.mountpoint) == mount:
+    entry = _read(_entry_path(mount.mountpoint))
+    if entry is not None and entry.pid == mount.pid:
         os.unlink(_entry_path(mount.mountpoint))
 
 

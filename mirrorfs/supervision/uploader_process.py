@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
+from mirrorfs.journal.errors import JournalError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.control import stream_lines
 from mirrorfs.replication.settings import UploaderSettings
@@ -40,7 +41,10 @@ class UploaderProcess:
     def __init__(
         self, settings: UploaderSettings, *, done: Callable[[Position], None], died: Callable[[], None]
     ) -> None:
-        """`done` hears how far the journal is dealt with; `died` is called after each unexpected end."""
+        """`done` hears how far the journal is dealt with; `died` is called after each unexpected end.
+
+        `died` is called in a thread, and may raise JournalError, which is logged.
+        """
         self._settings = settings
         self._done = done
         self._died = died
@@ -58,21 +62,32 @@ class UploaderProcess:
         except BlockingIOError:
             # The pipe is full of wake-ups that it has not read yet: it will look.
             log.debug("the uploader has wake-ups enough")
-        except BrokenPipeError:
+        except OSError:
             log.debug("the uploader is gone; it is being started again")
 
     async def keep_running(self) -> None:
-        """Run the uploader and start it again when it dies, until cancelled; then end it."""
+        """Run the uploader and start it again when it dies or could not be started, until cancelled; then end it."""
         delay = _FIRST_DELAY
         while True:
             began = trio.current_time()
-            code = await self._run_once()
-            self._died()
+            try:
+                condition = f"ended unexpectedly ({_describe(await self._run_once())})"
+            except (OSError, RuntimeError) as error:
+                # No memory, no process, no thread (RuntimeError) or no descriptor to be had, or Python is upgraded.
+                condition = f"could not be run ({error})"
+            await self._clean_up()
             if trio.current_time() - began >= _WELL_AFTER:
                 delay = _FIRST_DELAY
-            log.error("the uploader ended unexpectedly (%s); starting it again in %.0f s", _describe(code), delay)
+            log.error("the uploader %s; starting it again in %.0f s", condition, delay)
             await trio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
+
+    async def _clean_up(self) -> None:
+        try:
+            # In a thread, since the journal may just be waiting for its disk.
+            await trio.to_thread.run_sync(self._died)
+        except (JournalError, RuntimeError) as error:
+            log.warning("cannot clean up behind the uploader: %s", error)
 
     async def _run_once(self) -> int:
         process = await trio.lowlevel.open_process(
@@ -91,23 +106,28 @@ class UploaderProcess:
             self._wake_descriptor = os.dup(_descriptor_of(process.stdin))
             os.set_blocking(self._wake_descriptor, False)
             await self._listen(process.stdout)
-            return await process.wait()
         except trio.BrokenResourceError:
-            return await process.wait()
+            log.debug("the uploader has gone away")
         finally:
             self._close_wake_descriptor()
             with trio.CancelScope(shield=True):
-                await _end(process)
+                code = await _end(process)
+        return code
 
     async def _listen(self, stream: trio.abc.ReceiveStream) -> None:
         async with aclosing(stream_lines(stream)) as lines:
             async for line in lines:
-                event = json.loads(line)
-                if event["event"] == "store":
-                    self.store_answer = StoreAnswer(event["state"], event["reason"])
-                    self.answered.set()
-                elif event["event"] == "done":
-                    self._done(Position(event["generation"], event["sequence"]))
+                self._hear(line)
+
+    def _hear(self, line: bytes) -> None:
+        match _parse(line):
+            case {"event": "store", "state": str(state), "reason": str(reason)}:
+                self.store_answer = StoreAnswer(state, reason)
+                self.answered.set()
+            case {"event": "done", "generation": str(generation), "sequence": int(sequence)}:
+                self._done(Position(generation, sequence))
+            case _:
+                log.warning("the uploader says what is not understood: %.200r", line)
 
     def _close_wake_descriptor(self) -> None:
         if self._wake_descriptor is not None:
@@ -115,8 +135,15 @@ class UploaderProcess:
             self._wake_descriptor = None
 
 
-async def _end(process: trio.Process) -> None:
-    """Close the uploader's standard input, which asks it to end, and kill it if it does not."""
+def _parse(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+async def _end(process: trio.Process) -> int:
+    """Close the uploader's standard input, which asks it to end, and kill it if it does not; returns its exit code."""
     assert process.stdin is not None
     await process.stdin.aclose()
     with trio.move_on_after(_END_SECONDS):
@@ -124,9 +151,10 @@ async def _end(process: trio.Process) -> None:
     if process.returncode is None:
         log.warning("the uploader does not end; killing it (it continues where it was when next started)")
         process.kill()
-        await process.wait()
+    code = await process.wait()
     if process.stdout is not None:
         await process.stdout.aclose()
+    return code
 
 
 def _descriptor_of(stream: trio.abc.SendStream) -> int:

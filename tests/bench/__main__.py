@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +25,7 @@ from tests.bench.report import Results, as_json, print_report
 from tests.bench.scale import FULL, QUICK, Scale
 from tests.bench.targets import Bindfs, Mirror, PassThrough, Target
 from tests.bench.uploads import Say, UploadSeries, measure_uploads
+from tests.harness.system_calls import Identity
 from tests.harness.writer import DatastoreWriter
 from tests.stores.seaweedfs import StoreLaunchError, StoreServer, running_seaweedfs
 from tests.watchdog import MARK, killing_mounts_after
@@ -121,11 +122,8 @@ def _targets(base: Path, store: StoreServer, bucket: str) -> list[Target]:
 
 def _measure_operations(operations: Sequence[Operation], targets: Sequence[Target], meter: Meter, say: Say) -> None:
     for target in targets:
-        say(f"making a datastore with 65,536 chunk directories for: {target.title}")
-        with DatastoreWriter(target.backing) as writer:
-            writer.create()
-        for operation in operations:
-            operation.prepare(target.backing)
+        say(f"making a datastore for: {target.title}")
+        _make_datastore(target.backing, operations)
     with ExitStack() as mounts:
         for target in targets:
             mounts.callback(target.unmount)
@@ -135,6 +133,18 @@ def _measure_operations(operations: Sequence[Operation], targets: Sequence[Targe
                 say(f"{operation.name}, round {number + 1} of {operation.rounds}")
                 _run_round(operation, targets, meter, number)
         say("unmounting")
+
+
+def _make_datastore(datastore: Path, operations: Sequence[Operation]) -> None:
+    scale = operations[0].scale
+    with DatastoreWriter(datastore) as writer:
+        writer.create(chunk_directories="all" if scale.all_chunk_directories else "when needed")
+    with Identity.for_datastore(str(datastore)).acting():
+        for operation in operations:
+            if not scale.all_chunk_directories:
+                for name in operation.chunk_directories():
+                    (datastore / ".chunks" / name).mkdir(mode=0o750, exist_ok=True)
+            operation.prepare(datastore)
 
 
 def _run_round(operation: Operation, targets: Sequence[Target], meter: Meter, number: int) -> None:
@@ -165,7 +175,8 @@ def _remove(base: Path) -> None:
     left = [path for path in base.glob("*/mountpoint") if is_mount(path)]
     if left:
         raise BenchFailed(f"still mounted, so nothing below {base} is removed: {', '.join(map(str, left))}")
-    shutil.rmtree(base)
+    # A quarter of a million directories: rm is several times as quick about them as shutil.
+    subprocess.run(["rm", "--recursive", "--one-file-system", str(base)], check=True)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.targets import Target, sync_file_system
+from tests.harness.system_calls import Identity
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something that is timed, and the unit that it is told per: "op", "MiB", ..."""
+    """Something that is timed, and the unit that it is told per: "chunk", "MiB", ... `is_mirrored` tells whether the
+    uploader has work with it."""
 
     name: str
     title: str
-    unit: str = "op"
+    unit: str
+    is_mirrored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,14 @@ class Meter:
 
     @contextmanager
     def sample(self, part: Part, target: Target, count: float) -> Iterator[None]:
-        """Time the block as one sample of `count` units."""
+        """Time the block as one sample of `count` units. It acts as PBS's user, to whom the datastore belongs."""
         target.drain()
         sync_file_system(self._base)
         uploader_before, daemon_before = target.uploader_seconds(), target.daemon_seconds()
-        began = time.perf_counter()
-        yield
-        elapsed = time.perf_counter() - began
+        with Identity.for_datastore(str(target.backing)).acting():
+            began = time.perf_counter()
+            yield
+            elapsed = time.perf_counter() - began
         daemon = target.daemon_seconds() - daemon_before
         publication = target.drain()
         uploader = target.uploader_seconds() - uploader_before

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.bench.meter import Meter, Part
@@ -40,6 +41,10 @@ class Operation:
         """How often it is repeated."""
         return self.scale.rounds
 
+    def chunk_directories(self) -> set[str]:
+        """The chunk directories that must be there before the operation is prepared, but for backups."""
+        return set()
+
     def prepare(self, datastore: Path) -> None:
         """Put into a datastore what the operation needs to find there."""
 
@@ -64,8 +69,8 @@ class Backup(Operation):
     """Whole backups of an image, with syncfs at the end; a quarter of the second one has changed."""
 
     name = "backup"
-    first = Part("backup-first", "backup, first", "MiB")
-    incremental = Part("backup-incremental", "backup, incremental", "MiB")
+    first = Part("backup-first", "backup, first", "MiB", is_mirrored=True)
+    incremental = Part("backup-incremental", "backup, incremental", "MiB", is_mirrored=True)
     parts = (first, incremental)
 
     def run(self, meter: Meter, target: Target, number: int) -> None:
@@ -83,20 +88,32 @@ class InsertChunks(Operation):
     """Chunks alone, without a client that has to make them."""
 
     name = "insert"
-    large = Part("insert-4MiB", "insert a chunk of 4 MiB", "chunk")
-    tiny = Part("insert-tiny", "create, write, rename, close a tiny file", "file")
+    large = Part("insert-4MiB", "insert a chunk of 4 MiB", "chunk", is_mirrored=True)
+    tiny = Part("insert-tiny", "create, write, rename, close a tiny file", "file", is_mirrored=True)
     parts = (large, tiny)
 
     def run(self, meter: Meter, target: Target, number: int) -> None:
         """See Operation."""
-        for part, count, size in (
-            (self.large, self.scale.large_chunks, _LARGE),
-            (self.tiny, self.scale.tiny_chunks, _TINY),
-        ):
-            chunks = list(self.chunks(f"{part.name} {number}", count, size))
-            with meter.sample(part, target, count):
+        for part in self.parts:
+            chunks = list(self._chunks_of(part, number))
+            with meter.sample(part, target, len(chunks)):
                 for chunk in chunks:
                     self.insert(target.path, chunk)
+
+    @functools.cache  # noqa: B019
+    def chunk_directories(self) -> set[str]:
+        """See Operation."""
+        return {
+            chunk.digest[:4]
+            for part in self.parts
+            for number in range(self.rounds)
+            for chunk in self._chunks_of(part, number)
+        }
+
+    def _chunks_of(self, part: Part, number: int) -> Iterator[EncodedChunk]:
+        is_large = part is self.large
+        count = self.scale.large_chunks if is_large else self.scale.tiny_chunks
+        return self.chunks(f"{part.name} {number}", count, _LARGE if is_large else _TINY)
 
 
 class ReadChunks(Operation):
@@ -108,27 +125,26 @@ class ReadChunks(Operation):
     again = Part("read-again", "read chunks once more", "MiB")
     parts = (disk, memory, again)
 
-    def __init__(self, scale: Scale) -> None:
-        super().__init__(scale)
-        self._paths: list[str] = []
+    def chunk_directories(self) -> set[str]:
+        """See Operation."""
+        return {chunk.digest[:4] for chunk in self._stored()}
 
     def prepare(self, datastore: Path) -> None:
         """See Operation."""
-        self._paths = []
-        for chunk in self.chunks("stored", self.scale.large_chunks, _LARGE):
+        for chunk in self._stored():
             self.insert(datastore, chunk)
-            self._paths.append(chunk_path(chunk.digest))
 
     def run(self, meter: Meter, target: Target, number: int) -> None:
         """See Operation."""
+        paths = [chunk_path(chunk.digest) for chunk in self._stored()]
         size = self.scale.large_chunks * _LARGE / MEBIBYTE
         for part in self.parts:
             if part is not self.again and target.path != target.backing:
-                self._drop_from_memory(target.path)
+                self._drop_from_memory(target.path, paths)
             if part is self.disk:
-                self._drop_from_memory(target.backing)
+                self._drop_from_memory(target.backing, paths)
             with meter.sample(part, target, size):
-                for path in self._paths:
+                for path in paths:
                     self._read(f"{target.path}/{path}")
 
     def _read(self, path: str) -> None:
@@ -138,9 +154,13 @@ class ReadChunks(Operation):
             while self.calls.read("chunk", descriptor, size):
                 continue
 
-    def _drop_from_memory(self, datastore: Path) -> None:
+    @functools.cache  # noqa: B019
+    def _stored(self) -> list[EncodedChunk]:
+        return list(self.chunks("stored", self.scale.large_chunks, _LARGE))
+
+    def _drop_from_memory(self, datastore: Path, paths: Sequence[str]) -> None:
         sync_file_system(datastore)
-        for path in self._paths:
+        for path in paths:
             with self.calls.closing("chunk", os.open(datastore / path, os.O_RDONLY)) as descriptor:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -152,6 +172,10 @@ class Mark(Operation):
     new = Part("mark-new", "GC mark, name not in the kernel's cache", "chunk")
     known = Part("mark-known", "GC mark, name in the kernel's cache", "chunk")
     parts = (new, known)
+
+    def chunk_directories(self) -> set[str]:
+        """See Operation."""
+        return {chunk.digest[:4] for number in range(self.rounds) for chunk in self._chunks_of(number)}
 
     def prepare(self, datastore: Path) -> None:
         """See Operation."""
@@ -180,6 +204,11 @@ class Names(Operation):
     parts = (known, unknown)
     _LOOPS = 5
 
+    def chunk_directories(self) -> set[str]:
+        """See Operation."""
+        unknown = {digest[:4] for number in range(self.rounds) for digest in self._unknown_digests(number)}
+        return unknown | {chunk.digest[:4] for chunk in self._known_chunks()}
+
     def prepare(self, datastore: Path) -> None:
         """See Operation."""
         for chunk in self._known_chunks():
@@ -192,10 +221,13 @@ class Names(Operation):
         with meter.sample(self.known, target, len(known) * self._LOOPS):
             for _ in range(self._LOOPS):
                 self._stat_all(known)
-        digests = (hashlib.sha256(f"{number} {name}".encode()).hexdigest() for name in range(self.scale.unknown_names))
-        unknown = [f"{target.path}/{chunk_path(digest)}" for digest in digests]
+        unknown = [f"{target.path}/{chunk_path(digest)}" for digest in self._unknown_digests(number)]
         with meter.sample(self.unknown, target, len(unknown)):
             self._stat_all(unknown)
+
+    def _unknown_digests(self, number: int) -> Iterator[str]:
+        for name in range(self.scale.unknown_names):
+            yield hashlib.sha256(f"{number} {name}".encode()).hexdigest()
 
     def _known_chunks(self) -> Iterator[EncodedChunk]:
         return self.chunks("known", self.scale.known_names, _TINY)
@@ -217,6 +249,10 @@ class Sweep(Operation):
         """See Operation."""
         return self.scale.sweep_rounds
 
+    def chunk_directories(self) -> set[str]:
+        """See Operation."""
+        return {f"{number:04x}" for number in range(self.scale.swept_directories)}
+
     def run(self, meter: Meter, target: Target, number: int) -> None:
         """See Operation."""
         with meter.sample(self.part, target, self.scale.swept_directories):
@@ -230,8 +266,8 @@ class ReplaceManifest(Operation):
     """A change of notes: the manifest read, made anew, renamed into place."""
 
     name = "manifest"
-    alone = Part("manifest", "replace a manifest", "manifest")
-    synced = Part("manifest-syncfs", "replace a manifest, then syncfs", "manifest")
+    alone = Part("manifest", "replace a manifest", "manifest", is_mirrored=True)
+    synced = Part("manifest-syncfs", "replace a manifest, then syncfs", "manifest", is_mirrored=True)
     parts = (alone, synced)
     _GROUP = "host/notes"
 

@@ -16,6 +16,7 @@ from tests.bench.targets import Target
 from tests.bench.uploads import UploadSample, UploadSeries
 
 _REFERENCE = "backing"
+_LARGE_OBJECT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class _Grid:
 
 def print_report(results: Results) -> None:
     """Tables on a terminal, plain Markdown elsewhere."""
-    facts = [*results.machine.items(), ("load average", f"{results.load_before:.2f} before, {results.load_after:.2f}")]
+    facts = [
+        *results.machine.items(),
+        ("load average", f"{results.load_before:.2f} before, {results.load_after:.2f} after"),
+    ]
     for name, value in facts:
         print(f"{name:14} {value}")
     grids = [_ratios(results), _times(results), _processor_times(results), _publications(results)]
@@ -102,7 +106,7 @@ def _processor_times(results: Results) -> _Grid:
         samples = results.meter.samples(part, target.name)
         text = _duration(statistics.median(sample.daemon_seconds / sample.count for sample in samples))
         uploader = statistics.median(sample.uploader_seconds / sample.count for sample in samples)
-        return f"{text} + {_duration(uploader)}" if uploader > 0 else text
+        return f"{text} + {_duration(uploader)}" if part.is_mirrored and uploader > 0 else text
 
     mounted = [target for target in results.targets if target.name != _REFERENCE]
     title = "Processor time of the file system's process (+ the uploader's, until all was mirrored): median"
@@ -125,8 +129,7 @@ def _publications(results: Results) -> _Grid:
     for part in results.parts:
         samples = results.meter.samples(part, "mirrorfs")
         delays = [sample.publication_seconds for sample in samples if sample.publication_seconds is not None]
-        uploaded = any(sample.uploader_seconds / sample.seconds > 0.05 for sample in samples)
-        if delays and uploaded:
+        if part.is_mirrored and delays:
             spread = Spread.of(delays)
             durations = f"{_duration(spread.median)} ({_duration(spread.least)}–{_duration(spread.most)})"
             rows.append([part.title, f"{samples[0].count:g} x {part.unit}", durations])
@@ -147,10 +150,12 @@ def _upload_cells(samples: Sequence[UploadSample]) -> list[str]:
     def median(value: Callable[[UploadSample], float]) -> float:
         return statistics.median(value(sample) for sample in samples)
 
+    # Of tiny objects, what counts is their number.
+    is_large = samples[0].size / samples[0].objects > _LARGE_OBJECT
     return [
-        f"{median(lambda sample: sample.size / 1e6 / sample.seconds):.1f}",
+        f"{median(lambda sample: sample.size / 1e6 / sample.seconds):.1f}" if is_large else "",
         f"{median(lambda sample: sample.objects / sample.seconds):.0f}",
-        f"{median(lambda sample: sample.sender_seconds / sample.size * 2**30):.2f}",
+        f"{median(lambda sample: sample.sender_seconds / sample.size * 2**30):.2f}" if is_large else "",
         f"{median(lambda sample: sample.sender_seconds / sample.objects * 1e3):.2f}",
         f"{median(lambda sample: sample.store_seconds / sample.objects * 1e3):.2f}",
     ]

@@ -134,16 +134,20 @@ class Mirror(_Mounted):
         self._pids: tuple[int, int] | None = None
 
     def mount(self) -> None:
-        """See Target; what is in the datastore already begins to be mirrored."""
-        self._mirror.mount("--mountpoint", str(self.path))
+        """See Target; what is in the datastore already begins to be mirrored. Raises BenchFailed."""
+        done = self._mirror.run(*self._mirror.mount_arguments("--mountpoint", str(self.path)))
+        if done.returncode != 0:
+            raise BenchFailed(f"mirrorfs does not mount: {done.stderr.strip()}")
         self._pids = self._mirror.mount_pid(), self._mirror.uploader_pid()
 
     def unmount(self) -> None:
         """See Target."""
-        if self._pids is not None:
-            self._mirror.run("umount", str(self.path))
-        self._mirror.tear_down()
-        self._pids = None
+        try:
+            if self._pids is not None:
+                self._mirror.run("umount", str(self.path))
+        finally:
+            self._mirror.tear_down()
+            self._pids = None
 
     def change_name(self, name: str) -> None:
         """Forget all of the mirroring, and mirror to another name from the next mount on."""
@@ -155,7 +159,12 @@ class Mirror(_Mounted):
         began = time.perf_counter()
         # The file system answers in order: all that was closed before is in the journal when this returns.
         os.statvfs(self.path)
-        answer = ask(StateDirectory(str(self._mirror.state)).control_socket, "wait", _DRAIN_SECONDS)
+        try:
+            answer = ask(StateDirectory(str(self._mirror.state)).control_socket, "wait", _DRAIN_SECONDS)
+        except OSError as error:
+            raise BenchFailed(
+                f"the uploader does not answer ({error}); its log ends:\n{self._mirror.log[-2000:]}"
+            ) from error
         elapsed = time.perf_counter() - began
         if "error" in answer or answer["problems"]:
             raise BenchFailed(f"not everything was mirrored: {answer}")

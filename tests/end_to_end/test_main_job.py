@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,51 @@ def test_a_separate_mount_point_leaves_the_datastore_path_free(mirror: MirrorUnd
     assert mirror.published() == [made.path]
     assert mirror.audit() == []
     mirror.succeed("umount", str(base / "mountpoint"))
+
+
+@pytest.mark.timeout(120)
+def test_a_datastore_restored_in_part_does_not_empty_the_mirror(mirror: MirrorUnderTest) -> None:
+    mirror.mount()
+    with mirror.writer() as writer:
+        made = [writer.backup(f"vm/{number}") for number in range(3)]
+    mirror.wait()
+    mirror.umount()
+    shutil.rmtree(mirror.datastore)
+    done = mirror.restore(mirror.datastore, "--group", "vm/1", "--owner", "root:root")
+    assert done.returncode == 0, done.stderr
+    refused = mirror.run(*mirror.mount_arguments())
+    assert refused.returncode == 1
+    assert "2 of the 3 snapshots" in refused.stderr
+    assert "--allow-removals" in refused.stderr
+    assert mirror.published() == sorted(snapshot.path for snapshot in made)
+    mirror.mount("--allow-removals")
+    mirror.wait()
+    assert mirror.published() == [made[1].path]
+    assert mirror.audit() == []
+
+
+@pytest.mark.timeout(120)
+def test_an_older_state_directory_does_not_publish_what_is_gone(mirror: MirrorUnderTest) -> None:
+    mirror.mount()
+    with mirror.writer() as writer:
+        first = writer.backup("vm/1")
+        kept = writer.backup("vm/1")
+    mirror.wait()
+    mirror.umount()
+    shutil.copytree(mirror.state, mirror.base / "copy", ignore=shutil.ignore_patterns("*.sock"))
+    mirror.mount()
+    with mirror.writer() as writer:
+        writer.forget(first.name)
+        writer.collect_garbage(age_seconds=0, safety_seconds=0)
+    mirror.wait()
+    mirror.umount()
+    shutil.rmtree(mirror.state)
+    (mirror.base / "copy").rename(mirror.state)
+    mirror.mount()
+    with mirror.writer() as writer:
+        # The same data as the first backup's: its chunks are in the old copy's books, and not in the bucket.
+        again = writer.backup("vm/2", data="vm/1", generation=0)
+    mirror.wait()
+    assert again.chunks & first.chunks
+    assert mirror.published() == sorted([kept.path, again.path])
+    assert mirror.audit() == []

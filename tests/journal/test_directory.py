@@ -52,7 +52,7 @@ def test_one_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
-    with pytest.raises(JournalError, match="cannot use the state directory"):
+    with pytest.raises(JournalError, match="is not a directory"):
         StateDirectory(str(tmp_path / "state")).create()
 
 

@@ -177,6 +177,87 @@ def test_errors_of_lmdb_are_translated(
     environment.close()
 
 
+class Failing:
+    """LMDB's environment, with operations that fail."""
+
+    def __init__(self, environment: lmdb.Environment, *operations: str) -> None:
+        self._environment = environment
+        self._operations = operations
+
+    def __getattr__(self, name: str) -> object:
+        if name in self._operations:
+            return self._fail
+        return getattr(self._environment, name)
+
+    @staticmethod
+    def _fail(*_: object, **__: object) -> None:
+        raise lmdb.PanicError("as LMDB says it")
+
+
+@pytest.mark.parametrize("operation", ["set_mapsize", "info", "begin", "sync", "reader_check"])
+def test_no_operation_fails_in_the_words_of_lmdb(tmp_path: Path, operation: str) -> None:
+    environment = small_environment(tmp_path)
+    sound = environment._environment
+    environment._environment = Failing(sound, operation)  # type: ignore[assignment]
+
+    def fill(transaction: Transaction) -> None:
+        transaction.put(b"1", bytes(4 * _SMALL_MAP), db=environment.databases[b"numbers"])
+
+    def change_everything() -> None:
+        environment.update(fill)
+        environment.sync()
+        environment.clear_dead_readers()
+
+    with pytest.raises(JournalError, match="as LMDB says it"):
+        change_everything()
+    environment._environment = sound
+    change_everything()
+    environment.close()
+
+
+def test_reopening_waits_for_those_who_use_it_and_keeps_what_is_stored(tmp_path: Path) -> None:
+    environment = small_environment(tmp_path)
+    environment.update(lambda transaction: transaction.put(b"1", b"1", db=environment.databases[b"numbers"]))
+    inside, leave = threading.Event(), threading.Event()
+
+    def linger(transaction: Transaction) -> bytes | None:
+        inside.set()
+        assert leave.wait(10)
+        return transaction.get(b"1", db=environment.databases[b"numbers"])
+
+    found: list[bytes | None] = []
+    reader = threading.Thread(target=lambda: found.append(environment.view(linger)))
+    reopener = threading.Thread(target=environment.reopen)
+    reader.start()
+    assert inside.wait(10)
+    reopener.start()
+    reopener.join(0.2)
+    assert reopener.is_alive()
+    leave.set()
+    reader.join(10)
+    reopener.join(10)
+    assert found == [b"1"]
+    assert environment.entries(b"numbers") == 1
+    environment.close()
+
+
+def test_what_cannot_be_reopened_fails_until_it_can(tmp_path: Path) -> None:
+    directory, aside = tmp_path / "database", tmp_path / "aside"
+    environment = small_environment(directory)
+    environment.update(lambda transaction: transaction.put(b"1", b"1", db=environment.databases[b"numbers"]))
+    directory.rename(aside)
+    directory.write_bytes(b"")
+    with pytest.raises(JournalError, match="cannot open"):
+        environment.reopen()
+    with pytest.raises(JournalError):
+        environment.entries(b"numbers")
+    directory.unlink()
+    aside.rename(directory)
+    environment.reopen()
+    assert environment.entries(b"numbers") == 1
+    environment.close()
+
+
 def test_a_sound_file_that_is_shorter_than_lmdb_may_use_is_opened(tmp_path: Path) -> None:
     environment = Environment(str(tmp_path), databases=(b"numbers",), format_version=1)
     environment.update(lambda transaction: transaction.put(b"1", b"1", db=environment.databases[b"numbers"]))

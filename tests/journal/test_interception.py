@@ -54,13 +54,28 @@ class Scene:
         self.journal = JournalWriter(str(directory))
         self.durability = SpiedDurability()
         self.wakes = 0
-        self.interception = Interception(self.journal, self.durability, self._wake)
+        self.conditions: list[float | None] = []
+        self.healed = trio.Event()
+        self.interception = Interception(self.journal, self.durability, self._wake, self._hear)
 
     def _wake(self) -> None:
         self.wakes += 1
 
     async def rename(self, old: bytes, new: bytes, *, is_directory: bool = False, writers: int = 0) -> None:
         await self.interception.renamed(old, new, is_directory=is_directory, writers=writers, exchanged=False)
+
+    def _hear(self, broken_since: float | None) -> None:
+        self.conditions.append(broken_since)
+        if broken_since is None:
+            self.healed.set()
+
+    async def repaired(self) -> None:
+        """Returns when the repair has been done."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.interception.keep_repairing)
+            with trio.fail_after(20):
+                await self.healed.wait()
+            nursery.cancel_scope.cancel()
 
     def records(self) -> list[bytes]:
         """The names in the journal, which ends with this."""
@@ -161,21 +176,75 @@ async def test_no_other_rename_waits(scene: Scene) -> None:
 async def test_a_journal_that_fails_fails_no_call_and_is_made_good(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise JournalError("no space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(Environment, "update", fail)
+        patch.setattr(Environment, "update", _disk_full)
         await scene.rename(CHUNK + b".tmp_XyZ123", CHUNK)
+        assert len(scene.conditions) == 1
+        assert scene.conditions[0] is not None, "it must be known before the call is answered"
         await scene.rename(SNAPSHOT + b"/index.json.tmp_aB3dE6", MANIFEST)
         assert scene.interception.broken
     assert scene.durability.reached == 1
     assert scene.wakes == 0
-    await scene.interception.writer_closed(1, [b"vm/100/owner"], 0)
-    assert not scene.interception.broken
+    await scene.repaired()
     await scene.interception.writer_closed(1, [b"vm/100/notes"], 0)
     assert scene.wakes == 2
-    assert scene.records() == [b"", b"vm/100/owner", b"vm/100/notes"]
+    assert scene.conditions[1:] == [None]
+    assert scene.records() == [b"", b"vm/100/notes"]
+
+
+def _disk_full(*_: object) -> None:
+    raise JournalError("no space left on device")
+
+
+async def test_a_quiet_datastore_is_made_good_with_growing_patience(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delays: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        delays.append(seconds)
+        if len(delays) == 8:
+            broken.undo()
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(trio, "sleep", sleep)
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(Environment, "update", _disk_full)
+        await scene.interception.removed(MANIFEST, False)
+        await scene.repaired()
+    assert delays == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert caplog.text.count("still cannot be written") == 1
+    assert scene.wakes == 1
+    assert scene.records() == [b""]
+
+
+async def test_what_is_missed_during_the_repair_is_covered_by_another_look(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(Environment, "update", _disk_full)
+        await scene.interception.removed(MANIFEST, False)
+    original = JournalWriter.append
+
+    def append(journal: JournalWriter, path: bytes) -> int:
+        sequence = original(journal, path)
+        trio.from_thread.run(scene.interception.removed, INDEX, False)
+        return sequence
+
+    monkeypatch.setattr(JournalWriter, "append", append)
+    await scene.repaired()
+    assert scene.journal.sequence == 2, "the uploader may have begun to look before"
+    assert scene.records() == [b""]
+
+
+async def test_a_journal_that_lmdb_gave_up_is_opened_anew(scene: Scene) -> None:
+    await scene.interception.removed(INDEX, False)
+    scene.journal._environment._environment.close()
+    await scene.interception.removed(MANIFEST, False)
+    assert scene.interception.broken
+    await scene.repaired()
+    await scene.interception.removed(CHUNK, False)
+    assert scene.records() == [INDEX, b"", CHUNK]
 
 
 class Disk:
@@ -230,6 +299,15 @@ async def test_all_who_wait_share_the_next_round(disk: Disk, durability: Durabil
     assert sorted(ended) == list(range(8))
     await durability.reach()
     assert disk.rounds == 3
+
+
+async def test_all_file_systems_of_the_datastore_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("mirrorfs.filesystem.interception.syncfs", synced.append)
+    journal = JournalWriter(str(tmp_path))
+    await Durability(3, journal, [4, 5]).reach()
+    journal.close()
+    assert synced == [3, 4, 5]
 
 
 async def test_a_failed_disk_is_told_to_all_who_wait(disk: Disk, durability: Durability) -> None:

@@ -354,6 +354,28 @@ def test_a_failed_append_takes_no_sequence(tmp_path: Path, monkeypatch: pytest.M
     journal.close()
 
 
+def test_a_reopened_journal_goes_on_with_its_sequence(tmp_path: Path) -> None:
+    journal = JournalWriter(str(tmp_path))
+    journal.append(b"vm/1")
+    journal._environment._environment.close()
+    with pytest.raises(JournalError):
+        journal.append(b"vm/2")
+    journal.reopen()
+    assert journal.append(b"vm/3") == 2
+    journal.close()
+    assert pairs(tmp_path) == [(1, b"vm/1"), (2, b"vm/3")]
+
+
+def test_another_journal_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
+    journal = JournalWriter(str(tmp_path))
+    for name in ("data.mdb", "lock.mdb"):
+        (tmp_path / name).unlink()
+    for _ in range(2):
+        with pytest.raises(JournalError, match="replaced by another one"):
+            journal.reopen()
+    journal.close()
+
+
 def test_everything_is_private(tmp_path: Path) -> None:
     directory = tmp_path / "journal"
     JournalWriter(str(directory)).close()

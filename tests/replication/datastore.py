@@ -71,6 +71,12 @@ class Datastore:
     def remove_chunk(self, label: str) -> None:
         self.remove(chunk_path(digest_of(label)))
 
+    def write_plain_chunk(self, content: bytes) -> bytes:
+        """A chunk whose name is what it must be, the SHA-256 of its content; returns that."""
+        digest = hashlib.sha256(content).digest()
+        self.write(chunk_path(digest), make.plain_blob(content))
+        return digest
+
     def quarantine_chunk(self, label: str) -> None:
         path = self.root / chunk_path(digest_of(label))
         path.rename(f"{path}.0.bad")
@@ -92,13 +98,13 @@ class Datastore:
         self.write(f"{snapshot}/{INDEX}", make.fixed_index(digests, len(labels) * CHUNK_SIZE, CHUNK_SIZE))
         self.write(f"{snapshot}/{CONFIG}", make.plain_blob(config))
 
-    def write_manifest(self, snapshot: str, *, notes: str = "") -> None:
-        """Of the files as they are now."""
+    def write_manifest(self, snapshot: str, *, notes: str = "", size: int | None = None) -> None:
+        """Of the files as they are now; `size` is that of the disk, of whole chunks unless it is said."""
         index = (self.root / snapshot / INDEX).read_bytes()
         config = (self.root / snapshot / CONFIG).read_bytes()
         entries = index[4096:]
         files = [
-            make.listed(INDEX, len(entries) // 32 * CHUNK_SIZE, hashlib.sha256(entries).digest()),
+            make.listed(INDEX, size or len(entries) // 32 * CHUNK_SIZE, hashlib.sha256(entries).digest()),
             make.listed(CONFIG, len(config), hashlib.sha256(config).digest()),
         ]
         backup_type, backup_id, time = snapshot.split("/")[-3:]

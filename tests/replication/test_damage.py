@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import struct
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import trio.testing
 from mirrorfs.journal.state import Problem
 from tests.datastore.formats import plain_blob
 from tests.replication.datastore import (
+    CHUNK_DIRECTORIES,
     CONFIG,
     FIRST,
     INDEX,
@@ -250,3 +253,23 @@ async def test_problems_with_names_that_are_no_text_can_be_looked_at_again(world
         running.mirror.look_again_at_problems()
         await running.settled()
         assert running.problems() == {}
+
+
+async def test_a_chunk_with_a_sound_checksum_and_other_content_does_not_replace_the_good_object(world: World) -> None:
+    # A name in one of the few chunk directories that these tests look at.
+    numbers = (number.to_bytes(4, "big") for number in itertools.count())
+    content = next(text for text in numbers if hashlib.sha256(text).digest() < bytes([0, CHUNK_DIRECTORIES]))
+    path = chunk_path(world.datastore.write_plain_chunk(content))
+    async with world.running() as running:
+        await running.settled()
+        before = dict(world.store.objects)
+        world.datastore.write(path, plain_blob(b"something else"))
+        running.changed(path)
+        await running.settled()
+        assert "SHA-256" in running.problems()[path]
+        assert world.store.objects == before
+        world.datastore.write_plain_chunk(content)
+        running.changed(path)
+        await running.settled()
+        assert running.problems() == {}
+    world.check()

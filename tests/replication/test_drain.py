@@ -121,3 +121,31 @@ async def test_another_generation_is_read_from_its_beginning(world: World, direc
         while drain.position != end:
             await trio.testing.wait_all_tasks_blocked()
     assert published(world.store.objects) == {FIRST}
+
+
+async def test_whoever_waits_waits_for_what_reconciling_finds_however_far_the_journal_has_grown(
+    world: World, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(directory / "journal", *(f"vm/{number}/owner" for number in range(50)))
+    world.datastore.back_up(FIRST, ["a"])
+    gate = world.store.gate("put", content_key(f"{FIRST}/{MANIFEST}"))
+    settled = trio.Event()
+    async with draining(world, directory / "journal", []) as drain, trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            await drain.settled()
+            settled.set()
+
+        # Asked when the journal had one record; the other records have been read when reconciling finds something.
+        with monkeypatch.context() as patch:
+            patch.setattr(JournalReader, "last_sequence", lambda _: 1)
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        await drain.reconcile()
+        await gate.reached.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not settled.is_set()
+        gate.opened.set()
+        with trio.fail_after(10):
+            await settled.wait()
+    world.check()

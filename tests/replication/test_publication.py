@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import struct
+import threading
+
 import pytest
 import trio
 import trio.testing
 
+from mirrorfs.journal.state import StateTransaction
 from tests.replication.datastore import (
+    CHUNK_SIZE,
     CONFIG,
     ELSEWHERE,
     FIRST,
     INDEX,
     MANIFEST,
     SECOND,
+    Datastore,
     chunk_key,
     chunk_path,
     content_key,
@@ -259,6 +265,32 @@ async def test_a_chunk_is_not_deleted_while_a_publication_needs_it(world: World)
     world.check()
 
 
+async def test_a_chunk_whose_deletion_has_been_decided_is_seen_to_again(world: World) -> None:
+    world.datastore.write_chunk("a")
+    digest = digest_of("a")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_: StateTransaction) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    async with world.running() as running:
+        await running.settled()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.mirror.commits.apply, hold_up)
+            await trio.to_thread.run_sync(begun.wait)
+            # The deletion is decided, and nothing of it is in the state yet.
+            world.datastore.remove_chunk("a")
+            running.changed(chunk_path(digest))
+            while digest not in running.mirror._chunks._busy.held():
+                await trio.testing.wait_all_tasks_blocked()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            async with running.mirror._chunks.pinned({digest}) as missing:
+                assert missing == [digest]
+            go_on.set()
+        await running.settled()
+
+
 async def test_a_snapshot_forgotten_while_it_is_published_goes_again(world: World) -> None:
     world.datastore.back_up(FIRST, ["a"])
     gate = world.store.gate("put", content_key(f"{FIRST}/{MANIFEST}"))
@@ -282,5 +314,118 @@ async def test_a_removed_snapshot_whose_index_the_bucket_lost_keeps_its_chunks(w
         world.datastore.remove_chunk("a")
         running.changed(FIRST, chunk_path(digest_of("a")))
         await running.settled()
-        assert list(running.problems()) == [f"{FIRST}/{INDEX}"]
+        assert running.problems() == {}
     assert set(world.store.objects) == {chunk_key("a")}
+
+
+@pytest.mark.parametrize("new_place_first", [True, False])
+async def test_a_move_does_not_lose_the_chunk_that_only_the_bucket_has(world: World, new_place_first: bool) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    world.datastore.back_up(SECOND, ["b"])
+    async with world.running() as running:
+        await running.settled()
+        world.datastore.remove_chunk("a")
+        running.changed(chunk_path(digest_of("a")))
+        await running.settled()
+        (world.datastore.root / "ns/x/vm").mkdir(parents=True)
+        (world.datastore.root / "vm/100").rename(world.datastore.root / "ns/x/vm/100")
+        # The new place is slow to be published.
+        gate = world.store.gate("put", content_key(f"ns/x/{FIRST}/{INDEX}"))
+        moved = ["vm/100", "ns/x/vm/100"]
+        running.changed(*(reversed(moved) if new_place_first else moved))
+        await gate.reached.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        gate.opened.set()
+        await running.settled()
+        assert running.problems() == {}
+        assert published(world.store.objects) == {f"ns/x/{FIRST}", f"ns/x/{SECOND}"}
+        assert chunk_key("a") in world.store.objects
+        world.check()
+        # With the last snapshot that needs it, it goes.
+        world.datastore.forget(f"ns/x/{FIRST}")
+        running.changed(f"ns/x/{FIRST}")
+        await running.settled()
+    assert chunk_key("a") not in world.store.objects
+    world.check()
+
+
+async def test_a_deletion_kept_back_by_a_publication_that_fails_is_made_up_for(world: World) -> None:
+    world.datastore.write_chunk("a")
+    async with world.running() as running:
+        running.changed(chunk_path(digest_of("a")))
+        await running.settled()
+        world.datastore.back_up(FIRST, ["a", "b"])
+        gate = world.store.gate("put", chunk_key("b"))
+        running.changed(f"{FIRST}/{MANIFEST}")
+        await gate.reached.wait()
+        world.datastore.forget(FIRST)
+        for label in "ab":
+            world.datastore.remove_chunk(label)
+            running.changed(chunk_path(digest_of(label)))
+        running.changed(f"{FIRST}/{MANIFEST}", FIRST)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        world.store.rejected.add(chunk_key("b"))
+        gate.opened.set()
+        await running.settled()
+        assert running.problems() == {}
+        assert chunk_key("a") not in world.store.objects
+    world.check()
+
+
+def with_other_header(datastore: Datastore, snapshot: str, offset: int, data: bytes) -> None:
+    """The checksum of an index is over its digests only."""
+    index = bytearray((datastore.root / snapshot / INDEX).read_bytes())
+    index[offset : offset + len(data)] = data
+    datastore.write(f"{snapshot}/{INDEX}", bytes(index))
+
+
+async def test_an_index_with_another_header_is_replaced(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        world.store.requests.clear()
+        with_other_header(world.datastore, FIRST, 8, b"U" * 16)
+        running.changed(f"{FIRST}/{INDEX}")
+        await running.settled()
+        assert running.problems() == {}
+        assert world.store.requests == [("put", content_key(f"{FIRST}/{INDEX}"))]
+    world.check()
+
+
+async def test_an_index_replaced_while_nobody_looked_is_found_by_its_manifest(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    await world.converge()
+    with_other_header(world.datastore, FIRST, 8, b"U" * 16)
+    world.datastore.write_manifest(FIRST, notes="verified")
+    assert await world.converge() == {}
+    world.check()
+
+
+async def test_an_index_of_another_size_has_its_snapshot_published_anew(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    async with world.running() as running:
+        await running.settled()
+        world.store.requests.clear()
+        size = 2 * CHUNK_SIZE - 1
+        with_other_header(world.datastore, FIRST, 64, struct.pack("<Q", size))
+        world.datastore.write_manifest(FIRST, size=size)
+        running.changed(f"{FIRST}/{INDEX}", f"{FIRST}/{MANIFEST}")
+        await running.settled()
+        assert running.problems() == {}
+    changes = [key for key in world.store.keys_of("put", "delete") if "/.chunks/" not in key]
+    assert changes[0] == changes[-1] == content_key(f"{FIRST}/{MANIFEST}")
+    assert not [key for key in world.store.keys_of("put", "delete") if "/.chunks/" in key]
+    world.check()
+    assert world.references("a", "b") == [1, 1]
+
+
+async def test_a_manifest_that_gives_another_size_than_the_index_is_not_published(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    async with world.running() as running:
+        await running.settled()
+        before = dict(world.store.objects)
+        world.datastore.write_manifest(FIRST, size=2 * CHUNK_SIZE - 1)
+        running.changed(f"{FIRST}/{MANIFEST}")
+        await running.settled()
+        assert "size" in running.problems()[FIRST]
+    assert world.store.objects == before

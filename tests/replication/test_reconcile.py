@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from typing import cast
 
+import crc32c
 import pytest
 
+from mirrorfs.objectstore.capabilities import StoreCapabilities
+from mirrorfs.objectstore.client import StoredObject
+from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.items import SubtreeItem
+from mirrorfs.replication.replica import holds
 from tests.replication.datastore import (
     CONFIG,
     ELSEWHERE,
@@ -16,13 +23,14 @@ from tests.replication.datastore import (
     MANIFEST,
     PREFIX,
     SECOND,
+    broken_snapshots,
     chunk_key,
     chunk_path,
     content_key,
     digest_of,
     published,
 )
-from tests.replication.world import World
+from tests.replication.world import FakeStore, World
 
 pytestmark = pytest.mark.trio
 
@@ -193,3 +201,64 @@ async def test_chunk_problems_are_looked_at_again_after_a_restart(world: World) 
     world.datastore.write(path, sound)
     assert await world.converge() == {}
     world.check()
+
+
+async def test_an_adopted_snapshot_whose_chunk_only_the_bucket_has(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    await world.converge()
+    shutil.rmtree(world.state_directory)
+    world.datastore.remove_chunk("a")
+    world.store.requests.clear()
+    assert await world.converge() == {}
+    assert world.store.keys_of("put", "delete") == []
+    world.check()
+
+
+@pytest.mark.parametrize("damage", [None, b"not a chunk"])
+async def test_an_adopted_snapshot_whose_chunk_nobody_has_is_said(world: World, damage: bytes | None) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    await world.converge()
+    shutil.rmtree(world.state_directory)
+    world.datastore.remove_chunk("a")
+    world.store.watches = False
+    del world.store.objects[chunk_key("a")]
+    if damage is not None:
+        world.store.objects[chunk_key("a")] = damage
+    assert "missing" in (await world.converge())[FIRST]
+    world.datastore.write_chunk("a")
+    assert await world.converge() == {}
+    assert broken_snapshots(world.store.objects) == []
+    assert world.references("a", "b") == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "asks"),
+    [
+        (StoreCapabilities(True, True, True, True, True), "head"),
+        (StoreCapabilities(False, True, True, True, True), "head"),
+        (StoreCapabilities(False, False, True, True, False), "get"),
+    ],
+)
+async def test_an_object_is_compared_by_what_the_store_calculates(
+    world: World, capabilities: StoreCapabilities, asks: str
+) -> None:
+    world.store.capabilities = capabilities
+    store = cast(ObjectStore, world.store)
+    world.store.objects["key"] = b"right"
+    assert await holds(store, "key", b"right")
+    assert world.store.requests[-1] == (asks, "key")
+    assert not await holds(store, "key", b"wrong")
+    assert not await holds(store, "key", b"longer than that")
+    assert not await holds(store, "other", b"right")
+
+
+async def test_a_checksum_that_the_store_only_echoes_proves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def head(key: str) -> StoredObject:
+        return StoredObject(key, 5, hashlib.md5(b"right").hexdigest(), crc32c.crc32c(b"right"))
+
+    monkeypatch.setattr(FakeStore, "head", staticmethod(head))
+    world.store.objects["key"] = b"wrong"
+    world.store.capabilities = StoreCapabilities(False, False, True, True, False)
+    assert not await holds(cast(ObjectStore, world.store), "key", b"right")

@@ -16,6 +16,7 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import State, StateTransaction
+from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
@@ -33,6 +34,7 @@ from tests.replication.datastore import (
 )
 
 _WORKERS = 3
+_HONEST = StoreCapabilities(True, True, True, True, True)
 
 
 Keys = list[str]
@@ -63,6 +65,7 @@ class FakeStore:
     dies_at: int | None = None
     steps: int = 0
     watches: bool = True
+    capabilities: StoreCapabilities = _HONEST
 
     def gate(self, operation: str, key: str) -> Gate:
         """Have the next such request wait, before it has any effect."""
@@ -145,11 +148,11 @@ class Running:
         for path in paths:
             item = item_of(os.fsencode(path))
             assert item is not None, path
-            self.worklist.add(item)
+            self.add(item)
 
     def add(self, *items: Item) -> None:
         for item in items:
-            self.worklist.add(item)
+            self.worklist.add(item, self.worklist.inherited())
 
     async def settled(self) -> None:
         """Wait until there is nothing left to do."""
@@ -186,7 +189,7 @@ class World:
                     nursery.start_soon(_work, mirror, worklist, worklist.take_chunk)
                     nursery.start_soon(_work, mirror, worklist, worklist.take_tree)
                 if reconciles:
-                    await mirror.reconciler.reconcile()
+                    await mirror.reconciler.reconcile(0)
                     mirror.look_again_at_problems()
                 yield Running(mirror, worklist, state)
                 nursery.cancel_scope.cancel()

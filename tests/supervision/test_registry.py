@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def test_a_mount_that_went_takes_only_its_own_note_away(runtime: Path) -> None:
     successor = RunningMount("/mnt/a", "/mnt/a", "/state/a", 200)
     registry.register(successor)
     registry.unregister(HERE)
+    assert registry.find("/mnt/a") == successor
+    registry.unregister(replace(ELSEWHERE, pid=200))
     assert registry.find("/mnt/a") == successor
     registry.unregister(successor)
     registry.unregister(successor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from mirrorfs.journal.errors import JournalError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.supervision import uploader_process
@@ -122,6 +124,85 @@ async def delays_of(process: UploaderProcess, number: int, monkeypatch: pytest.M
             patch.setattr(trio, "sleep", sleep)
             await process.keep_running()
     return delays
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOMEM, "no memory"), OSError(errno.EAGAIN, "later"), RuntimeError("can't start new thread")],
+)
+async def test_one_that_cannot_be_started_is_tried_again(
+    root: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", fail)
+    assert await delays_of(uploader(root), 3, monkeypatch) == [1, 2, 4]
+    assert len(caplog.messages) == 3
+    assert str(error) in caplog.text
+
+
+async def test_a_python_that_is_just_being_upgraded_is_waited_for(
+    root: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "not there"))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert await delays_of(uploader(root), 2, monkeypatch) == [1, 2]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+async def test_no_descriptor_for_the_wake_ups_is_survived(
+    stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub("while os.read(0, 4096):\n    pass")
+
+    def fail(_: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "dup", fail)
+    assert await delays_of(uploader(root), 2, monkeypatch) == [1, 2]
+
+
+async def test_a_failure_to_clean_up_behind_it_is_survived(
+    stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise JournalError("the journal's disk is sick")
+
+    stub("sys.exit(1)")
+    assert await delays_of(uploader(root, died=fail), 2, monkeypatch) == [1, 2]
+
+
+async def test_what_is_not_understood_is_ignored(stub: Callable[[str], None], root: int) -> None:
+    stub(
+        _READ_SETTINGS
+        + """
+for nonsense in (b"", b"a warning", b"\\xff\\xfe", b"[" * 30000, b"[]", b"7", b'{"event": "store"}',
+                 b'{"event": "new"}', b'{"event": "done", "generation": "g", "sequence": "7"}'):
+    os.write(1, nonsense + b"\\n")
+print(json.dumps({"event": "store", "state": "ready", "reason": ""}), flush=True)
+while os.read(0, 4096):
+    pass
+"""
+    )
+    positions: list[Position] = []
+    process = uploader(root, positions.append)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_running)
+            await process.answered.wait()
+            nursery.cancel_scope.cancel()
+    assert process.store_answer == StoreAnswer("ready", "")
+    assert positions == []
+
+
+async def test_one_that_cannot_be_heard_any_more_is_replaced(
+    stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploader_process, "_END_SECONDS", 0.05)
+    stub("os.write(1, b'x' * 100_000)\nsignal.pause()")
+    assert await delays_of(uploader(root), 2, monkeypatch) == [1, 2]
 
 
 async def test_waking_one_that_does_not_listen_never_blocks(
