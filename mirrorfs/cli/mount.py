@@ -137,7 +137,8 @@ def _say_ready(settings: MountSettings, note: str) -> None:
     if note:
         click.echo(note, err=True)
     uploader = settings.uploader
-    click.echo(f"{settings.mountpoint} is mounted and mirrored to s3://{uploader.bucket}/{uploader.prefix}")
+    mirrored = "will be mirrored" if note else "mirrored"
+    click.echo(f"{settings.mountpoint} is mounted and {mirrored} to s3://{uploader.bucket}/{uploader.prefix}")
 
 
 def _run_in_background(settings: MountSettings, directory: StateDirectory) -> str | None:

@@ -19,6 +19,8 @@ from mirrorfs.supervision.registry import RunningMount, mountpoint_of, running_m
 
 _ANSWER_SECONDS = 10.0
 _WATCH_SECONDS = 2.0
+# The uploader's phase in which nothing is known of the store, for it or against it.
+_BEFORE_THE_FIRST_ANSWER = "waiting for the store"
 
 
 @click.command("status")
@@ -107,7 +109,7 @@ def _describe(answer: Answer) -> list[str]:
     lines = [
         f"datastore   {answer['datastore']} -> s3://{answer['bucket']}/{answer['prefix']}",
         f"uploader    {uploader['refused'] or uploader['phase']}",
-        f"store       {_describe_store(store)}",
+        f"store       {_describe_store(store, uploader['phase'])}",
         f"snapshots   {len(published)} published, {len(answer.get('publishing', {}))} being published",
         f"chunks      {answer['chunks']} in the bucket",
     ]
@@ -132,7 +134,9 @@ def _describe(answer: Answer) -> list[str]:
     return lines
 
 
-def _describe_store(store: dict[str, Any]) -> str:
+def _describe_store(store: dict[str, Any], phase: str) -> str:
+    if store["up"] and phase == _BEFORE_THE_FIRST_ANSWER:
+        return f"{store['place']} has not answered yet"
     if store["up"]:
         return f"{store['place']} answers; confirmed by {store['confirmation']}"
     since = datetime.fromtimestamp(store["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -33,6 +33,7 @@ class Drain:
         known = position is not None and position.generation == journal.generation
         self._read = position.sequence if position is not None and known else 0
         self._saved = self._read
+        self._began_at = self._read
 
     def wake(self) -> None:
         """Say that the journal has new records."""
@@ -76,8 +77,8 @@ class Drain:
 
     async def reconcile(self) -> None:
         """List everything that may differ; `settled` waits for this to have been done once."""
-        # All of it may be older than the first record that is not dealt with, however far the journal has grown.
-        sequence = self._saved
+        # All of it may be older than what the journal held at the start, however far it has been read by now.
+        sequence = self._began_at
         await self._mirror.reconciler.reconcile(sequence)
         self._mirror.look_again_at_problems(sequence)
         self._reconciled = True

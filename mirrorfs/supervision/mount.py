@@ -169,10 +169,18 @@ async def _first_answer(uploader: UploaderProcess, settings: MountSettings) -> s
         raise MountRefused(answer.reason)
     if answer is not None and answer.state == "ready":
         return ""
-    reason = "The store has not answered yet." if answer is None else answer.reason
+    reason = _no_answer(settings) if answer is None else answer.reason
     if settings.require_store:
         raise MountRefused(f"{reason} Nothing was mounted, as --require-store asks.")
     return f"Replication waits: {reason}"
+
+
+def _no_answer(settings: MountSettings) -> str:
+    endpoint = settings.uploader.endpoint_url or "its default endpoint"
+    return (
+        f"bucket {settings.uploader.bucket} at {endpoint} has not answered within {_FIRST_ANSWER_SECONDS:.0f} s. "
+        "Check the endpoint URL, the network and firewalls on the way, and whether the store runs."
+    )
 
 
 async def _end_on_signal(scope: trio.CancelScope) -> None:

@@ -365,6 +365,24 @@ def test_it_goes_on_by_itself_when_the_store_is_started(
     assert mirror.audit() == []
 
 
+def test_a_store_that_does_not_answer_at_all(proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy) -> None:
+    mirror = proxied_mirror
+    fault_proxy.hold()
+    done = mirror.run(*mirror.mount_arguments())
+    assert done.returncode == 0
+    assert done.stderr.startswith(
+        f"Replication waits: bucket {mirror.bucket} at {mirror.endpoint_url} has not answered"
+    )
+    assert "will be mirrored" in done.stdout
+    shown = mirror.succeed("status", str(mirror.datastore))
+    assert f"bucket {mirror.bucket} at {mirror.endpoint_url} has not answered yet" in shown
+    made = back_up(mirror.datastore, "vm/2")
+    fault_proxy.clear()
+    mirror.wait(30)
+    assert mirror.published() == [made]
+    assert mirror.audit() == []
+
+
 @pytest.mark.parametrize("kind", ["corrupt", "answer"])
 def test_it_goes_on_by_itself_when_what_stands_between_has_been_repaired(
     proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy, kind: str
