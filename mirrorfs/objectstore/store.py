@@ -62,11 +62,13 @@ class ObjectStore:
         patience: Patience = FOR_EVER,
         capabilities: StoreCapabilities = UNPROVEN,
         observer: Observer | None = None,
+        condition: Condition | None = None,
     ) -> None:
         """`parallelism` bounds the requests under way; without `capabilities` or a `probe`, each PUT is read back.
 
         The observer is called in the trio thread, before a PUT or DELETE is sent (the repeating of one that failed
-        is not another) and after it was answered with success.
+        is not another) and after it was answered with success. Stores that are given one `condition` judge the store's
+        health, and log its changes, together.
         """
         self.capabilities = capabilities
         self.uploaded_bytes = 0
@@ -74,7 +76,7 @@ class ObjectStore:
         self._client = client
         self._observer = observer
         self._limiter = trio.CapacityLimiter(parallelism)
-        self._persistence = Persistence(patience, Condition())
+        self._persistence = Persistence(patience, condition or Condition())
 
     @property
     def condition(self) -> Condition:

@@ -104,7 +104,9 @@ class Uploader:
         """Claim the prefix, first in one try, so that whoever mounts hears at once how things are."""
         if await self._is_doubtful():
             return False
-        store = ObjectStore(self._client, parallelism=self._settings.parallel, patience=AT_ONCE)
+        store = ObjectStore(
+            self._client, parallelism=self._settings.parallel, patience=AT_ONCE, condition=self._store.condition
+        )
         while True:
             try:
                 await self._claim(store)

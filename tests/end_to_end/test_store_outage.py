@@ -196,3 +196,17 @@ def test_one_object_that_the_store_never_gets_right(proxied_mirror: MirrorUnderT
     mirror.wait()
     assert mirror.status()["problems"] == []
     assert mirror.audit() == []
+
+
+@pytest.mark.timeout(140)
+def test_a_store_that_is_down_when_mounting_gives_one_line(
+    proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy
+) -> None:
+    fault_proxy.refuse_connections()
+    proxied_mirror.mount()
+    with proxied_mirror.writer() as writer:
+        writer.backup("vm/1")
+    fault_proxy.accept_connections()
+    proxied_mirror.wait()
+    assert proxied_mirror.log.count("The object store is not usable") == 1
+    assert proxied_mirror.log.count("The object store is usable again") == 1
