@@ -13,7 +13,7 @@ from tests.watchdog import MARK, killing_mounts_after
 # Beyond the time limit of any test: by then pytest's own limit has failed to end it.
 _HUNG_SECONDS = 200.0
 
-os.environ.setdefault(MARK, uuid.uuid4().hex)
+os.environ[MARK] = uuid.uuid4().hex
 
 pytest_plugins = ["tests.stores.fixtures"]
 

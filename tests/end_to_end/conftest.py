@@ -21,18 +21,20 @@ def base() -> Iterator[Path]:
 
 
 @pytest.fixture
-def mirror(base: Path, store: StoreServer, bucket: str) -> Iterator[MirrorUnderTest]:
+def mirror(base: Path, store: StoreServer, shared_bucket: str, prefix: str) -> Iterator[MirrorUnderTest]:
     """A mirror of an empty datastore, not yet mounted."""
-    under_test = MirrorUnderTest(base, store, bucket, store.endpoint_url)
+    under_test = MirrorUnderTest(base, store, shared_bucket, store.endpoint_url, prefix)
     under_test.create()
     yield under_test
     under_test.tear_down()
 
 
 @pytest.fixture
-def proxied_mirror(base: Path, store: StoreServer, bucket: str, fault_proxy: FaultProxy) -> Iterator[MirrorUnderTest]:
+def proxied_mirror(
+    base: Path, store: StoreServer, shared_bucket: str, prefix: str, fault_proxy: FaultProxy
+) -> Iterator[MirrorUnderTest]:
     """A mirror that reaches the store through `fault_proxy`."""
-    under_test = MirrorUnderTest(base, store, bucket, fault_proxy.endpoint_url)
+    under_test = MirrorUnderTest(base, store, shared_bucket, fault_proxy.endpoint_url, prefix)
     under_test.create()
     yield under_test
     under_test.tear_down()

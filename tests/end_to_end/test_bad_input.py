@@ -433,7 +433,7 @@ def test_a_prefix_that_is_the_mirror_of_another_datastore(filled: MirrorUnderTes
     filled.wait()
     filled.umount()
     (filled.base / "other").mkdir()
-    other = MirrorUnderTest(filled.base / "other", filled.store, filled.bucket, filled.endpoint_url)
+    other = MirrorUnderTest(filled.base / "other", filled.store, filled.bucket, filled.endpoint_url, filled.name)
     other.create()
     try:
         before = inventory(other.datastore)
@@ -502,8 +502,8 @@ def test_a_state_directory_of_something_else(filled: MirrorUnderTest) -> None:
     other.mkdir()
     arguments = filled.mount_arguments()
     check_refused(filled.run("mount", str(other), *arguments[2:]), str(filled.datastore), str(other), "--state-dir")
-    filled.name = "store2"
-    check_refused(filled.run(*filled.mount_arguments()), "/store1", "/store2", "--state-dir")
+    own_name, filled.name = filled.name, "store2"
+    check_refused(filled.run(*filled.mount_arguments()), f"/{own_name}", "/store2", "--state-dir")
     assert mounts_in(filled.base) == []
 
 
@@ -736,4 +736,4 @@ def test_a_failing_foreground_mount_says_the_same(untouched: MirrorUnderTest, st
     untouched.bucket = "not-made-yet"
     done = untouched.run(*untouched.mount_arguments("--foreground", "--require-store"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip().splitlines()[-1].startswith("Error: Could not read store1/.")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"Error: Could not read {untouched.name}/.")

@@ -190,7 +190,7 @@ def test_damage_repaired_beneath_the_mount_is_found_at_the_next(mirror: MirrorUn
             kept.append((damage, snapshot, (mirror.datastore / damage.path(snapshot)).read_bytes()))
     mirror.umount()
     shutil.rmtree(mirror.state)
-    mirror.bucket = mirror.store.create_bucket()
+    mirror.name += "-again"
     for damage, snapshot, _ in kept:
         spoil(mirror.datastore / damage.path(snapshot), damage)
     mirror.mount()
