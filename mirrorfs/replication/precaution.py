@@ -35,7 +35,7 @@ def doubt_about(datastore: str, tree: Tree, state: State, journal: JournalReader
             f"snapshots: is its disk mounted? {advice}"
         )
     gone = [path for path in held if not _is_there(tree, SnapshotId.parse(path).manifest_path)]
-    unexplained = _unexplained(gone, state, journal) if gone else []
+    unexplained = _unexplained(gone, tree, state, journal) if gone else []
     is_most = len(unexplained) > 1 and 2 * len(unexplained) > len(held)
     if unexplained and (len(gone) == len(held) or is_most):
         return (
@@ -53,13 +53,15 @@ def _is_there(tree: Tree, path: str) -> bool:
         return True
 
 
-def _unexplained(gone: list[str], state: State, journal: JournalReader) -> list[str]:
-    """Return those of `gone` about which the journal has nothing to say, neither themselves nor what they lie in."""
+def _unexplained(gone: list[str], tree: Tree, state: State, journal: JournalReader) -> list[str]:
+    """Return those of `gone` that the journal did not see going, neither themselves nor a directory they lay in."""
     telling: dict[bytes, list[str]] = {}
     for path in gone:
         manifest = SnapshotId.parse(path).manifest_path
-        for ancestor in _with_ancestors(manifest):
-            telling.setdefault(ancestor.encode(), []).append(path)
+        for name in _with_ancestors(manifest):
+            # A directory that is there was recorded when it was made: that explains nothing.
+            if not _is_there(tree, name):
+                telling.setdefault(name.encode(), []).append(path)
     position = state.view(lambda transaction: transaction.position())
     explained: set[str] = set()
     after = _sequence(position, journal)

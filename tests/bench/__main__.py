@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -45,17 +45,21 @@ def main() -> int:
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        results = _measure_everything(Path(arguments.directory), scale, names)
+        _measure_everything(Path(arguments.directory), scale, names, lambda results: _report(results, arguments.json))
     except (BenchFailed, StoreLaunchError) as failure:
         print(f"bench: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bench: interrupted; everything is taken away", file=sys.stderr)
         return 130
-    print_report(results)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(as_json(results), indent=1) + "\n")
     return 0
+
+
+def _report(results: Results, file: Path | None) -> None:
+    print_report(results)
+    sys.stdout.flush()
+    if file is not None:
+        file.write_text(json.dumps(as_json(results), indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -87,7 +91,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _measure_everything(directory: Path, scale: Scale, names: Sequence[str]) -> Results:
+def _measure_everything(directory: Path, scale: Scale, names: Sequence[str], report: Callable[[Results], None]) -> None:
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -106,9 +110,9 @@ def _measure_everything(directory: Path, scale: Scale, names: Sequence[str]) -> 
         if _UPLOAD in names:
             with killing_mounts_after(_HUNG_SECONDS):
                 uploads = measure_uploads(base, store, bucket, scale, say)
-        load_after = load_average()
+        # Before the taking away, which lasts minutes on a slow disk: what was measured must not be lost by then.
+        report(Results(facts, asdict(scale), load_before, load_average(), targets, meter, uploads))
         say("taking everything away")
-    return Results(facts, asdict(scale), load_before, load_after, targets, meter, uploads)
 
 
 def _targets(base: Path, store: StoreServer, bucket: str) -> list[Target]:

@@ -98,8 +98,8 @@ def test_a_mirror_that_holds_nothing_follows_an_empty_directory(situation: Situa
 
 @pytest.mark.parametrize("seen", ["snapshot", "manifest", "group", "type"])
 def test_what_the_journal_saw_going_went_on_purpose(situation: Situation, seen: str) -> None:
-    situation.remove(*PATHS[:4])
-    for path in PATHS[:4]:
+    shutil.rmtree(situation.root / "vm")
+    for path in PATHS:
         record = {
             "snapshot": path,
             "manifest": f"{path}/index.json.blob",
@@ -108,6 +108,14 @@ def test_what_the_journal_saw_going_went_on_purpose(situation: Situation, seen: 
         }[seen]
         situation.journal.append(record.encode())
     assert situation.doubt() is None
+
+
+def test_directories_that_were_made_explain_nothing(situation: Situation) -> None:
+    shutil.rmtree(situation.root / "vm")
+    (situation.root / "vm/0").mkdir(parents=True)
+    for made in ("vm", "vm/0"):
+        situation.journal.append(made.encode())
+    assert "5 of the 5 snapshots" in (situation.doubt() or "")
 
 
 def test_records_that_are_dealt_with_explain_nothing(situation: Situation) -> None:
