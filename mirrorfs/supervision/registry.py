@@ -112,8 +112,10 @@ def _entry_path(mountpoint: str) -> str:
 def _read(path: str) -> RunningMount | None:
     try:
         with open(path, encoding="utf-8") as file:
-            return RunningMount(**json.load(file))
-    except FileNotFoundError:
+            value = json.load(file)
+        # A newer version may have noted more; an entry that is none of ours is as good as none.
+        return RunningMount(**{name: value[name] for name in value if name in RunningMount.__dataclass_fields__})
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import stat
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,16 @@ def test_a_mount_that_went_takes_only_its_own_note_away(runtime: Path) -> None:
     registry.unregister(successor)
     assert registry.find("/mnt/a") is None
     assert list(runtime.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"mountpoint": 1'])
+def test_an_entry_that_cannot_be_read_is_no_entry(text: str, runtime: Path) -> None:
+    runtime.mkdir()
+    (runtime / "mnt-a.json").write_text(text)
+    assert registry.find("/mnt/a") is None
+
+
+def test_an_entry_of_a_newer_version_is_understood(runtime: Path) -> None:
+    runtime.mkdir()
+    (runtime / "mnt-a.json").write_text(json.dumps({**asdict(HERE), "of_tomorrow": True}))
+    assert registry.find("/mnt/a") == HERE
