@@ -2,51 +2,62 @@
 
 import errno
 import os
-from collections.abc import Callable
+import time
 from functools import partial
-from typing import TypeVar
 
 import pyfuse3
-import trio
 
+from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
 from mirrorfs.filesystem.inodes import Inode
 from mirrorfs.filesystem.system_calls import RWF_NOWAIT, ActingAs
-from mirrorfs.filesystem.tree import Tree, descriptor_path
+from mirrorfs.filesystem.threads import Threads
 
 # The kernel has done what these ask for: it computes the offset of appended data, creates exclusively only what
 # it knows to be missing, and reads and writes past its own cache for O_DIRECT. On the backing descriptor they
 # would do harm: pwrite ignores its offset with O_APPEND, and O_DIRECT wants buffers aligned.
 _KERNEL_FLAGS = os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT
 _BACKING_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
-Result = TypeVar("Result")
 
 _LARGEST_READ = 1 << 20
+# Copying that much takes less time than waking the event loop.
+_SHORT_WRITE = 16 << 10
 _WRITE_ACCESS = (os.O_WRONLY, os.O_RDWR)
+_RELATIVE_ACCESS_TIME_SECONDS = 24 * 60 * 60
 
 
 class FileHandle:
-    """One open of one file, by the caller with these ids."""
+    """One open of one file, by the caller with these ids. Its number is that of its backing descriptor."""
 
     __slots__ = ("descriptor", "gid", "inode", "uid", "writable")
 
-    def __init__(self, descriptor: int, inode: Inode, flags: int, context: pyfuse3.RequestContext) -> None:
-        self.descriptor = descriptor
+    def __init__(self, descriptor: Descriptor, inode: Inode, flags: int, context: pyfuse3.RequestContext) -> None:
+        self.descriptor = descriptor.hold()
         self.inode = inode
         self.writable = flags & os.O_ACCMODE in _WRITE_ACCESS
         self.uid = context.uid
         self.gid = context.gid
 
+    @property
+    def number(self) -> int:
+        return self.descriptor.number
+
 
 class Files:
-    """The table of open files. The number of a handle is that of its backing descriptor."""
+    """The table of open files.
 
-    def __init__(self, tree: Tree, limiter: trio.CapacityLimiter) -> None:
-        self._tree = tree
-        self._limiter = limiter
+    The kernel releases a handle only when all requests that were made with it are answered, so these use its number
+    while they are in a thread. Who borrows the descriptor of a handle for something else has to hold it.
+    """
+
+    def __init__(self, threads: Threads, mount_flags: int) -> None:
+        """`mount_flags` are those of the backing file system, of statvfs(3)."""
+        self._threads = threads
         self._handles: dict[int, FileHandle] = {}
         self._of_inode: dict[Inode, list[FileHandle]] = {}
         self._read_buffer = memoryview(bytearray(_LARGEST_READ))
         self._reads_without_waiting = True
+        self._reading_changes_nothing = bool(mount_flags & (os.ST_NOATIME | os.ST_RDONLY))
+        self._reading_changes_seldom = bool(mount_flags & os.ST_RELATIME)
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -67,92 +78,101 @@ class Files:
         """The number of handles with write access that are open on the inode."""
         return sum(handle.writable for handle in self._of_inode.get(inode, ()))
 
-    def open(self, inode: Inode, flags: int, context: pyfuse3.RequestContext) -> FileHandle:
-        """Opens an existing file, for a caller whose access the kernel has checked."""
-        # The second open follows the link of proc(5), which O_NOFOLLOW would refuse.
+    async def open(self, inode: Inode, reference: int, flags: int, context: pyfuse3.RequestContext) -> FileHandle:
+        """Opens what the descriptor `reference` stands for, for a caller whose access the kernel has checked."""
+        # The open follows the link of proc(5), which O_NOFOLLOW would refuse.
         backing_flags = flags & ~_KERNEL_FLAGS & ~os.O_NOFOLLOW | os.O_CLOEXEC
-        with self._tree.reference(inode) as reference:
-            descriptor = self._open_as(context, descriptor_path(reference), backing_flags)
-        return self._add(descriptor, inode, flags, context)
+        call = partial(_open, descriptor_path(reference), backing_flags, context.uid, context.gid)
+        return self.adopt(await self._threads.run(inode, call), inode, flags, context)
 
-    def create(self, directory: int, name: bytes, mode: int, flags: int, context: pyfuse3.RequestContext) -> int:
-        """Makes and opens a file as its caller's. Returns the descriptor, to be given to `adopt` or closed."""
+    async def create(
+        self, parent: Inode, directory: int, name: bytes, mode: int, flags: int, context: pyfuse3.RequestContext
+    ) -> tuple[int, os.stat_result]:
+        """Makes and opens a file as its caller's. Returns the descriptor, to be given to `adopt`, and its status."""
         exclusive = flags & os.O_EXCL
         backing_flags = flags & ~_KERNEL_FLAGS | _BACKING_FLAGS | os.O_CREAT | exclusive
-        with ActingAs(context.uid, context.gid):
-            return os.open(name, backing_flags, mode, dir_fd=directory)
+        call = partial(_create, directory, name, backing_flags, mode, context.uid, context.gid)
+        return await self._threads.run(parent, call)
 
-    def adopt(self, descriptor: int, inode: Inode, flags: int, context: pyfuse3.RequestContext) -> FileHandle:
-        """The handle for a file that `create` has made."""
-        return self._add(descriptor, inode, flags, context)
+    def adopt(self, number: int, inode: Inode, flags: int, context: pyfuse3.RequestContext) -> FileHandle:
+        """The handle for a file that is open."""
+        handle = FileHandle(Descriptor(number, self._close_soon), inode, flags, context)
+        self._handles[number] = handle
+        self._of_inode.setdefault(inode, []).append(handle)
+        return handle
 
     async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
         """Reads as pread(2). The result is good until the next `await` only."""
-        descriptor = self[number].descriptor
-        if self._reads_without_waiting and size <= _LARGEST_READ:
-            data = self._read_cached(descriptor, offset, size)
+        handle = self[number]
+        if self._reads_without_waiting and size <= _LARGEST_READ and not self._sets_access_time(number):
+            data = self._read_cached(number, offset, size)
             if data is not None:
                 return data
-        return await self._in_thread(partial(os.pread, descriptor, size, offset))
+        return await self._threads.run(handle.inode, partial(os.pread, number, size, offset), briefly=False)
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Writes all of `data`, or as much as fits before an error; raises OSError if that is nothing."""
         # Always in a thread: even a write into the page cache waits when too much of it is dirty.
-        return await self._in_thread(partial(_write_all, self[number], offset, data))
-
-    async def truncate(self, inode: Inode, number: int | None, size: int, uid: int, gid: int) -> None:
-        """Sets the size, through the handle if there is one."""
-        if number is not None:
-            await self._in_thread(partial(_truncate, self[number].descriptor, size, uid, gid))
-            return
-        # An own descriptor: a borrowed one may be closed, and its number be another file's, while the thread works.
-        reference = self._tree.open_reference(inode)
-        try:
-            await self._in_thread(partial(_truncate, descriptor_path(reference), size, uid, gid))
-        finally:
-            os.close(reference)
+        handle = self[number]
+        call = partial(_write_all, number, offset, data, handle.uid, handle.gid)
+        return await self._threads.run(handle.inode, call, briefly=len(data) <= _SHORT_WRITE)
 
     async def sync(self, number: int, data_only: bool) -> None:
         """fsync(2) or fdatasync(2)."""
         synchronize = os.fdatasync if data_only else os.fsync
-        await self._in_thread(partial(synchronize, self[number].descriptor))
+        await self._threads.run(self[number].inode, partial(synchronize, number), briefly=False)
 
-    def flush(self, number: int) -> None:
+    async def flush(self, number: int) -> None:
         """What close(2) of one of several descriptors of an open file does; it may report late write errors."""
-        os.close(os.dup(self[number].descriptor))
+        handle = self[number]
+        if handle.writable:
+            await self._threads.run(handle.inode, partial(_flush, number))
 
-    def release(self, handle: FileHandle) -> None:
-        """Closes the handle. That deletes nothing: the tree holds on to unlinked inodes until they are forgotten."""
-        del self._handles[handle.descriptor]
+    def remove(self, handle: FileHandle) -> None:
+        """Takes the handle out of the table. To be followed by `close_handle`."""
+        del self._handles[handle.number]
         handles = self._of_inode[handle.inode]
         handles.remove(handle)
         if not handles:
             del self._of_inode[handle.inode]
-        os.close(handle.descriptor)
+
+    async def close_handle(self, handle: FileHandle) -> None:
+        """Closes what was removed. The last writer that goes may have to bring blocks in order, or write all."""
+        if not handle.descriptor.let_go():
+            return
+        if handle.writable or os.fstat(handle.number).st_nlink == 0:
+            await self._threads.run(handle.inode, partial(os.close, handle.number))
+        else:
+            os.close(handle.number)
 
     def close(self) -> None:
         """Closes what the kernel did not release."""
         for handle in list(self._handles.values()):
-            self.release(handle)
+            self.remove(handle)
+            if handle.descriptor.let_go():
+                os.close(handle.number)
 
-    def _open_as(self, context: pyfuse3.RequestContext, path: bytes, flags: int) -> int:
-        # O_TRUNC by others than root takes away set-user-id bits; without it there is nothing to act as.
-        if flags & os.O_TRUNC:
-            with ActingAs(context.uid, context.gid, writing=True):
-                return os.open(path, flags)
-        return os.open(path, flags)
+    def _close_soon(self, number: int) -> None:
+        self._threads.start(partial(os.close, number))
 
-    def _add(self, descriptor: int, inode: Inode, flags: int, context: pyfuse3.RequestContext) -> FileHandle:
-        handle = FileHandle(descriptor, inode, flags, context)
-        self._handles[descriptor] = handle
-        self._of_inode.setdefault(inode, []).append(handle)
-        return handle
+    def _sets_access_time(self, number: int) -> bool:
+        """Whether a read would change the inode, which waits for the file system's journal whatever it is asked."""
+        if self._reading_changes_nothing:
+            return False
+        if not self._reading_changes_seldom:
+            return True
+        # The rule of `relatime`, mount(8).
+        status = os.fstat(number)
+        return (
+            status.st_atime_ns <= max(status.st_mtime_ns, status.st_ctime_ns)
+            or time.time() - status.st_atime >= _RELATIVE_ACCESS_TIME_SECONDS
+        )
 
-    def _read_cached(self, descriptor: int, offset: int, size: int) -> memoryview | None:
+    def _read_cached(self, number: int, offset: int, size: int) -> memoryview | None:
         # Most reads find their data in the page cache, and a thread costs more than copying it.
         buffer = self._read_buffer[:size]
         try:
-            count = os.preadv(descriptor, [buffer], offset, RWF_NOWAIT)
+            count = os.preadv(number, [buffer], offset, RWF_NOWAIT)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -160,26 +180,42 @@ class Files:
                 raise
             self._reads_without_waiting = False
             return None
-        if 0 < count < size and os.fstat(descriptor).st_size > offset + count:
+        if 0 < count < size and os.fstat(number).st_size > offset + count:
             return None
         return buffer[:count]
 
-    async def _in_thread(self, call: Callable[[], Result]) -> Result:
-        return await trio.to_thread.run_sync(call, limiter=self._limiter)
+
+def truncate(target: int | bytes, size: int, uid: int, gid: int) -> None:
+    """Sets the size of a file, given by descriptor or path, for this user. It may wait."""
+    with ActingAs(uid, gid, writing=True):
+        os.truncate(target, size)
 
 
-def _write_all(handle: FileHandle, offset: int, data: bytes) -> int:
-    with ActingAs(handle.uid, handle.gid, writing=True):
-        written = os.pwrite(handle.descriptor, data, offset)
+def _open(path: bytes, flags: int, uid: int, gid: int) -> int:
+    # O_TRUNC by others than root takes away set-user-id bits; without it there is nothing to act as.
+    if flags & os.O_TRUNC:
+        with ActingAs(uid, gid, writing=True):
+            return os.open(path, flags)
+    return os.open(path, flags)
+
+
+def _create(directory: int, name: bytes, flags: int, mode: int, uid: int, gid: int) -> tuple[int, os.stat_result]:
+    with ActingAs(uid, gid):
+        number = os.open(name, flags, mode, dir_fd=directory)
+    return number, os.fstat(number)
+
+
+def _write_all(number: int, offset: int, data: bytes, uid: int, gid: int) -> int:
+    with ActingAs(uid, gid, writing=True):
+        written = os.pwrite(number, data, offset)
         while written < len(data):
             try:
-                written += os.pwrite(handle.descriptor, memoryview(data)[written:], offset + written)
+                written += os.pwrite(number, memoryview(data)[written:], offset + written)
             except OSError:
                 # The kernel reports how much was written, and meets the error again with the next write.
                 return written
         return written
 
 
-def _truncate(target: int | bytes, size: int, uid: int, gid: int) -> None:
-    with ActingAs(uid, gid, writing=True):
-        os.truncate(target, size)
+def _flush(number: int) -> None:
+    os.close(os.dup(number))

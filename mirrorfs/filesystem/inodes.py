@@ -18,7 +18,7 @@ class Inode:
     `name` are the first known name (others: `InodeTable.names`); None for the root and for what was unlinked.
     """
 
-    __slots__ = ("children", "is_directory", "lookups", "name", "number", "parent")
+    __slots__ = ("changes", "children", "is_directory", "lookups", "name", "number", "parent")
 
     def __init__(self, number: int, is_directory: bool) -> None:
         self.number = number
@@ -29,6 +29,8 @@ class Inode:
         """How often the kernel was given this inode, less what it gave back: it may be named until zero."""
         self.children = 0
         """How many known names are in this directory: it is needed for their paths as long as there are any."""
+        self.changes = 0
+        """Grows with each name that it gets or loses, so that who did not find it sees whether to look again."""
 
 
 class InodeTable:
@@ -68,6 +70,10 @@ class InodeTable:
         number = self._foreign_numbers.get((status.st_dev, status.st_ino))
         return None if number is None else self._inodes.get(number)
 
+    def knows(self, inode: Inode) -> bool:
+        """Whether this record still stands; a forgotten one does not."""
+        return self._inodes.get(inode.number) is inode
+
     def generation(self, inode: Inode) -> int:
         """Tells the kernel an inode from an earlier one of the same number that it may still hold."""
         return self._generations.get(inode.number, 0)
@@ -104,6 +110,7 @@ class InodeTable:
             if (parent, name) not in more:
                 more[parent, name] = None
                 parent.children += 1
+                inode.changes += 1
 
     def remove_name(self, inode: Inode, parent: Inode, name: bytes) -> list[Inode]:
         """Notes that the name is gone. Returns the records that are gone with it."""
@@ -117,6 +124,7 @@ class InodeTable:
         if not more:
             self._more_names.pop(inode.number, None)
         parent.children -= 1
+        inode.changes += 1
         return self._drop_unneeded(parent)
 
     def vanish(self, inode: Inode) -> None:
@@ -190,6 +198,7 @@ class InodeTable:
     def _attach(self, inode: Inode, parent: Inode, name: bytes) -> None:
         inode.parent = parent
         inode.name = name
+        inode.changes += 1
         parent.children += 1
 
     def _detach(self, inode: Inode) -> None:
@@ -197,6 +206,7 @@ class InodeTable:
             parent.children -= 1
         self._more_names.pop(inode.number, None)
         inode.parent, inode.name = None, b""
+        inode.changes += 1
 
     def _drop_unneeded(self, inode: Inode) -> list[Inode]:
         dropped = []

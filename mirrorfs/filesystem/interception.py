@@ -28,6 +28,7 @@ from mirrorfs.datastore.names import (
 from mirrorfs.filesystem.system_calls import syncfs
 from mirrorfs.journal.errors import JournalError
 from mirrorfs.journal.journal import JournalWriter
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +75,14 @@ class Durability:
                 self._failures += 1
                 self._failure = error
                 raise
+            reach("durability.after-sync")
             self._rounds_ended = number
 
     def _sync(self) -> None:
+        reach("durability.before-sync")
         for descriptor in self._descriptors:
             syncfs(descriptor)
+        reach("durability.after-syncfs")
         try:
             self._journal.sync()
         except JournalError as error:
@@ -136,6 +140,7 @@ class Interception:
             if str(error) != known_reason:
                 log.error("the journal still cannot be written: %s", error)
             return str(error)
+        reach("repair.recorded")
         self._failed = trio.Event()
         if self._missed:
             # The reconcile that was just recorded may begin before what was not recorded meanwhile.
@@ -143,15 +148,19 @@ class Interception:
         if not self.broken:
             log.warning("the journal can be written again; the whole datastore is reconciled")
             self._broken_since(None)
+            reach("repair.ended")
             self._recorded()
         return ""
 
     def _append_everything(self) -> None:
         """Nobody else appends while the journal is broken: so this may be done in a thread."""
+        reach("repair.before-record")
         try:
             self._journal.append(_EVERYTHING)
         except JournalError:
+            reach("repair.before-reopen")
             self._journal.reopen()
+            reach("repair.after-reopen")
             self._journal.append(_EVERYTHING)
 
     async def writer_opened(self, inode: int) -> None:
@@ -195,6 +204,7 @@ class Interception:
         if self.broken:
             self._missed = True
             return
+        reach("interception.before-record")
         try:
             self._journal.append_all(paths)
         except JournalError as error:
@@ -202,6 +212,7 @@ class Interception:
             self._failed.set()
             self._broken_since(time.time())
             return
+        reach("interception.after-record")
         self._recorded()
 
 

@@ -4,13 +4,15 @@ import errno
 import os
 from functools import partial
 
-import trio
-
+from mirrorfs.filesystem.descriptors import descriptor_path
 from mirrorfs.filesystem.inodes import Inode
-from mirrorfs.filesystem.tree import Tree, descriptor_path
+from mirrorfs.filesystem.threads import Threads
+from mirrorfs.filesystem.tree import Tree, status_in_memory
 
-# A directory of this size, if it is in memory, is read in less time than a thread takes to be asked.
+# A directory of this size, if it is in memory, is read in less time than the event loop takes to be woken.
 _SMALL_DIRECTORY = 32 << 10
+# As many entries as there are in the smallest buffer that the kernel asks with, more or less.
+_STATUSES_AT_ONCE = 32
 
 
 class DirectoryHandle:
@@ -32,9 +34,9 @@ class DirectoryHandle:
 class Directories:
     """The table of open directories. The number of a handle is that of its backing descriptor."""
 
-    def __init__(self, tree: Tree, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, tree: Tree, threads: Threads) -> None:
         self._tree = tree
-        self._limiter = limiter
+        self._threads = threads
         self._handles: dict[int, DirectoryHandle] = {}
 
     def __len__(self) -> int:
@@ -47,10 +49,11 @@ class Directories:
         except KeyError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    def open(self, inode: Inode) -> DirectoryHandle:
+    async def open(self, inode: Inode) -> DirectoryHandle:
         """Opens a directory, for a caller whose access the kernel has checked."""
-        directory = self._tree.directory(inode)
-        descriptor = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        with await self._tree.directory(inode) as directory:
+            descriptor = await self._threads.run(inode, partial(os.open, b".", flags, dir_fd=directory))
         handle = DirectoryHandle(descriptor, inode)
         self._handles[descriptor] = handle
         return handle
@@ -59,18 +62,20 @@ class Directories:
         """The names in the order of the listing, with "." and "..", taken anew if the offset is 0."""
         names = handle.names
         if names is None or offset == 0:
-            path = descriptor_path(handle.descriptor)
-            if os.fstat(handle.descriptor).st_size <= _SMALL_DIRECTORY:
-                names = _list(path)
-            else:
-                names = await trio.to_thread.run_sync(_list, path, limiter=self._limiter)
+            is_small = os.fstat(handle.descriptor).st_size <= _SMALL_DIRECTORY
+            call = partial(_list, descriptor_path(handle.descriptor))
+            names = await self._threads.run(handle.inode, call, briefly=is_small)
             handle.names = names
         return names
+
+    def statuses(self, handle: DirectoryHandle, names: list[bytes]) -> "Statuses":
+        """The status of each name, for the time of one request: so long the kernel keeps the names as they are."""
+        return Statuses(self._threads, handle, names)
 
     async def sync(self, number: int, data_only: bool) -> None:
         """fsync(2) or fdatasync(2) of the directory."""
         synchronize = os.fdatasync if data_only else os.fsync
-        await trio.to_thread.run_sync(partial(synchronize, self[number].descriptor), limiter=self._limiter)
+        await self._threads.run(self[number].inode, partial(synchronize, number), briefly=False)
 
     def release(self, number: int) -> None:
         """Closes the handle."""
@@ -82,6 +87,45 @@ class Directories:
         """Closes what the kernel did not release."""
         for number in list(self._handles):
             self.release(number)
+
+
+class Statuses:
+    """lstat of the names in an open directory, one after the other; some ahead if the disk is to be asked."""
+
+    __slots__ = ("_ahead", "_handle", "_names", "_threads")
+
+    def __init__(self, threads: Threads, handle: DirectoryHandle, names: list[bytes]) -> None:
+        self._threads = threads
+        self._handle = handle
+        self._names = names
+        self._ahead: dict[int, os.stat_result | None] = {}
+
+    async def at(self, position: int) -> os.stat_result | None:
+        """The status of the name at this position, which is not "." nor ".."; None if it is gone."""
+        if position in self._ahead:
+            return self._ahead.pop(position)
+        directory = self._handle.descriptor
+        try:
+            status = status_in_memory(directory, self._names[position])
+        except FileNotFoundError:
+            return None
+        if status is None:
+            names = self._names[position : position + _STATUSES_AT_ONCE]
+            found = await self._threads.run(self._handle.inode, partial(_statuses, directory, names))
+            self._ahead = dict(enumerate(found, position))
+            status = self._ahead.pop(position)
+        return status
+
+
+def _statuses(directory: int, names: list[bytes]) -> list[os.stat_result | None]:
+    return [_status(directory, name) for name in names]
+
+
+def _status(directory: int, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
 
 
 def _list(path: bytes) -> list[bytes]:

@@ -13,14 +13,21 @@ import pyfuse3
 import trio
 
 from mirrorfs.filesystem.operations import PassThrough
-from mirrorfs.filesystem.system_calls import syncfs, unmount
+from mirrorfs.filesystem.system_calls import open_file_system, unmount
 
 log = logging.getLogger(__name__)
 
 SUBTYPE = "mirrorfs"
 FILE_SYSTEM_TYPE = b"fuse.mirrorfs"
 _READ_AHEAD_KIB = 4096
-_GRACE_SECONDS = 5.0
+# Requests that are served at a time. One costs little while it waits; who comes when all are stuck waits with them.
+_MOST_REQUESTS = 512
+# Of these, requests that nobody waits for yet: reading ahead, and closing. The kernel's limit of 12 is less than what
+# it reads ahead of one file: if that is stuck, no other file would be read any more.
+_MOST_IN_BACKGROUND = 384
+# From here on it reads only what somebody waits for.
+_CONGESTION = 256
+_GRACE_SECONDS = 3.0
 
 
 class MountError(Exception):
@@ -137,16 +144,17 @@ class _Session:
         """Serves until the mount is gone, cancelled or not: requests under way are answered."""
         try:
             with trio.CancelScope(shield=True):
-                await pyfuse3.main()
+                await pyfuse3.main(max_tasks=_MOST_REQUESTS)
         finally:
             self.ended.set()
 
     async def announce(self, task_status: trio.TaskStatus[None]) -> None:
         self._entry = entry = mount_at(self._mountpoint)
         # Answered only when the kernel and we have agreed on everything.
-        await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        await _ask_from_outside("stat", "--format=", self._mountpoint)
         if entry is not None:
             _raise_read_ahead(entry.device)
+            await trio.to_thread.run_sync(_raise_background, entry.device)
         task_status.started()
 
     async def unmount_when_cancelled(self) -> None:
@@ -176,7 +184,7 @@ class _Session:
 
     async def _detach(self, path: bytes) -> None:
         log.info("%s is in use: detaching it", self._mountpoint)
-        await trio.to_thread.run_sync(_write_dirty_pages, self._mountpoint)
+        await _ask_from_outside("sync", "--file-system", self._mountpoint)
         await trio.to_thread.run_sync(partial(unmount, path, lazily=True))
 
     def close(self) -> None:
@@ -208,16 +216,40 @@ def _raise_read_ahead(device: str) -> None:
         log.info("reading ahead stays at the kernel's default: %s", error)
 
 
-def _write_dirty_pages(mountpoint: str) -> None:
+def _raise_background(device: str) -> None:
+    """Sets the connection's limits where the kernel has them, in fusectl, whether or not that is mounted."""
     try:
-        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        control = open_file_system(b"fusectl")
     except OSError as error:
-        log.warning("cannot write dirty pages of %s: %s", mountpoint, error)
+        log.warning("the kernel may let few requests on a stuck file hold up the reading of others: %s", error)
         return
     try:
-        syncfs(descriptor)
+        _, _, connection = device.partition(":")
+        for name, limit in (("max_background", _MOST_IN_BACKGROUND), ("congestion_threshold", _CONGESTION)):
+            setting = os.open(f"{connection}/{name}", os.O_WRONLY, dir_fd=control)
+            with open(setting, "w") as file:
+                file.write(str(limit))
+    except OSError as error:
+        log.warning("the limits of requests in the background stay at the kernel's default: %s", error)
     finally:
-        os.close(descriptor)
+        os.close(control)
+
+
+async def _ask_from_outside(command: str, option: str, mountpoint: str) -> None:
+    """Runs a command on our own mount, and waits for it.
+
+    A thread of ours that waits for what we have not answered could not be killed, and would keep the connection to the
+    kernel open: with it all who use the mount would hang for ever. Another process is let go when we end.
+    """
+    try:
+        done = await trio.run_process(
+            [command, option, mountpoint], capture_stdout=True, capture_stderr=True, check=False
+        )
+    except OSError as error:
+        log.warning("cannot run %s for %s: %s", command, mountpoint, error)
+        return
+    if done.returncode != 0:
+        log.warning("%s of %s: %s", command, mountpoint, done.stderr.decode(errors="replace").strip())
 
 
 def _parse_mount_entry(line: bytes) -> MountEntry:

@@ -6,13 +6,15 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
-import trio
 
 from mirrorfs.filesystem.attributes import attributes, no_entry
-from mirrorfs.filesystem.files import FileHandle, Files
+from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
+from mirrorfs.filesystem.files import FileHandle, Files, truncate
 from mirrorfs.filesystem.inodes import Inode
 from mirrorfs.filesystem.listing import Directories, DirectoryHandle
 from mirrorfs.filesystem.observer import Observer
@@ -23,13 +25,11 @@ from mirrorfs.filesystem.system_calls import (
     renameat2,
     set_times,
 )
-from mirrorfs.filesystem.tree import Departure, Reference, Tree, descriptor_path
+from mirrorfs.filesystem.threads import Threads
+from mirrorfs.filesystem.tree import Departure, Tree
 
 log = logging.getLogger(__name__)
 
-_THREADS = 16
-# Deleting a file takes time by its size; from here on it is worth a thread.
-_LARGE_FILE_BLOCKS = (64 << 20) // 512
 _ACCESS_CONTROL_LIST = "system.posix_acl_access"
 
 Arguments = ParamSpec("Arguments")
@@ -64,12 +64,15 @@ class PassThrough(pyfuse3.Operations):
     The kernel checks access (mount option default_permissions), applies the umask, follows paths and keeps
     locks; this daemon runs as root and does what it is asked. It must be the only one that changes the tree.
 
-    Metadata calls are made in the trio thread itself, one after the other. A thread for each would take longer
-    than the call (garbage collection asks for millions, with all inodes in memory), and this way the table of
-    names changes together with the backing directory, without locks. What moves data, synchronizes, deletes
-    much or lists much goes to threads: there only descriptors are used, never names. Requests on one file whose
-    order matters are ordered by the kernel: it holds the inode's lock during write and truncate, the directory's
-    during create, unlink and rename, and a file reference until the last request of a handle is answered.
+    Nothing that may wait for the disk is done in the trio thread: one stuck request must not hold up the others. What
+    the kernel has in memory is asked there (names through openat2 with RESOLVE_CACHED, what is open through fstat,
+    cached data through RWF_NOWAIT); everything else goes to threads, which work with descriptors and never touch a
+    table. The tables change in the trio thread, together: there is no `await` between the return of a system call that
+    changed a name and the change of the table, nor between that and the observer's first step.
+
+    Requests on one file whose order matters are ordered by the kernel: it holds the inode's lock during write and
+    setattr, the directory's during create, unlink and rename, a reference to each inode of a request, and one to a
+    file until the last request of its handle is answered. What may meet in spite of it is dealt with in `Tree`.
     """
 
     supports_dot_lookup = False
@@ -78,10 +81,10 @@ class PassThrough(pyfuse3.Operations):
         super().__init__()
         self._root_descriptor = root_descriptor
         self._observer = observer
-        self._limiter = trio.CapacityLimiter(_THREADS)
-        self._tree = Tree(root_descriptor)
-        self._files = Files(self._tree, self._limiter)
-        self._directories = Directories(self._tree, self._limiter)
+        self._threads = Threads()
+        self._tree = Tree(root_descriptor, self._threads)
+        self._files = Files(self._threads, os.fstatvfs(root_descriptor).f_flag)
+        self._directories = Directories(self._tree, self._threads)
         # Without this the kernel would check by mode bits alone what the backing file system checks by lists.
         self.enable_acl = _has_access_control_lists(root_descriptor)
 
@@ -90,6 +93,7 @@ class PassThrough(pyfuse3.Operations):
         self._files.close()
         self._directories.close()
         self._tree.close()
+        self._threads.close()
 
     def backing_path(self) -> bytes:
         """Where the backing directory is (or was, before it was mounted over) in the tree of all files."""
@@ -110,45 +114,33 @@ class PassThrough(pyfuse3.Operations):
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         parent = self._tree.inodes[parent_inode]
         try:
-            return self._entry(parent, name)
+            status = await self._tree.status_of_name(parent, name)
         except FileNotFoundError:
             return no_entry()
+        return self._entry_of(self._tree.inodes.remember(parent, name, status), status)
 
     @_answered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, lookups in inode_list:
-            for descriptor in self._tree.forget(number, lookups):
-                await self._delete(descriptor)
+            await self._tree.forget(number, lookups)
 
     @_answered
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        parent = self._tree.inodes[parent_inode]
-        directory = self._tree.directory(parent)
-        with ActingAs(ctx.uid, ctx.gid):
-            os.mknod(name, mode, rdev, dir_fd=directory)
-        return await self._created(parent, name)
+        return await self._make(parent_inode, name, partial(os.mknod, name, mode, rdev), ctx)
 
     @_answered
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        parent = self._tree.inodes[parent_inode]
-        directory = self._tree.directory(parent)
-        with ActingAs(ctx.uid, ctx.gid):
-            os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory)
-        return await self._created(parent, name)
+        return await self._make(parent_inode, name, partial(os.mkdir, name, stat.S_IMODE(mode)), ctx)
 
     @_answered
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        parent = self._tree.inodes[parent_inode]
-        directory = self._tree.directory(parent)
-        with ActingAs(ctx.uid, ctx.gid):
-            os.symlink(target, name, dir_fd=directory)
-        return await self._created(parent, name)
+        return await self._make(parent_inode, name, partial(os.symlink, target, name), ctx)
 
     @_answered
     async def link(
@@ -156,18 +148,9 @@ class PassThrough(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         source = self._tree.inodes[inode]
         parent = self._tree.inodes[new_parent_inode]
-        directory = self._tree.directory(parent)
-        for source_parent, source_name in self._tree.inodes.names(source):
-            source_directory = self._tree.directory(source_parent)
-            os.link(
-                source_name,
-                new_name,
-                src_dir_fd=source_directory,
-                dst_dir_fd=directory,
-                follow_symlinks=False,
-            )
-            return await self._created(parent, new_name)
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with await self._reference(source) as descriptor, await self._tree.directory(parent) as directory:
+            status = await self._threads.run(parent, partial(_link, descriptor, directory, new_name))
+        return await self._made(parent, new_name, status)
 
     @_answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -191,33 +174,33 @@ class PassThrough(pyfuse3.Operations):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         old_parent = self._tree.inodes[parent_inode_old]
         new_parent = self._tree.inodes[parent_inode_new]
+        old = await self._rename(old_parent, name_old, new_parent, name_new, flags)
         old_path = self._tree.inodes.path(old_parent, name_old)
-        if flags == RENAME_EXCHANGE:
-            status = self._exchange(old_parent, name_old, new_parent, name_new)
-        else:
-            status = self._replace(old_parent, name_old, new_parent, name_new, flags)
         new_path = self._tree.inodes.path(new_parent, name_new)
         if self._observer is None or old_path is None or new_path is None:
             return
-        inode = self._tree.inodes.find(status)
         await self._observer.renamed(
             old_path,
             new_path,
-            is_directory=stat.S_ISDIR(status.st_mode),
-            writers=self._files.writers(inode) if inode is not None else 0,
+            is_directory=stat.S_ISDIR(old.status.st_mode),
+            writers=self._files.writers(old.inode) if old.inode is not None else 0,
             exchanged=flags == RENAME_EXCHANGE,
         )
 
     @_answered
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        with self._tree.reference(self._tree.inodes[inode]) as descriptor:
-            return os.readlink(b"", dir_fd=descriptor)
+        record = self._tree.inodes[inode]
+        with await self._tree.reference(record) as descriptor:
+            return await self._threads.run(record, partial(os.readlink, b"", dir_fd=descriptor))
 
     # Attributes
 
     @_answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._attributes(self._tree.inodes[inode])
+        record = self._tree.inodes[inode]
+        handle = self._files.of_inode(record)
+        status = await self._tree.status(record) if handle is None else os.fstat(handle.number)
+        return self._attributes_of(record, status)
 
     @_answered
     async def setattr(
@@ -229,51 +212,35 @@ class PassThrough(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         record = self._tree.inodes[inode]
-        changes_times = fields.update_atime or fields.update_mtime
-        # No field at all is what chown(path, -1, -1) looks like: it sets ctime, and takes set-user-id away.
-        changes_owner = (
-            fields.update_uid or fields.update_gid or not (fields.update_mode or fields.update_size or changes_times)
-        )
-        if changes_owner or fields.update_mode:
-            with self._reference(record) as descriptor:
-                path = descriptor_path(descriptor)
-                if changes_owner:
-                    _set_owner(path, attr, fields)
-                if fields.update_mode:
-                    os.chmod(path, stat.S_IMODE(attr.st_mode))
-        if fields.update_size:
-            await self._files.truncate(record, fh, attr.st_size, ctx.uid, ctx.gid)
-        if changes_times:
-            with self._reference(record) as descriptor:
-                _set_times(descriptor_path(descriptor), attr, fields)
+        opened = None if fh is None else self._files[fh].number
+        with await self._reference(record) as descriptor:
+            call = partial(_set_attributes, descriptor, attr, fields, opened, ctx.uid, ctx.gid)
+            status = await self._threads.run(record, call, briefly=not fields.update_size)
         if fields.update_size and self._observer is not None and self._files.writers(record) == 0:
             for name in self._tree.inodes.paths(record):
                 await self._observer.truncated(name)
-        return self._attributes(record)
+        return self._attributes_of(record, status)
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        with self._reference(self._tree.inodes[inode]) as descriptor:
-            return os.getxattr(descriptor_path(descriptor), name)
+        return await self._by_path(inode, lambda path: os.getxattr(path, name))
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        with self._reference(self._tree.inodes[inode]) as descriptor:
-            os.setxattr(descriptor_path(descriptor), name, value)
+        await self._by_path(inode, lambda path: os.setxattr(path, name, value))
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        with self._reference(self._tree.inodes[inode]) as descriptor:
-            return [os.fsencode(name) for name in os.listxattr(descriptor_path(descriptor))]
+        names = await self._by_path(inode, lambda path: os.listxattr(path))
+        return [os.fsencode(name) for name in names]
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        with self._reference(self._tree.inodes[inode]) as descriptor:
-            os.removexattr(descriptor_path(descriptor), name)
+        await self._by_path(inode, lambda path: os.removexattr(path, name))
 
     @_answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        backing = os.fstatvfs(self._root_descriptor)
+        backing = await self._threads.run(self._root_descriptor, partial(os.fstatvfs, self._root_descriptor))
         result = pyfuse3.StatvfsData()
         result.f_bsize = backing.f_bsize
         result.f_frsize = backing.f_frsize
@@ -290,28 +257,25 @@ class PassThrough(pyfuse3.Operations):
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        handle = self._files.open(self._tree.inodes[inode], flags, ctx)
-        try:
-            await self._opened(handle)
-        except BaseException:
-            self._files.release(handle)
-            raise
-        return pyfuse3.FileInfo(fh=handle.descriptor, keep_cache=True)
+        record = self._tree.inodes[inode]
+        with await self._reference(record) as reference:
+            handle = await self._files.open(record, reference, flags, ctx)
+        await self._opened(handle)
+        return pyfuse3.FileInfo(fh=handle.number, keep_cache=True)
 
     @_answered
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         parent = self._tree.inodes[parent_inode]
-        descriptor = self._files.create(self._tree.directory(parent), name, mode, flags, ctx)
-        status = os.fstat(descriptor)
-        inode = self._tree.inodes.remember(parent, name, status)
+        with await self._tree.directory(parent) as directory:
+            descriptor, status = await self._files.create(parent, directory, name, mode, flags, ctx)
+        inode = self._tree.appeared(parent, name, status)
         handle = self._files.adopt(descriptor, inode, flags, ctx)
         try:
             await self._opened(handle)
         except BaseException:
-            self._files.release(handle)
-            self._tree.forget(inode.number, 1)
+            self._tree.give_back(inode.number)
             raise
         return pyfuse3.FileInfo(fh=descriptor, keep_cache=True), self._entry_of(inode, status)
 
@@ -326,7 +290,7 @@ class PassThrough(pyfuse3.Operations):
 
     @_answered
     async def flush(self, fh: int) -> None:
-        self._files.flush(fh)
+        await self._files.flush(fh)
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -335,27 +299,39 @@ class PassThrough(pyfuse3.Operations):
     @_answered
     async def release(self, fh: int) -> None:
         handle = self._files[fh]
-        self._files.release(handle)
-        if self._observer is None or not handle.writable:
-            return
-        await self._observer.writer_closed(
-            handle.inode.number,
-            self._tree.inodes.paths(handle.inode),
-            self._files.writers(handle.inode),
-        )
+        self._files.remove(handle)
+        try:
+            if self._observer is not None and handle.writable:
+                await self._observer.writer_closed(
+                    handle.inode.number,
+                    self._tree.inodes.paths(handle.inode),
+                    self._files.writers(handle.inode),
+                )
+        finally:
+            await self._files.close_handle(handle)
 
     # Open directories
 
     @_answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return self._directories.open(self._tree.inodes[inode]).descriptor
+        handle = await self._directories.open(self._tree.inodes[inode])
+        return handle.descriptor
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self._directories[fh]
         names = await self._directories.names(handle, start_id)
+        statuses = self._directories.statuses(handle, names)
         for position in range(start_id, len(names)):
-            if not self._list(handle, names[position], position, token):
+            name = names[position]
+            if name in (b".", b".."):
+                status = await self._status_of_dots(handle, name)
+                # The kernel takes no reference to these two.
+                accepted = pyfuse3.readdir_reply(token, name, attributes(status.st_ino, status), position + 1)
+            else:
+                found = await statuses.at(position)
+                accepted = found is None or self._list(handle, name, found, position, token)
+            if not accepted:
                 break
 
     @_answered
@@ -368,135 +344,168 @@ class PassThrough(pyfuse3.Operations):
 
     # Parts of the above
 
-    def _entry(self, parent: Inode, name: bytes) -> pyfuse3.EntryAttributes:
-        status = os.stat(name, dir_fd=self._tree.directory(parent), follow_symlinks=False)
-        return self._entry_of(self._tree.inodes.remember(parent, name, status), status)
-
     def _entry_of(self, inode: Inode, status: os.stat_result) -> pyfuse3.EntryAttributes:
         entry = attributes(inode.number, status)
         entry.generation = self._tree.inodes.generation(inode)
         return entry
 
-    async def _created(self, parent: Inode, name: bytes) -> pyfuse3.EntryAttributes:
-        entry = self._entry(parent, name)
+    async def _make(
+        self, parent_inode: int, name: bytes, make: Callable[..., None], ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        parent = self._tree.inodes[parent_inode]
+        with await self._tree.directory(parent) as directory:
+            status = await self._threads.run(parent, partial(_make, make, directory, name, ctx.uid, ctx.gid))
+        return await self._made(parent, name, status)
+
+    async def _made(self, parent: Inode, name: bytes, status: os.stat_result) -> pyfuse3.EntryAttributes:
+        inode = self._tree.appeared(parent, name, status)
         path = self._tree.inodes.path(parent, name) if self._observer is not None else None
-        if self._observer is None or path is None:
-            return entry
-        try:
-            await self._observer.created(path, entry.st_mode)
-        except BaseException:
-            self._tree.forget(entry.st_ino, 1)
-            raise
-        return entry
+        if self._observer is not None and path is not None:
+            try:
+                await self._observer.created(path, status.st_mode)
+            except BaseException:
+                self._tree.give_back(inode.number)
+                raise
+        return self._entry_of(inode, status)
 
     async def _remove(self, parent: Inode, name: bytes, remove: Callable[..., None], *, is_directory: bool) -> None:
-        departure = self._tree.departing(parent, name)
-        try:
-            remove(name, dir_fd=self._tree.directory(parent))
-        except OSError:
-            self._tree.stays(departure)
-            raise
-        self._tree.departed(departure, parent, name)
+        with (
+            await self._tree.directory(parent) as directory,
+            await self._tree.departure(parent, directory, name) as departure,
+        ):
+            await self._threads.run(parent, partial(remove, name, dir_fd=directory))
+            self._tree.departed(departure, parent, name)
         path = self._tree.inodes.path(parent, name)
         if self._observer is not None and path is not None:
             await self._observer.removed(path, is_directory)
 
-    def _replace(
+    async def _rename(
         self, old_parent: Inode, old_name: bytes, new_parent: Inode, new_name: bytes, flags: int
-    ) -> os.stat_result:
-        status = self._status_of_name(old_parent, old_name)
-        replaced = self._departing_if_there(new_parent, new_name)
-        if replaced is not None and os.path.samestat(status, replaced.status) and flags == 0:
-            # Two names of one file: by POSIX, nothing happens, and both stay.
-            self._tree.stays(replaced)
-            return status
+    ) -> Departure:
+        """Renames or exchanges; returns what had the old name."""
+        with (
+            await self._tree.directory(old_parent) as old_directory,
+            await self._tree.directory(new_parent) as new_directory,
+            await self._tree.departure(old_parent, old_directory, old_name) as old,
+            await self._departure_if_there(new_parent, new_directory, new_name) as new,
+        ):
+            if flags == 0 and new is not None and os.path.samestat(old.status, new.status):
+                # Two names of one file: by POSIX, nothing happens, and both stay.
+                return old
+            call = partial(renameat2, old_directory, old_name, new_directory, new_name, flags)
+            await self._threads.run(old_parent, call)
+            self._note_renamed(old, old_parent, old_name, new, new_parent, new_name, flags)
+        return old
+
+    def _note_renamed(
+        self,
+        old: Departure,
+        old_parent: Inode,
+        old_name: bytes,
+        new: Departure | None,
+        new_parent: Inode,
+        new_name: bytes,
+        flags: int,
+    ) -> None:
+        if flags != RENAME_EXCHANGE:
+            if new is not None:
+                self._tree.departed(new, new_parent, new_name)
+            self._tree.renamed(old, old_parent, old_name, new_parent, new_name)
+        elif new is not None and not os.path.samestat(old.status, new.status):
+            self._tree.renamed(old, old_parent, old_name, new_parent, new_name)
+            self._tree.renamed(new, new_parent, new_name, old_parent, old_name)
+
+    async def _departure_if_there(
+        self, parent: Inode, directory: int, name: bytes
+    ) -> AbstractContextManager[Departure | None]:
         try:
-            self._rename(old_parent, old_name, new_parent, new_name, flags)
-        except OSError:
-            if replaced is not None:
-                self._tree.stays(replaced)
-            raise
-        if replaced is not None:
-            self._tree.departed(replaced, new_parent, new_name)
-        inode = self._tree.inodes.find(status)
-        if inode is not None:
-            self._tree.renamed(inode, old_parent, old_name, new_parent, new_name)
-        return status
-
-    def _exchange(self, old_parent: Inode, old_name: bytes, new_parent: Inode, new_name: bytes) -> os.stat_result:
-        status = self._status_of_name(old_parent, old_name)
-        other_status = self._status_of_name(new_parent, new_name)
-        self._rename(old_parent, old_name, new_parent, new_name, RENAME_EXCHANGE)
-        inode = self._tree.inodes.find(status)
-        other = self._tree.inodes.find(other_status)
-        if inode is other:
-            return status
-        if inode is not None:
-            self._tree.renamed(inode, old_parent, old_name, new_parent, new_name)
-        if other is not None:
-            self._tree.renamed(other, new_parent, new_name, old_parent, old_name)
-        return status
-
-    def _rename(self, old_parent: Inode, old_name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
-        old_directory = self._tree.directory(old_parent)
-        new_directory = self._tree.directory(new_parent)
-        renameat2(old_directory, old_name, new_directory, new_name, flags)
-
-    def _departing_if_there(self, parent: Inode, name: bytes) -> Departure | None:
-        try:
-            return self._tree.departing(parent, name)
+            return await self._tree.departure(parent, directory, name)
         except FileNotFoundError:
-            return None
+            return nullcontext()
 
-    def _status_of_name(self, parent: Inode, name: bytes) -> os.stat_result:
-        return os.stat(name, dir_fd=self._tree.directory(parent), follow_symlinks=False)
-
-    def _attributes(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        handle = self._files.of_inode(inode)
-        status = self._tree.status(inode) if handle is None else os.fstat(handle.descriptor)
+    def _attributes_of(self, inode: Inode, status: os.stat_result) -> pyfuse3.EntryAttributes:
         # The kernel knows the root by its own number; callers shall see the backing one.
         number = status.st_ino if inode is self._tree.inodes.root else inode.number
         return attributes(number, status)
 
-    def _reference(self, inode: Inode) -> Reference:
+    async def _reference(self, inode: Inode) -> Descriptor:
         """A descriptor of the inode, whatever it is and if it still has a name, for calls that take a path to it."""
         handle = self._files.of_inode(inode)
-        if handle is not None:
-            return Reference(handle.descriptor, owned=False)
-        return self._tree.reference(inode)
+        return handle.descriptor if handle is not None else await self._tree.reference(inode)
+
+    async def _by_path(self, inode_number: int, call: Callable[[bytes], Result]) -> Result:
+        inode = self._tree.inodes[inode_number]
+        with await self._reference(inode) as descriptor:
+            return await self._threads.run(inode, partial(call, descriptor_path(descriptor)))
 
     async def _opened(self, handle: FileHandle) -> None:
-        if self._observer is not None and handle.writable:
-            await self._observer.writer_opened(handle.inode.number)
-
-    def _list(self, handle: DirectoryHandle, name: bytes, position: int, token: pyfuse3.ReaddirToken) -> bool:
-        if name in (b".", b".."):
-            status = self._status_of_dots(handle, name)
-            # The kernel takes no reference to these two.
-            return pyfuse3.readdir_reply(token, name, attributes(status.st_ino, status), position + 1)
+        """Tells of a new handle. If the observer will not have it, it is closed."""
+        if self._observer is None or not handle.writable:
+            return
         try:
-            status = os.stat(name, dir_fd=handle.descriptor, follow_symlinks=False)
-        except FileNotFoundError:
-            return True
+            await self._observer.writer_opened(handle.inode.number)
+        except BaseException:
+            self._files.remove(handle)
+            await self._files.close_handle(handle)
+            raise
+
+    def _list(
+        self,
+        handle: DirectoryHandle,
+        name: bytes,
+        status: os.stat_result,
+        position: int,
+        token: pyfuse3.ReaddirToken,
+    ) -> bool:
         inode = self._tree.inodes.remember(handle.inode, name, status)
         accepted = pyfuse3.readdir_reply(token, name, self._entry_of(inode, status), position + 1)
         if not accepted:
-            self._tree.forget(inode.number, 1)
+            self._tree.give_back(inode.number)
         return accepted
 
-    def _status_of_dots(self, handle: DirectoryHandle, name: bytes) -> os.stat_result:
+    async def _status_of_dots(self, handle: DirectoryHandle, name: bytes) -> os.stat_result:
         # Never through the name "..": that of a directory in the root leads to the mount point, and if this is the
-        # backing directory itself, into the mount: this thread would wait for its own answer.
+        # backing directory itself, into the mount: this would wait for its own answer.
         parent = handle.inode.parent
         if name == b".." and parent is not None:
-            return self._tree.status(parent)
+            return await self._tree.status(parent)
         return os.fstat(handle.descriptor)
 
-    async def _delete(self, descriptor: int) -> None:
-        if os.fstat(descriptor).st_blocks < _LARGE_FILE_BLOCKS:
-            os.close(descriptor)
-        else:
-            await trio.to_thread.run_sync(os.close, descriptor, limiter=self._limiter)
+
+def _make(make: Callable[..., None], directory: int, name: bytes, uid: int, gid: int) -> os.stat_result:
+    with ActingAs(uid, gid):
+        make(dir_fd=directory)
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def _link(source: int, directory: int, name: bytes) -> os.stat_result:
+    # What is followed is the link of proc(5), which leads to the file itself, also if that is a symbolic link.
+    os.link(descriptor_path(source), name, dst_dir_fd=directory, follow_symlinks=True)
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def _set_attributes(
+    descriptor: int,
+    attr: pyfuse3.EntryAttributes,
+    fields: pyfuse3.SetattrFields,
+    opened: int | None,
+    uid: int,
+    gid: int,
+) -> os.stat_result:
+    """Sets what is asked for, the size through `opened` if there is such a descriptor; returns all attributes."""
+    path = descriptor_path(descriptor)
+    changes_times = fields.update_atime or fields.update_mtime
+    # No field at all is what chown(path, -1, -1) looks like: it sets ctime, and takes set-user-id away.
+    changes_nothing = not (fields.update_mode or fields.update_size or changes_times)
+    if fields.update_uid or fields.update_gid or changes_nothing:
+        _set_owner(path, attr, fields)
+    if fields.update_mode:
+        os.chmod(path, stat.S_IMODE(attr.st_mode))
+    if fields.update_size:
+        truncate(path if opened is None else opened, attr.st_size, uid, gid)
+    if changes_times:
+        _set_times(path, attr, fields)
+    return os.fstat(descriptor)
 
 
 def _set_owner(path: bytes, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:

@@ -1,10 +1,14 @@
 """System calls that the os module lacks, through ctypes; each raises OSError as os functions do."""
 
 import ctypes
+import errno
+import functools
 import os
+import select
 import struct
 from dataclasses import dataclass
 from types import TracebackType
+from typing import cast
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -14,6 +18,18 @@ MNT_DETACH = 2
 
 _AT_FDCWD = -100
 _TIMES = struct.Struct("@4l")  # struct timespec[2]
+_OPEN_HOW = struct.Struct("@3Q")  # struct open_how: flags, mode, resolve
+_RESOLVE_CACHED = 0x20
+# The same numbers on every architecture that Debian has, but alpha.
+_OPENAT2 = 437
+_FSOPEN = 430
+_FSCONFIG = 431
+_FSMOUNT = 432
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_FSCONFIG_CMD_CREATE = 6
+_POLL = struct.Struct("@i2h")  # struct pollfd: fd, events, revents
+_TIME = struct.Struct("@2l")  # struct timespec
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_FSETID = 4
 _CAP_SYS_RESOURCE = 24
@@ -43,8 +59,15 @@ _syncfs = _libc.syncfs
 _syncfs.argtypes = (ctypes.c_int,)
 _umount2 = _libc.umount2
 _umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
-_utimensat = _libc_quick.utimensat
+_utimensat = _libc.utimensat
 _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
+_openat2 = _libc_quick.syscall
+_openat2.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
+_openat2.restype = ctypes.c_long
+_ppoll = _libc.ppoll
+_ppoll.argtypes = (ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_char_p)
+_system_call = _libc.syscall
+_system_call.restype = ctypes.c_long
 _setfsuid = _libc_quick.setfsuid
 _setfsuid.argtypes = (ctypes.c_uint32,)
 _setfsgid = _libc_quick.setfsgid
@@ -61,9 +84,46 @@ def _check(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def _descriptor(result: int) -> int:
+    if result < 0:
+        _check(result)
+    return result
+
+
 def renameat2(old_directory: int, old_name: bytes, new_directory: int, new_name: bytes, flags: int) -> None:
     """renameat2(2), for its flags RENAME_NOREPLACE and RENAME_EXCHANGE."""
     _check(_renameat2(old_directory, old_name, new_directory, new_name, flags))
+
+
+def open_cached(directory: int, name: bytes, flags: int) -> int | None:
+    """openat2(2) with RESOLVE_CACHED: opens a name, for O_PATH, only if the kernel can tell from memory what it is.
+
+    None if it cannot, or if the kernel is older than 5.12; then it has to be opened in a way that may wait. If the
+    kernel remembers that there is no such name, this raises FileNotFoundError.
+    """
+    if not _resolves_cached():
+        return None
+    descriptor: int = _openat2(_OPENAT2, directory, name, _open_how(flags), _OPEN_HOW.size)
+    if descriptor >= 0:
+        return descriptor
+    if ctypes.get_errno() == errno.ENOENT:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return None
+
+
+@functools.cache
+def _resolves_cached() -> bool:
+    # Older kernels say EINVAL or ENOSYS, containers that allow only calls they know EPERM.
+    flags = os.O_PATH | os.O_CLOEXEC
+    descriptor: int = _openat2(_OPENAT2, _AT_FDCWD, b"/", _open_how(flags), _OPEN_HOW.size)
+    if descriptor >= 0:
+        os.close(descriptor)
+    return descriptor >= 0 or ctypes.get_errno() == errno.EAGAIN
+
+
+@functools.cache
+def _open_how(flags: int) -> bytes:
+    return _OPEN_HOW.pack(flags, 0, _RESOLVE_CACHED)
 
 
 def syncfs(descriptor: int) -> None:
@@ -74,6 +134,22 @@ def syncfs(descriptor: int) -> None:
 def unmount(mountpoint: bytes, *, lazily: bool = False) -> None:
     """umount2(2); lazily means MNT_DETACH: gone from the tree at once, ended when nothing uses it any more."""
     _check(_umount2(mountpoint, MNT_DETACH if lazily else 0))
+
+
+def wait_readable(descriptor: int, nanoseconds: int) -> bool:
+    """ppoll(2): whether it becomes readable in this time. A signal may end the wait before."""
+    poll = ctypes.create_string_buffer(_POLL.pack(descriptor, select.POLLIN, 0), _POLL.size)
+    return cast(int, _ppoll(poll, 1, _TIME.pack(0, nanoseconds), None)) == 1
+
+
+def open_file_system(kind: bytes) -> int:
+    """An O_PATH descriptor of a file system without a device, such as fusectl, that is mounted nowhere (fsopen(2))."""
+    context = _descriptor(_system_call(_FSOPEN, kind, _FSOPEN_CLOEXEC))
+    try:
+        _descriptor(_system_call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0))
+        return _descriptor(_system_call(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
+    finally:
+        os.close(context)
 
 
 def set_times(path: bytes, access_ns: int | None, modification_ns: int | None) -> None:

@@ -84,9 +84,13 @@ def default_state_directory(datastore: str) -> StateDirectory:
 
 
 class DirectoryLock:
-    """An exclusive lock on a file of the state directory, held until `release` or the end of the process."""
+    """An exclusive lock on a file of the state directory, held until `release` or the end of the process.
+
+    `abandoned` tells, once it is held, whether whoever held it before has ended without giving it back.
+    """
 
     def __init__(self, directory: StateDirectory, name: str) -> None:
+        self.abandoned = False
         self._path = os.path.join(directory.path, f"{name}.lock")
         self._descriptor: int | None = None
 
@@ -105,6 +109,7 @@ class DirectoryLock:
             raise StateDirectoryBusy(
                 f"the state directory {os.path.dirname(self._path)} is in use by another mirrorfs (process {holder})"
             ) from error
+        self.abandoned = os.fstat(descriptor).st_size > 0
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
@@ -112,5 +117,6 @@ class DirectoryLock:
     def release(self) -> None:
         """Give the lock back."""
         if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 import lmdb
 
 from mirrorfs.journal.errors import DatabaseCorrupt, JournalError, NewerFormat, UnfinishedDatabase
+from mirrorfs.journal.examination import DAMAGED
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ else:
 _FORMAT_KEY = b"format"
 _INITIAL_MAP_SIZE = 16 * 1024 * 1024
 _MAXIMUM_READERS = 64
+# Not SIGKILL, for example: the kernel sends that to whoever is at hand when memory is short.
+_SIGNALS_OF_DAMAGE = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
 class Environment:
@@ -85,17 +90,18 @@ class Environment:
                 metasync=self._durable,
             )
         except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
-            raise DatabaseCorrupt(f"the database in {directory} is damaged: {error}") from error
+            raise _damage(directory, error) from error
         except lmdb.Error as error:
             raise JournalError(f"cannot open the database in {directory}: {error}") from error
         except OSError as error:
             raise JournalError(f"cannot open the database in {directory}: {error.strerror}") from error
+        reach("database.opened")
         try:
             self._check_length()
             self.databases = self._open_databases(self._names, self._format_version, self._read_only)
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             self._environment.close()
-            raise DatabaseCorrupt(f"the database in {directory} is damaged: {error}") from error
+            raise _damage(directory, error) from error
         except lmdb.NotFoundError as error:
             self._environment.close()
             raise UnfinishedDatabase(f"the database in {directory} is not complete: {error}") from error
@@ -129,15 +135,10 @@ class Environment:
         size = _data_file_size(self.directory)
         if size >= needed:
             return
-        examination = subprocess.run(
-            [sys.executable, "-m", "mirrorfs.journal.examination", self.directory],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-        if examination.returncode != 0:
-            raise DatabaseCorrupt(f"the database in {self.directory} is damaged: its file has been cut off")
+        try:
+            examine(self.directory)
+        except DatabaseCorrupt as error:
+            raise _damage(self.directory, "its file has been cut off") from error
         descriptor = os.open(os.path.join(self.directory, "data.mdb"), os.O_RDWR | os.O_CLOEXEC)
         try:
             # Unlike a truncation to the new length, this takes nothing away from what a writer appends meanwhile.
@@ -159,9 +160,10 @@ class Environment:
         if stored is None and not read_only:
             with self._environment.begin(db=database, write=True) as transaction:
                 transaction.put(_FORMAT_KEY, str(supported).encode())
+            reach("database.format-recorded")
             return
         if stored is None or not stored.isdigit():
-            raise DatabaseCorrupt(f"the database in {self.directory} has no readable format version")
+            raise _damage(self.directory, "it has no readable format version")
         if int(stored) > supported:
             raise NewerFormat(
                 f"the database in {self.directory} has format {int(stored)}, this mirrorfs knows up to "
@@ -205,14 +207,16 @@ class Environment:
         try:
             yield
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
-            raise DatabaseCorrupt(f"the database in {self.directory} is damaged: {error}") from error
+            raise _damage(self.directory, error) from error
         except lmdb.Error as error:
             raise JournalError(f"cannot {operation} the database in {self.directory}: {error}") from error
 
     def _grow(self) -> None:
         with self._map_use.alone():
             size = self._environment.info()["map_size"] * 2
+            reach("database.before-growth")
             self._environment.set_mapsize(size)
+            reach("database.after-growth")
         log.info("%s: database map grown to %d MiB", self.directory, size >> 20)
 
     def _adopt_map_size(self) -> None:
@@ -277,6 +281,37 @@ class _MapUse:
             finally:
                 self._waiting -= 1
                 self._changed.notify_all()
+
+
+def examine(directory: str, *, whole: bool = True) -> None:
+    """Have another process read an environment, because some kinds of damage end the process that reads them.
+
+    It reads everything, or, not `whole`, what opening and the database `meta` need. Nobody may write meanwhile.
+
+    Raises:
+        DatabaseCorrupt: it cannot be read to its end, or the process was ended by it.
+        JournalError: that could not be found out: no process or no memory to be had, or the disk does not answer.
+    """
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "mirrorfs.journal.examination", directory, *([] if whole else ["meta"])],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    except OSError as error:
+        raise JournalError(f"cannot examine the database in {directory}: {error.strerror}") from error
+    if ended.returncode == DAMAGED:
+        raise _damage(directory, ended.stderr.decode(errors="replace").strip())
+    if -ended.returncode in _SIGNALS_OF_DAMAGE:
+        raise _damage(directory, "reading it ended the process that did")
+    if ended.returncode != 0:
+        raise JournalError(f"the database in {directory} could not be examined (exit code {ended.returncode})")
+
+
+def _damage(directory: str, why: object) -> DatabaseCorrupt:
+    return DatabaseCorrupt(f"the database in {directory} is damaged: {why}", directory)
 
 
 def _data_file_size(directory: str) -> int:

@@ -14,7 +14,14 @@ class NewerFormat(JournalError):
 
 
 class DatabaseCorrupt(JournalError):
-    """LMDB cannot make sense of a database file."""
+    """A database file is damaged: LMDB, or whoever reads an entry, cannot make sense of it.
+
+    A disk that is full or that cannot be read is never the reason. `directory` is the environment's.
+    """
+
+    def __init__(self, message: str, directory: str | None = None) -> None:
+        super().__init__(message)
+        self.directory = directory
 
 
 class UnfinishedDatabase(JournalError):

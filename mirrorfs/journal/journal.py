@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from mirrorfs.journal.environment import Environment, Transaction
+from mirrorfs.journal.environment import Environment, Transaction, examine
 from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
+from mirrorfs.steps import reach
 
 FORMAT_VERSION = 1
 
@@ -70,6 +71,9 @@ class JournalWriter:
         if reason is not None:
             self._set_aside(reason)
         try:
+            if os.path.exists(os.path.join(directory, "data.mdb")):
+                # Damage could end this process, and the mount with it; so another one meets it first.
+                examine(directory)
             self._open()
         except DatabaseCorrupt as error:
             self._set_aside(str(error))
@@ -83,6 +87,7 @@ class JournalWriter:
             durable=False,
         )
         _write_session(self.directory, clean=False)
+        reach("journal.before-begin")
         try:
             self.generation, self._sequence = self._environment.update(self._begin)
         except JournalError:
@@ -94,7 +99,9 @@ class JournalWriter:
         for name in ("data.mdb", "lock.mdb"):
             path = os.path.join(self.directory, name)
             if os.path.exists(path):
+                reach("journal.before-set-aside")
                 os.replace(path, f"{path}.distrusted")
+                reach("journal.file-set-aside")
 
     def _begin(self, transaction: Transaction) -> tuple[str, int]:
         meta = self._environment.databases[_META]
@@ -105,7 +112,15 @@ class JournalWriter:
         stored = transaction.get(_SEQUENCE_KEY, db=meta) or b""
         # Written in any case: what cannot be written is found now, while it can still be set aside.
         transaction.put(_SEQUENCE_KEY, stored, db=meta)
-        return generation.decode(), int.from_bytes(stored, "big")
+        sequence = int.from_bytes(stored, "big")
+        last = transaction.cursor(db=self._environment.databases[_RECORDS])
+        if last.last() and int.from_bytes(last.key(), "big") > sequence:
+            # No record could be appended any more.
+            raise DatabaseCorrupt(f"the journal in {self.directory} is damaged: it ends beyond its last record")
+        try:
+            return generation.decode("ascii"), sequence
+        except UnicodeDecodeError as error:
+            raise DatabaseCorrupt(f"the journal in {self.directory} is damaged: {error}") from error
 
     def append(self, path: bytes) -> int:
         """Record that `path` changed, committed (not synced) on return; returns the record's sequence.
@@ -198,10 +213,12 @@ class JournalWriter:
         Raises:
             JournalError: it is closed, but its records may not be on stable storage, or the note could not be made.
         """
+        reach("journal.before-close")
         try:
             self._environment.sync()
         finally:
             self._environment.close()
+        reach("journal.synced")
         try:
             _write_session(self.directory, clean=True)
         except OSError as error:
@@ -313,7 +330,9 @@ def _write_session(directory: str, *, clean: bool) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    reach("session.before-rename")
     os.replace(temporary, _session_path(directory))
+    reach("session.after-rename")
     directory_descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory_descriptor)

@@ -6,14 +6,16 @@ caller decides what belongs together in one commit; commits are synced.
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mirrorfs.journal.environment import Environment, Transaction
 from mirrorfs.journal.errors import DatabaseCorrupt, ForeignState
@@ -124,6 +126,7 @@ class State:
 
     def __init__(self, directory: str, *, read_only: bool = False) -> None:
         """Open the state in `directory`. Raises what Environment raises."""
+        self._directory = directory
         self._environment = Environment(
             directory,
             databases=(_META, _CHUNKS, _CONTENTS, _SNAPSHOTS, _PROBLEMS, _FOREIGN),
@@ -133,11 +136,22 @@ class State:
 
     def update(self, work: Callable[[StateTransaction], Result]) -> Result:
         """Run `work` in one write transaction; on return it is on stable storage. Blocks for a disk sync."""
-        return self._environment.update(lambda transaction: work(StateTransaction(transaction, self._environment)))
+        with self._said_to_be_damaged():
+            return self._environment.update(lambda transaction: work(StateTransaction(transaction, self._environment)))
 
     def view(self, work: Callable[[StateTransaction], Result]) -> Result:
         """Run `work` in a read transaction."""
-        return self._environment.view(lambda transaction: work(StateTransaction(transaction, self._environment)))
+        with self._said_to_be_damaged():
+            return self._environment.view(lambda transaction: work(StateTransaction(transaction, self._environment)))
+
+    @contextmanager
+    def _said_to_be_damaged(self) -> Iterator[None]:
+        """Have each DatabaseCorrupt say that it is about this state, whoever found it."""
+        try:
+            yield
+        except DatabaseCorrupt as error:
+            error.directory = self._directory
+            raise
 
     def close(self) -> None:
         """Close the state."""
@@ -156,7 +170,7 @@ class StateTransaction:
     def identity(self) -> Identity | None:
         """Tell what the state is about, None while it is new."""
         stored = self._transaction.get(b"identity", db=self._databases[_META])
-        return None if stored is None else Identity(**json.loads(stored))
+        return None if stored is None else _decoded(stored, lambda value: Identity(**value))
 
     def set_identity(self, identity: Identity) -> None:
         """Say what the state is about."""
@@ -179,7 +193,7 @@ class StateTransaction:
     def epochs(self) -> Epochs:
         """Tell which claims in the bucket this state knows to be its own."""
         stored = self._transaction.get(b"epochs", db=self._databases[_META])
-        return Epochs() if stored is None else Epochs(**json.loads(stored))
+        return Epochs() if stored is None else _decoded(stored, lambda value: Epochs(**value))
 
     def set_epochs(self, epochs: Epochs) -> None:
         """Note which claims in the bucket are this state's own."""
@@ -196,11 +210,23 @@ class StateTransaction:
         for database in (_CHUNKS, _CONTENTS, _SNAPSHOTS):
             self._transaction.drop(self._databases[database], delete=False)
         self._transaction.delete(b"adopted", db=self._databases[_META])
+        self._transaction.delete(b"inspecting", db=self._databases[_META])
+
+    def inspecting(self) -> bool:
+        """Tell whether a comparison of this state with the bucket was begun and has not ended."""
+        return self._transaction.get(b"inspecting", db=self._databases[_META]) is not None
+
+    def set_inspecting(self, inspecting: bool) -> None:
+        """Note that a comparison of this state with the bucket begins, or that it has ended."""
+        if inspecting:
+            self._transaction.put(b"inspecting", b"1", db=self._databases[_META])
+        else:
+            self._transaction.delete(b"inspecting", db=self._databases[_META])
 
     def position(self) -> Position | None:
         """Tell how far the journal has been dealt with."""
         stored = self._transaction.get(b"position", db=self._databases[_META])
-        return None if stored is None else Position(**json.loads(stored))
+        return None if stored is None else _decoded(stored, lambda value: Position(**value))
 
     def set_position(self, position: Position) -> None:
         """Note how far the journal has been dealt with."""
@@ -212,7 +238,7 @@ class StateTransaction:
     def chunk(self, digest: bytes) -> ChunkState | None:
         """Tell what is known of a chunk object."""
         stored = self._transaction.get(digest, db=self._databases[_CHUNKS])
-        return None if stored is None else ChunkState(*_CHUNK_VALUE.unpack(stored))
+        return None if stored is None else _chunk(stored)
 
     def intend_chunks(self, digests: Iterable[bytes]) -> None:
         """Note that chunks are about to be PUT, so that a crash leaves no object that nobody knows."""
@@ -252,8 +278,16 @@ class StateTransaction:
             for digest, stored in cursor:
                 if not digest.startswith(prefix):
                     break
-                found.append((digest, ChunkState(*_CHUNK_VALUE.unpack(stored))))
+                found.append((digest, _chunk(stored)))
         return found
+
+    def chunks_after(self, digest: bytes, maximum: int) -> list[tuple[bytes, ChunkState]]:
+        """Return what is known of up to `maximum` chunks whose digests are greater than `digest`, sorted."""
+        cursor = self._transaction.cursor(db=self._databases[_CHUNKS])
+        # No digest stands between the two.
+        if not cursor.set_range(digest + b"\0"):
+            return []
+        return [(found, _chunk(stored)) for found, stored in itertools.islice(cursor, maximum)]
 
     def count_chunks(self) -> int:
         """Count the chunk objects known."""
@@ -294,7 +328,7 @@ class StateTransaction:
     def content(self, path: str) -> ContentState | None:
         """Tell what is known of the object of a datastore path."""
         stored = self._transaction.get(_path_key(path), db=self._databases[_CONTENTS])
-        return None if stored is None else ContentState(**json.loads(stored))
+        return None if stored is None else _decoded(stored, lambda value: ContentState(**value))
 
     def intend_contents(self, paths: Iterable[str]) -> None:
         """Note that objects are about to be PUT or deleted; what was confirmed of them before holds no more."""
@@ -319,9 +353,18 @@ class StateTransaction:
         for key, stored in cursor:
             if not key.startswith(prefix):
                 return
-            content = ContentState(**json.loads(stored))
+            content = _decoded(stored, lambda value: ContentState(**value))
             if not below or content.path == below or content.path.startswith(below + "/"):
                 yield content
+
+    def contents_after(self, path: str, maximum: int) -> list[ContentState]:
+        """Return what is known of up to `maximum` objects that come after `path`, in the order of their keys here."""
+        cursor = self._transaction.cursor(db=self._databases[_CONTENTS])
+        if not cursor.set_range(_path_key(path) + b"\0" if path else b"\0"):
+            return []
+        return [
+            _decoded(stored, lambda value: ContentState(**value)) for _, stored in itertools.islice(cursor, maximum)
+        ]
 
     def _put_content(self, content: ContentState) -> None:
         value = {
@@ -337,7 +380,7 @@ class StateTransaction:
     def snapshot(self, path: str) -> SnapshotState | None:
         """Tell where a snapshot stands, None if nothing of it is in the bucket."""
         stored = self._transaction.get(_path_key(path), db=self._databases[_SNAPSHOTS])
-        return None if stored is None else _snapshot(json.loads(stored))
+        return None if stored is None else _decoded(stored, _snapshot)
 
     def set_snapshot(self, path: str, snapshot: SnapshotState) -> None:
         """Note where a snapshot stands."""
@@ -362,17 +405,16 @@ class StateTransaction:
         for key, stored in cursor:
             if not key.startswith(prefix):
                 return
-            value = json.loads(stored)
-            path = str(value["path"])
+            path, snapshot = _decoded(stored, lambda value: (str(value["path"]), _snapshot(value)))
             if not below or path == below or path.startswith(below + "/"):
-                yield path, _snapshot(value)
+                yield path, snapshot
 
     # --- problems and foreign names
 
     def problem(self, name: str) -> Problem | None:
         """Tell why `name` cannot be mirrored, None if nothing is known against it."""
         stored = self._transaction.get(_path_key(name), db=self._databases[_PROBLEMS])
-        return None if stored is None else Problem(**json.loads(stored))
+        return None if stored is None else _decoded(stored, lambda value: Problem(**value))
 
     def set_problem(self, problem: Problem) -> None:
         """Note why something cannot be mirrored."""
@@ -386,7 +428,7 @@ class StateTransaction:
     def problems(self) -> Iterator[Problem]:
         """Yield everything that cannot be mirrored now."""
         for _, stored in self._transaction.cursor(db=self._databases[_PROBLEMS]):
-            yield Problem(**json.loads(stored))
+            yield _decoded(stored, lambda value: Problem(**value))
 
     def set_foreign(self, path: bytes, present: bool) -> None:
         """Note whether a name that PBS would not make stands in the datastore."""
@@ -432,6 +474,19 @@ def check_identity(stored: Identity | None, expected: Identity, directory: str) 
             f"s3://{expected.bucket}/{expected.prefix}: give another --state-dir for another bucket"
         )
     return stored
+
+
+def _decoded(stored: bytes, make: Callable[[Any], Result]) -> Result:
+    try:
+        return make(json.loads(stored))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DatabaseCorrupt(f"an entry of the state is damaged: {error}") from error
+
+
+def _chunk(stored: bytes) -> ChunkState:
+    if len(stored) != _CHUNK_VALUE.size:
+        raise DatabaseCorrupt(f"the state's entry for a chunk is damaged: it has {len(stored)} bytes")
+    return ChunkState(*_CHUNK_VALUE.unpack(stored))
 
 
 def _snapshot(value: dict[str, object]) -> SnapshotState:

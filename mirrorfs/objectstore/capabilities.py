@@ -7,14 +7,18 @@ from enum import Enum
 
 
 class Confirmation(Enum):
-    """How it is made sure that the store holds what was sent, the cheapest first."""
+    """How it is made sure that the store holds what was sent, in the order of preference.
 
-    PUT_CHECKSUM = "put-checksum"
-    """The store refuses a body that does not fit its CRC32C, and names the CRC32C in its answer to the PUT."""
-    ETAG_MD5 = "etag-md5"
-    """The ETag in the answer to the PUT is the MD5 that the store calculated."""
+    The answer to a PUT alone proves nothing: it tells what has arrived, not what is kept. So all but the last look at
+    the object by a HEAD; where that does not show what was sent, the object is read and compared.
+    """
+
     HEAD_CHECKSUM = "head-checksum"
-    """Like PUT_CHECKSUM, but the CRC32C is only told by a HEAD."""
+    """The store refuses a body that does not fit its CRC32C, and a HEAD tells size and CRC32C."""
+    ETAG_MD5 = "etag-md5"
+    """A HEAD tells size and ETag, and the ETag is the MD5 that the store calculated."""
+    PUT_CHECKSUM = "put-checksum"
+    """Like HEAD_CHECKSUM, but the CRC32C is only told by the PUT; a HEAD tells the size and the ETag of that PUT."""
     READ_BACK = "read-back"
     """The object is read and compared."""
 
@@ -31,16 +35,16 @@ class StoreCapabilities:
 
     @property
     def confirmation(self) -> Confirmation:
-        """The cheapest way that proves something.
+        """The first way that proves something.
 
         A checksum that the store returns without ever having compared it is an echo, and proves nothing.
         """
-        if self.rejects_wrong_crc32c and self.put_returns_crc32c:
-            return Confirmation.PUT_CHECKSUM
-        if self.etag_is_md5:
-            return Confirmation.ETAG_MD5
         if self.rejects_wrong_crc32c and self.head_returns_crc32c:
             return Confirmation.HEAD_CHECKSUM
+        if self.etag_is_md5:
+            return Confirmation.ETAG_MD5
+        if self.rejects_wrong_crc32c and self.put_returns_crc32c:
+            return Confirmation.PUT_CHECKSUM
         return Confirmation.READ_BACK
 
 

@@ -6,12 +6,15 @@ Every exception of boto3 is translated here, and only here.
 from __future__ import annotations
 
 import base64
+import email.utils
 import hashlib
 import logging
+import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import boto3.session
@@ -19,9 +22,11 @@ import botocore.config
 import botocore.exceptions
 import botocore.parsers
 import urllib3.exceptions
+from crc32c import crc32c as calculate_crc32c
 
 import mirrorfs
 from mirrorfs.objectstore.errors import (
+    BodyDamaged,
     ChecksumRefused,
     ObjectMissing,
     StoreError,
@@ -41,6 +46,8 @@ MAX_KEYS_PER_DELETE = 1000
 
 _CONNECT_TIMEOUT = 10.0
 _READ_TIMEOUT = 60.0
+_LARGEST_CLOCK_DIFFERENCE = 300.0
+"""In seconds. Stores refuse from 15 minutes on; an error below that may still come from a clock that is being set."""
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what other stores answer.
 _REASONS = {
@@ -78,28 +85,39 @@ _REASONS = {
 }
 # Refused with 403 too, but not a matter of permission.
 _REJECTIONS_WITH_STATUS_403 = frozenset({"InvalidObjectState", "MethodNotAllowed"})
+_MD5 = re.compile("[0-9a-f]{32}")
 _CHECKSUM_CODES = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
 _MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
 # The store's own words about these may repeat what was sent to prove who we are.
+_REASONS_OF_A_WRONG_CLOCK = frozenset({StoreReason.WRONG_KEY, StoreReason.ACCESS_DENIED, StoreReason.CLOCK_SKEW})
 _REASONS_WITHOUT_QUOTE = frozenset({StoreReason.WRONG_KEY, StoreReason.ACCESS_DENIED, StoreReason.CLOCK_SKEW})
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object in the bucket: size in bytes, ETag without quotes, CRC32C of all bytes where the store tells."""
+    """An object in the bucket: size in bytes, ETag without quotes, CRC32C of all bytes where the store tells.
+
+    `modified_at` is when the store says that it was put, in Unix time; only a HEAD asks for that.
+    """
 
     key: str
     size: int
     etag: str
     crc32c: int | None
+    modified_at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PutReceipt:
-    """What the store answered to a PUT."""
+    """What the store answered to a PUT.
+
+    `began_at` is when the PUT began by the store's own clock, in Unix time and up to 1 s early; None where the answer
+    has no date.
+    """
 
     etag: str
     crc32c: int | None
+    began_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +142,7 @@ class S3Client:
         self._options = options
         self._parallelism = parallelism
         self._lock = threading.Lock()
+        self._gives_md5_etags = False
         self._boto: BotoClient | None = None
         # botocore writes signed headers and session tokens into its debug log, and small talk into the other.
         for name in ("boto3", "botocore", "urllib3", "s3transfer"):
@@ -152,11 +171,21 @@ class S3Client:
         if md5 is not None:
             request["ContentMD5"] = _base64(md5)
         with self._requesting(f"store {key} in", key) as boto:
+            started = time.monotonic()
             answer = boto.put_object(**request)
-            return PutReceipt(_etag(answer), _crc32c(answer))
+            elapsed = time.monotonic() - started
+            self._notice_md5(body, _etag(answer))
+            answered_at = _parsed_date(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+            began_at = None if answered_at is None else answered_at - elapsed
+            return PutReceipt(_etag(answer), _crc32c(answer), began_at)
 
     def get_object(self, key: str) -> bytes:
-        """The whole object; its length is checked against the one announced. Raises ObjectMissing."""
+        """The whole object, of the length that was announced.
+
+        Raises ObjectMissing, and BodyDamaged where the body does not fit the CRC32C that comes with it, or its ETag,
+        if this store was seen to give MD5s for ETags. That an object of somebody else has another kind of ETag there
+        is possible, and so is damage that the store itself has taken in.
+        """
         with self._requesting(f"read {key} from", key) as boto:
             answer = boto.get_object(Bucket=self.bucket, Key=key)
             with answer["Body"] as stream:
@@ -164,14 +193,30 @@ class S3Client:
             announced = answer.get("ContentLength", len(body))
             if len(body) != announced:
                 raise botocore.exceptions.IncompleteReadError(actual_bytes=len(body), expected_bytes=announced)
-            return body
+        if not self._fits(body, _etag(answer), _crc32c(answer)):
+            raise BodyDamaged(f"read {key} from {self.place}", "what arrived does not fit its checksum", body)
+        return body
+
+    def _fits(self, body: bytes, etag: str, checksum: int | None) -> bool:
+        if checksum is not None and checksum != calculate_crc32c(body):
+            return False
+        return self._notice_md5(body, etag) or not (self._gives_md5_etags and _MD5.fullmatch(etag))
+
+    def _notice_md5(self, body: bytes, etag: str) -> bool:
+        """Whether the ETag is the MD5 of the body; then this store gives such ones, since chance would not."""
+        if hashlib.md5(body, usedforsecurity=False).hexdigest() != etag:
+            return False
+        self._gives_md5_etags = True
+        return True
 
     def head_object(self, key: str) -> StoredObject | None:
         """What the store tells of an object, or None when there is none."""
         try:
             with self._requesting(f"look at {key} in", key) as boto:
                 answer = boto.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
-                return StoredObject(key, answer["ContentLength"], _etag(answer), _crc32c(answer))
+                modified = answer.get("LastModified")
+                modified_at = None if modified is None else modified.timestamp()
+                return StoredObject(key, answer["ContentLength"], _etag(answer), _crc32c(answer), modified_at)
         except StoreError as error:
             if isinstance(error, StoreUnavailable) and not error.reason.concerns_one_request:
                 raise
@@ -205,19 +250,27 @@ class S3Client:
     def delete_objects(self, keys: Sequence[str]) -> Mapping[str, StoreError]:
         """Deletes at most MAX_KEYS_PER_DELETE objects and returns those that failed.
 
-        An object that is not there counts as deleted.
+        An object that is not there counts as deleted; one of which the answer says nothing is looked for.
         """
         action = f"delete {keys[0]} from" if len(keys) == 1 else f"delete {len(keys)} objects from"
         with self._requesting(action, None) as boto:
             answer = boto.delete_objects(
-                Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+                Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": False}
             )
         failures: dict[str, StoreError] = {}
         for error in answer.get("Errors", []):
             key, code = error["Key"], error.get("Code", "")
             if code not in _MISSING_CODES:
                 failures[key] = self._translate_code(
-                    f"delete {key} from {self.place}", key, code, error.get("Message"), 200
+                    f"delete {key} from {self.place}", key, code, error.get("Message"), 200, {}
+                )
+        answered = {found["Key"] for found in answer.get("Deleted", [])} | {
+            error["Key"] for error in answer.get("Errors", [])
+        }
+        for key in keys:
+            if key not in answered and self.head_object(key) is not None:
+                failures[key] = StoreUnavailable(
+                    f"delete {key} from {self.place}", "the store says nothing about it", StoreReason.SERVER_ERROR
                 )
         return failures
 
@@ -254,9 +307,15 @@ class S3Client:
     def _translate(self, action: str, key: str | None, error: Exception) -> StoreError:
         if isinstance(error, botocore.exceptions.ClientError):
             described = error.response.get("Error", {})
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            metadata = error.response.get("ResponseMetadata", {})
+            status = metadata.get("HTTPStatusCode", 0)
             return self._translate_code(
-                action, key, described.get("Code") or str(status), described.get("Message"), status
+                action,
+                key,
+                described.get("Code") or str(status),
+                described.get("Message"),
+                status,
+                metadata.get("HTTPHeaders", {}),
             )
         if isinstance(error, _CREDENTIAL_ERRORS):
             return StoreUnavailable(action, _first_line(str(error)), StoreReason.NO_CREDENTIALS)
@@ -268,7 +327,9 @@ class S3Client:
             return StoreUnavailable(action, _innermost_cause(error), StoreReason.UNREACHABLE)
         return StoreRejected(action, _first_line(str(error)))
 
-    def _translate_code(self, action: str, key: str | None, code: str, message: str | None, status: int) -> StoreError:
+    def _translate_code(
+        self, action: str, key: str | None, code: str, message: str | None, status: int, headers: Mapping[str, str]
+    ) -> StoreError:
         if code in _MISSING_CODES:
             if key is not None:
                 return ObjectMissing(action, "there is no such object")
@@ -277,8 +338,14 @@ class S3Client:
         cause = f"the store answers {code}"
         if message and reason not in _REASONS_WITHOUT_QUOTE:
             cause += f" ({_first_line(message)})"
+        ahead = _seconds_ahead(headers) if reason in _REASONS_OF_A_WRONG_CLOCK else 0.0
+        if abs(ahead) > _LARGEST_CLOCK_DIFFERENCE:
+            # A store may find fault with a signature whose time is wrong without naming the time.
+            reason = StoreReason.CLOCK_SKEW
+            way = "ahead of" if ahead > 0 else "behind"
+            cause += f", and this machine's clock is {abs(ahead) / 60:.0f} minutes {way} the store's"
         if reason is not None:
-            return StoreUnavailable(action, cause, reason)
+            return StoreUnavailable(action, cause, reason, _retry_after(headers))
         return (ChecksumRefused if code in _CHECKSUM_CODES else StoreRejected)(action, cause)
 
 
@@ -306,6 +373,7 @@ def _make_client(options: StoreOptions, parallelism: int) -> BotoClient:
         # An endpoint from the environment or the profile; one of our own options was checked before.
         raise StoreRejected("reach the store", _first_line(str(error)), "Check AWS_ENDPOINT_URL.") from None
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+    client.meta.events.register("before-call.s3.GetObject", _ask_for_checksums)
     client.meta.events.register("before-send.s3.PutObject", _expect_nothing_for_an_empty_body)
     return client
 
@@ -313,6 +381,11 @@ def _make_client(options: StoreOptions, parallelism: int) -> BotoClient:
 def _add_content_md5(params: dict[str, Any], **_: object) -> None:
     # boto3 sends a CRC32 instead since 1.36, and has no argument for the MD5 that many stores insist on.
     params["headers"]["Content-MD5"] = _base64(hashlib.md5(params["body"], usedforsecurity=False).digest())
+
+
+def _ask_for_checksums(params: dict[str, Any], **_: object) -> None:
+    # Asked by its argument ChecksumMode, boto3 would compare some kinds itself, and keep back the body that differs.
+    params["headers"]["x-amz-checksum-mode"] = "ENABLED"
 
 
 def _expect_nothing_for_an_empty_body(request: AWSPreparedRequest, **_: object) -> None:
@@ -355,6 +428,29 @@ def _reason(code: str, status: int) -> StoreReason | None:
     if status >= 500 and status != 501:
         return StoreReason.SERVER_ERROR
     return None
+
+
+def _seconds_ahead(headers: Mapping[str, str]) -> float:
+    """How far this machine's clock is ahead of that of the store, as its answer tells; 0 where it does not."""
+    at = _parsed_date(headers.get("date", ""))
+    return 0.0 if at is None else time.time() - at
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """In seconds; the header has them, or an HTTP date (RFC 9110, 10.2.3)."""
+    text = headers.get("retry-after", "").strip()
+    if text.isdecimal():
+        return float(text[:9])
+    at, now = _parsed_date(text), _parsed_date(headers.get("date", ""))
+    return None if at is None else max(0.0, at - (time.time() if now is None else now))
+
+
+def _parsed_date(text: str) -> float | None:
+    """Unix time of an HTTP date, None if it is none."""
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _innermost_cause(error: BaseException) -> str:

@@ -75,11 +75,15 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be used for now; the same request may succeed later, possibly after an administrator's help."""
+    """The store cannot be used for now; the same request may succeed later, possibly after an administrator's help.
 
-    def __init__(self, action: str, cause: str, reason: StoreReason) -> None:
+    `retry_after` is how many seconds the store asked to be left alone, None when it did not.
+    """
+
+    def __init__(self, action: str, cause: str, reason: StoreReason, retry_after: float | None = None) -> None:
         super().__init__(action, cause, reason.hint)
         self.reason = reason
+        self.retry_after = retry_after
 
 
 class StoreRejected(StoreError):
@@ -92,6 +96,14 @@ class ChecksumRefused(StoreRejected):
 
 class ObjectMissing(StoreError):
     """There is no object of this key."""
+
+
+class BodyDamaged(StoreError):
+    """The body that arrived does not fit the checksum that the store told with it."""
+
+    def __init__(self, action: str, cause: str, body: bytes) -> None:
+        super().__init__(action, cause)
+        self.body = body
 
 
 class ConfirmationFailed(StoreError):

@@ -28,7 +28,8 @@ class Patience:
     The wait after the n-th failure is drawn evenly between 0 and the smaller of `ceiling` and first * 2^(n-1):
     "full jitter" of https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/.
     An operation gives up at the first failure after `total` has passed since its first one; None is never, 0 is
-    at once.
+    at once. Where the store asks to be left alone for some time (Retry-After), that is added to the wait, but no more
+    of it than `ceiling`.
     """
 
     first: float = 1.0
@@ -59,6 +60,7 @@ class _Series:
     failures_unbroken: int = 0
     contradictions: int = 0
     has_own_line: bool = False
+    began_in_outage: bool = False
 
     def note_failure(self, reason: StoreReason, successes: int) -> None:
         if reason is not self.reason:
@@ -124,17 +126,21 @@ class Condition:
 
     def begin(self) -> _Series:
         """To be called before the first try of an operation."""
-        return _Series(outages_seen=self._outages, successes_seen=self._successes)
+        return _Series(outages_seen=self._outages, successes_seen=self._successes, began_in_outage=not self._is_up)
 
     def begin_again(self, series: _Series) -> None:
         """To be called before each further try."""
         series.outages_seen = self._outages
+        series.began_in_outage = not self._is_up
 
     def failed(self, series: _Series, error: StoreUnavailable) -> None:
         """To be called when a try failed."""
         series.note_failure(error.reason, self._successes)
         self._last_error, self._last_error_at = error, time.time()
-        if series.is_only_this_request:
+        if series.began_in_outage and self._is_up:
+            # It belongs to the outage that is over; that others are served by now makes it no special case.
+            series.contradictions = 0
+        elif series.is_only_this_request:
             self._give_own_line(series, error)
         elif series.speaks_for_the_store:
             self._go_down(error)
@@ -211,14 +217,24 @@ class Persistence:
                 self.condition.succeeded(series)
                 return result
 
+    async def pause(self, tries: int) -> None:
+        """Waits as after so many tries of an operation that has no use for the success of others."""
+        wait = self._draw(tries)
+        await trio.sleep(wait if self.patience.total is None else min(wait, self.patience.total))
+
+    def _draw(self, failures: int) -> float:
+        return self._randomness.uniform(0.0, self.patience.longest_wait(failures))
+
     async def _back_off(self, failures: int, error: StoreUnavailable, deadline: float | None) -> None:
-        wait = self._randomness.uniform(0.0, self.patience.longest_wait(failures))
+        wait = self._draw(failures)
+        if error.retry_after is not None:
+            wait += min(error.retry_after, self.patience.ceiling)
         if deadline is not None:
             left = deadline - trio.current_time()
             if left <= 0:
                 raise error
             wait = min(wait, left)
-        if error.reason is StoreReason.THROTTLED:
+        if error.reason is StoreReason.THROTTLED or error.retry_after is not None:
             # All who wait coming back at once is what the store asked not to do.
             await trio.sleep(wait)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +15,7 @@ import trio
 from mirrorfs.objectstore.capabilities import UNPROVEN, Confirmation, StoreCapabilities
 from mirrorfs.objectstore.client import MAX_KEYS_PER_DELETE, PutReceipt, S3Client, StoredObject
 from mirrorfs.objectstore.errors import (
+    BodyDamaged,
     ChecksumRefused,
     ConfirmationFailed,
     ObjectMissing,
@@ -23,12 +25,19 @@ from mirrorfs.objectstore.errors import (
 )
 from mirrorfs.objectstore.retry import FOR_EVER, Condition, Patience, Persistence
 from mirrorfs.objectstore.url import StoreOptions
+from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Observer = Callable[[str, str], None]
 """Called with a step ("before-put", "after-put", "before-delete", "after-delete") and a key."""
 
-_PUTS_BEFORE_CONFIRMATION_FAILS = 3
+_PUTS_BEFORE_CONFIRMATION_FAILS = 5
+_READS_BEFORE_DAMAGE_IS_BELIEVED = 3
+_PUTS_OF_A_PROBE = 5
+_LAST_MODIFIED_TOLERANCE = 2.0
+"""In seconds: one that the headers have no digits for, and one that the clocks inside a store may differ by."""
 _PROBE_BODY = b"mirrorfs asks what this store honours; this object is deleted at once.\n"
 
 
@@ -89,13 +98,17 @@ class ObjectStore:
         return self._client.place
 
     async def put(self, key: str, body: bytes) -> StoredObject:
-        """Stores the body and returns when the store has confirmed it: size and content are what was sent.
+        """Stores the body and returns when the store is seen to hold it: size and content are what was sent.
 
-        The way of confirming is `capabilities.confirmation`; where it says no, the bytes are read back and decide.
+        What the answer to the PUT says is not enough: `capabilities.confirmation` tells how the object is looked at.
+        Where it does not look as it should, which may be an old view of it, the bytes are read back and decide; where
+        those are not there or not right, the object is sent again after a pause.
         Raises ConfirmationFailed when that has failed for several PUTs.
         """
         sent = await self._in_thread(lambda: _Sent.seal(key, body), may_abandon=True)
-        for _ in range(_PUTS_BEFORE_CONFIRMATION_FAILS):
+        for attempt in range(_PUTS_BEFORE_CONFIRMATION_FAILS):
+            if attempt > 0:
+                await self._persistence.pause(attempt)
             try:
                 receipt = await self._put_once(sent)
             except ChecksumRefused:
@@ -107,13 +120,23 @@ class ObjectStore:
                 return StoredObject(key, len(body), receipt.etag, sent.crc32c)
         raise ConfirmationFailed(
             f"store {key} in {self.place}",
-            f"in each of {_PUTS_BEFORE_CONFIRMATION_FAILS} tries, other bytes than were sent have arrived",
+            f"after each of {_PUTS_BEFORE_CONFIRMATION_FAILS} tries, other bytes than were sent are there, or none",
             "Distrust this store, or what stands between, until it is known why.",
         )
 
     async def get(self, key: str) -> bytes:
-        """The whole object. Raises ObjectMissing."""
-        return await self._read(lambda: self._client.get_object(key))
+        """The whole object. Raises ObjectMissing.
+
+        A body that does not fit the store's own checksum was probably damaged on its way and is read again. Where that
+        does not change in several tries, what came last is returned: whoever asks knows better what it must be.
+        """
+        for _ in range(_READS_BEFORE_DAMAGE_IS_BELIEVED):
+            try:
+                return await self._read(lambda: self._client.get_object(key))
+            except BodyDamaged as error:
+                damaged = error
+        log.warning("%s It has been read %d times.", damaged, _READS_BEFORE_DAMAGE_IS_BELIEVED)
+        return damaged.body
 
     async def head(self, key: str) -> StoredObject | None:
         """What the store tells of an object, or None when there is none."""
@@ -154,21 +177,31 @@ class ObjectStore:
         keys = [f"{prefix}/probe-{name}" for name in ("right", "wrong-crc32c", "wrong-md5")]
         right, wrong_crc32c, wrong_md5 = (_Sent.seal(key, _PROBE_BODY) for key in keys)
         try:
-            # Without Content-MD5, so that a store which only echoes it is not taken for one that calculates.
-            receipt = await self._write(
-                lambda: self._client.put_object(right.key, right.body, crc32c=right.crc32c, md5=None)
-            )
-            head = await self._read(lambda: self._client.head_object(right.key))
+            receipt, head = await self._put_and_look(right)
             self.capabilities = StoreCapabilities(
                 rejects_wrong_crc32c=await self._rejects(wrong_crc32c, wrong_crc32c.crc32c ^ 1, None),
                 rejects_wrong_md5=await self._rejects(wrong_md5, None, hashlib.md5(b"other").digest()),
                 put_returns_crc32c=receipt.crc32c == right.crc32c,
                 head_returns_crc32c=head is not None and head.crc32c == right.crc32c,
-                etag_is_md5=receipt.etag == right.md5.hex(),
+                etag_is_md5=head is not None and head.etag == right.md5.hex(),
             )
+            reach("probe.stored")
         finally:
             await self.delete(keys)
         return self.capabilities
+
+    async def _put_and_look(self, sent: _Sent) -> tuple[PutReceipt, StoredObject | None]:
+        for attempt in range(1, _PUTS_OF_A_PROBE + 1):
+            # Without Content-MD5, so that a store which only echoes it is not taken for one that calculates.
+            receipt = await self._write(
+                lambda: self._client.put_object(sent.key, sent.body, crc32c=sent.crc32c, md5=None)
+            )
+            head = await self.head(sent.key)
+            if head is not None:
+                break
+            # One object that is lost or not seen yet must not make every later upload expensive.
+            await self._persistence.pause(attempt)
+        return receipt, head
 
     async def _rejects(self, sent: _Sent, crc32c_value: int | None, md5: bytes | None) -> bool:
         try:
@@ -187,17 +220,27 @@ class ObjectStore:
         return receipt
 
     async def _confirm(self, sent: _Sent, receipt: PutReceipt) -> bool:
+        if self.capabilities.confirmation is not Confirmation.READ_BACK:
+            head = await self.head(sent.key)
+            if head is not None and self._shows(head, sent, receipt):
+                return True
+        return await self._holds(sent)
+
+    def _shows(self, head: StoredObject, sent: _Sent, receipt: PutReceipt) -> bool:
+        if _is_older(head, receipt):
+            # Of the same content perhaps, but deleted since: an old view, which says nothing of this PUT.
+            return False
+        if head.size != len(sent.body) or (self.capabilities.etag_is_md5 and head.etag != sent.md5.hex()):
+            return False
         match self.capabilities.confirmation:
-            case Confirmation.PUT_CHECKSUM:
-                confirmed = receipt.crc32c == sent.crc32c
-            case Confirmation.ETAG_MD5:
-                confirmed = receipt.etag == sent.md5.hex()
             case Confirmation.HEAD_CHECKSUM:
-                head = await self.head(sent.key)
-                confirmed = head is not None and (head.size, head.crc32c) == (len(sent.body), sent.crc32c)
+                return head.crc32c == sent.crc32c
+            case Confirmation.ETAG_MD5:
+                return True
+            case Confirmation.PUT_CHECKSUM:
+                return receipt.crc32c == sent.crc32c and head.etag == receipt.etag != ""
             case Confirmation.READ_BACK:
-                confirmed = False
-        return confirmed or await self._holds(sent)
+                return False
 
     async def _holds(self, sent: _Sent) -> bool:
         try:
@@ -244,6 +287,12 @@ def open_store(
     """An ObjectStore for this bucket; nothing is sent yet."""
     client = S3Client(bucket, options, parallelism=parallelism)
     return ObjectStore(client, parallelism=parallelism, patience=patience, observer=observer)
+
+
+def _is_older(head: StoredObject, receipt: PutReceipt) -> bool:
+    if head.modified_at is None or receipt.began_at is None:
+        return False
+    return head.modified_at < receipt.began_at - _LAST_MODIFIED_TOLERANCE
 
 
 def _raise_worst(errors: Sequence[StoreError]) -> None:

@@ -26,6 +26,8 @@ def main() -> int:
     for noisy in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The mount that starts us has it blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     try:
         uploader = Uploader(settings)
     except JournalError as error:

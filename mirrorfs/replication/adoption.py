@@ -15,6 +15,7 @@ from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,13 @@ class Adoption:
         """Take the bucket's content in, unless that has been done; can be repeated after a crash in the middle."""
         if self._state.view(lambda transaction: transaction.adopted()):
             return
+        reach("adoption.begun")
         await self._adopt_chunks()
         for snapshot in await self._adopt_contents():
-            await self._adopt_snapshot(snapshot)
+            await self.adopt_snapshot(snapshot)
+        reach("adoption.before-end")
         await self._commits.apply(lambda transaction: transaction.set_adopted())
+        reach("adoption.ended")
 
     async def _adopt_chunks(self) -> None:
         digests: list[bytes] = []
@@ -57,6 +61,7 @@ class Adoption:
 
     async def _note_chunks(self, digests: list[bytes]) -> None:
         await self._commits.apply(lambda transaction: transaction.intend_chunks(digests))
+        reach("adoption.chunks-recorded")
 
     async def _adopt_contents(self) -> list[SnapshotId]:
         async with aclosing(self._store.list(self._layout.content_prefix)) as objects:
@@ -64,12 +69,14 @@ class Adoption:
         await self._commits.apply(
             lambda transaction: transaction.intend_contents(path for path in paths if transaction.content(path) is None)
         )
+        reach("adoption.contents-recorded")
         if paths:
             log.info("found %d objects of an earlier state of this mirror below .cnt", len(paths))
         names = (classify(path.encode()) for path in paths)
         return [name.snapshot for name in names if isinstance(name, SnapshotFileName) and name.is_manifest]
 
-    async def _adopt_snapshot(self, snapshot: SnapshotId) -> None:
+    async def adopt_snapshot(self, snapshot: SnapshotId) -> None:
+        """Count the references of a published snapshot that the state does not know."""
         path = snapshot.path
         if self._state.view(lambda transaction: transaction.snapshot(path)) is not None:
             return
@@ -83,6 +90,7 @@ class Adoption:
         files = {file.filename: file.checksum.hex() for file in manifest.files}
         adopted = SnapshotState(SnapshotPhase.ADOPTED, files, time.time())
         await self._commits.apply(lambda transaction: transaction.commit_snapshot(path, adopted, digests))
+        reach("adoption.snapshot-recorded")
 
     async def _digests(self, snapshot: SnapshotId, manifest: Manifest) -> set[bytes]:
         digests: set[bytes] = set()

@@ -21,6 +21,7 @@ from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.exclusion import Exclusion
 from mirrorfs.replication.problems import CannotMirror
 from mirrorfs.replication.replica import holds
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +145,11 @@ class ChunkMirror:
 
     async def _delete(self, digest: bytes) -> bool:
         await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
+        reach("chunk.before-delete")
         await self._store.delete([self._layout.chunk_key(digest)])
+        reach("chunk.after-delete")
         await self._commits.apply(lambda transaction: transaction.forget_chunk(digest))
+        reach("chunk.forgotten")
         return await trio.to_thread.run_sync(self._tree.chunk_size, digest) is None
 
     async def _upload(self, digest: bytes, known: ChunkState | None) -> None:
@@ -162,6 +166,7 @@ class ChunkMirror:
             except (StoreRejected, ConfirmationFailed) as error:
                 raise CannotMirror(chunk_path(digest), str(error), (digest,)) from error
             await self._commits.apply(lambda transaction: transaction.confirm_chunk(digest, len(data), checksum))
+        reach("chunk.recorded")
         self._healed(digest)
 
     async def _confirm_object(self, digest: bytes) -> bool:
@@ -174,14 +179,18 @@ class ChunkMirror:
                 return False
             checksum = crc32c.crc32c(data)
             await self._commits.apply(lambda transaction: transaction.confirm_chunk(digest, len(data), checksum))
+        reach("chunk.recorded")
         return True
 
     async def _put(self, digest: bytes, key: str, data: bytes, known: ChunkState | None) -> None:
+        reach("chunk.before-intention")
         if known is None:
             await self._commits.apply(lambda transaction: transaction.intend_chunks([digest]))
         elif known.confirmed:
             await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
+        reach("chunk.before-put")
         await self._store.put(key, data)
+        reach("chunk.after-put")
 
     def _read(self, digest: bytes) -> bytes:
         try:

@@ -14,6 +14,7 @@ from mirrorfs.journal.state import Epochs, Identity, State
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ async def claim_prefix(
         ClaimRefused: the prefix belongs to another mirror or to a live PBS, and `take_over` is false.
         StoreError: the store cannot tell.
     """
+    reach("claim.begun")
     in_use_by = await _in_use_by(store, layout)
     own = _new_claim(layout, identity, in_use_by)
     standing = await _standing_claim(store, layout)
@@ -77,12 +79,16 @@ async def claim_prefix(
             "the bucket was changed by another state than this one, or this one is an old copy: reading it anew"
         )
         await commits.apply(lambda transaction: transaction.forget_bucket())
+        reach("claim.bucket-forgotten")
     # Noted before and after, so that a crash in between leaves a claim that is known to be ours.
     coming = Epochs(None if standing is None else standing.epoch, own.epoch)
     await commits.apply(lambda transaction: transaction.set_epochs(coming))
+    reach("claim.before-put")
     await store.put(layout.own_key(CLAIM_NAME), json.dumps(asdict(own), indent=1).encode())
+    reach("claim.after-put")
     claimed = replace(identity, mirror_id=own.mirror_id)
     await commits.apply(lambda transaction: transaction.set_claimed(claimed, own.epoch))
+    reach("claim.recorded")
     return claimed
 
 

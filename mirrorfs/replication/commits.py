@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import trio
 
 from mirrorfs.journal.state import State, StateTransaction
+from mirrorfs.steps import reach
 
 Result = TypeVar("Result")
 
@@ -58,9 +59,11 @@ class StateCommits:
                     entry.error = error
                     entry.finished.set()
                 raise
+            reach("state.after-commit")
             for entry, result in zip(batch, results, strict=True):
                 entry.result = result
                 entry.finished.set()
 
     def _commit(self, batch: list[_Work]) -> list[Any]:
+        reach("state.before-commit")
         return self._state.update(lambda transaction: [entry.run(transaction) for entry in batch])

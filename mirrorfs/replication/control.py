@@ -6,30 +6,41 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
 import trio
 
+from mirrorfs.journal.errors import DatabaseCorrupt
+
 log = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 Handler = Callable[[], Awaitable[Answer]]
+Tell = Callable[[Answer], Awaitable[None]]
+LongHandler = Callable[[Mapping[str, Any], Tell], Awaitable[Answer]]
+"""Is given the whole request, and may tell something before it answers."""
 _LONGEST_LINE = 64 * 1024
 _LINES_AHEAD = 16
+_SHORTEST_TIMEOUT = 0.001
 
 
-async def serve_control(path: str, handlers: Mapping[str, Handler]) -> None:
+async def serve_control(
+    path: str, handlers: Mapping[str, Handler], long_handlers: Mapping[str, LongHandler] | None = None
+) -> None:
     """Answer commands on the Unix socket `path` (mode 0600) until cancelled.
 
-    A request is {"command": NAME}; the answer is what the handler returns, or {"error": SENTENCE}.
+    A request is {"command": NAME}, for a long handler with more in it; the answer is what the handler returns, or
+    {"error": SENTENCE}. What a long handler tells comes before it, each as a line {"told": …}.
     """
+    commands = {name: _without_request(handler) for name, handler in handlers.items()} | dict(long_handlers or {})
     async with trio.open_nursery() as nursery:
         listener = trio.SocketListener(_listening_socket(path))
 
         async def converse(stream: trio.SocketStream) -> None:
-            await _converse(stream, handlers)
+            await _converse(stream, commands)
 
         await trio.serve_listeners(converse, [listener], handler_nursery=nursery)
 
@@ -59,7 +70,15 @@ class _ShortPath:
         os.close(self._descriptor)
 
 
-async def _converse(stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:
+def _without_request(handler: Handler) -> LongHandler:
+    async def handle(request: Mapping[str, Any], tell: Tell) -> Answer:
+        del request, tell
+        return await handler()
+
+    return handle
+
+
+async def _converse(stream: trio.SocketStream, handlers: Mapping[str, LongHandler]) -> None:
     """Answer what comes, in order; a client that goes away ends the handler that works for it."""
     async with stream, trio.open_nursery() as nursery:
         into, lines = trio.open_memory_channel[bytes](_LINES_AHEAD)
@@ -71,29 +90,41 @@ async def _converse(stream: trio.SocketStream, handlers: Mapping[str, Handler]) 
                         await into.send(line)
             nursery.cancel_scope.cancel()
 
+        telling = trio.Lock()
+
+        async def tell(told: Answer) -> None:
+            # If the client is gone, `listen` finds out too, and ends all of it.
+            with suppress(trio.BrokenResourceError):
+                async with telling:
+                    await stream.send_all(json.dumps({"told": told}).encode() + b"\n")
+
         nursery.start_soon(listen)
         with suppress(trio.BrokenResourceError):
             async for line in lines:
-                await stream.send_all(await _answer(line, handlers) + b"\n")
+                await stream.send_all(await _answer(line, handlers, tell) + b"\n")
         nursery.cancel_scope.cancel()
 
 
-async def _answer(line: bytes, handlers: Mapping[str, Handler]) -> bytes:
+async def _answer(line: bytes, handlers: Mapping[str, LongHandler], tell: Tell) -> bytes:
     try:
-        return json.dumps(await _handle(line, handlers)).encode()
+        return json.dumps(await _handle(line, handlers, tell)).encode()
+    except DatabaseCorrupt:
+        # The uploader ends, and begins anew what is damaged.
+        raise
     except Exception as error:
         # Whatever is wrong with one answer must not end the mirror.
         log.exception("a command of the control socket failed")
         return json.dumps({"error": f"the uploader could not answer: {error!r}"}).encode()
 
 
-async def _handle(line: bytes, handlers: Mapping[str, Handler]) -> Answer:
+async def _handle(line: bytes, handlers: Mapping[str, LongHandler], tell: Tell) -> Answer:
     try:
-        command = str(json.loads(line)["command"])
+        request = json.loads(line)
+        command = str(request["command"])
     except (ValueError, KeyError, TypeError):
         return {"error": "not a command"}
     handler = handlers.get(command)
-    return await handler() if handler is not None else {"error": f"unknown command {command!r}"}
+    return await handler(request, tell) if handler is not None else {"error": f"unknown command {command!r}"}
 
 
 async def stream_lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
@@ -107,20 +138,40 @@ async def stream_lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, 
             return
 
 
-def ask(path: str, command: str, timeout: float | None) -> Answer:
+def ask(
+    path: str,
+    command: str,
+    timeout: float | None,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    told: Callable[[Answer], None] | None = None,
+) -> Answer:
     """Ask the uploader from a synchronous program; `timeout` in seconds, None waits without end.
+
+    `told` is called with each thing that is told before the answer.
 
     Raises:
         ConnectionError, FileNotFoundError: no uploader listens there, or it ended while it was asked.
         TimeoutError: no answer in time.
     """
+    deadline = None if timeout is None else time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         with _ShortPath(path) as short:
             connection.connect(short)
-        connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+        connection.sendall(json.dumps({**(arguments or {}), "command": command}).encode() + b"\n")
         with connection.makefile("rb") as file:
-            line = file.readline()
+            while True:
+                answer = _parsed_line(file.readline())
+                if "told" not in answer:
+                    return answer
+                if told is not None:
+                    told(answer["told"])
+                if deadline is not None:
+                    connection.settimeout(max(_SHORTEST_TIMEOUT, deadline - time.monotonic()))
+
+
+def _parsed_line(line: bytes) -> Answer:
     if not line.endswith(b"\n"):
         raise ConnectionResetError("the uploader ended while it was asked")
     answer: Answer = json.loads(line)

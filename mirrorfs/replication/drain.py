@@ -12,6 +12,7 @@ from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.items import item_of
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.worklist import Worklist
+from mirrorfs.steps import reach
 
 _JOURNAL_BATCH = 1000
 _POSITION_PAUSE_SECONDS = 0.2
@@ -31,6 +32,7 @@ class Drain:
         self._reconciled = False
         position = state.view(lambda transaction: transaction.position())
         known = position is not None and position.generation == journal.generation
+        self._follows_another_journal = position is not None and not known
         self._read = position.sequence if position is not None and known else 0
         self._saved = self._read
         self._began_at = self._read
@@ -47,11 +49,13 @@ class Drain:
             self._news = trio.Event()
             newest = await trio.to_thread.run_sync(self._journal.last_sequence)
             records = await trio.to_thread.run_sync(self._journal.read, self._read, _JOURNAL_BATCH)
+            reach("drain.record-read")
             for record in records:
                 item = item_of(record.path)
                 if item is not None:
                     self._worklist.add(item, record.sequence)
                 self._read = record.sequence
+            reach("drain.records-listed")
             if not records and self._read < newest:
                 # What was between has been trimmed, on behalf of a state that is lost.
                 self._read = newest
@@ -84,6 +88,22 @@ class Drain:
         self._reconciled = True
         self._worklist.notify()
 
+    async def reconcile_again(self) -> None:
+        """List everything that may differ now, and wait until that and all that the journal holds is dealt with."""
+        sequence = await trio.to_thread.run_sync(self._journal.last_sequence)
+        await self._mirror.reconciler.reconcile(sequence)
+        self._mirror.look_again_at_problems(sequence)
+        await self.settled()
+
+    @property
+    def follows_another_journal(self) -> bool:
+        """Whether the state was last brought up to date from another journal than this one.
+
+        Then that one is lost, or was given up after the machine went down: a moment from which a state may have come
+        back older than the bucket, if its disk does not keep what it says it has.
+        """
+        return self._follows_another_journal
+
     @property
     def reconciled(self) -> bool:
         """Whether the datastore has been looked through since the start."""
@@ -109,7 +129,9 @@ class Drain:
             await trio.sleep(_POSITION_PAUSE_SECONDS)
 
     async def _save(self, position: Position) -> None:
+        reach("position.before-save")
         await self._commits.apply(lambda transaction: transaction.set_position(position))
+        reach("position.after-save")
         self._saved = position.sequence
 
     async def settled(self) -> None:

@@ -12,6 +12,7 @@ from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.exclusion import Exclusion
 from mirrorfs.replication.problems import CannotMirror
 from mirrorfs.replication.replica import Replica
+from mirrorfs.steps import reach
 
 _FILES = ("owner", "notes")
 
@@ -50,8 +51,10 @@ class GroupMirror:
             data = await trio.to_thread.run_sync(self._read, group, path)
         if data is None:
             await self._replica.delete([path])
+            reach("group.file-deleted")
         else:
             await self._replica.put(path, data)
+            reach("group.file-put")
 
     def _read(self, group: GroupId, path: str) -> bytes | None:
         try:
@@ -78,8 +81,10 @@ class NamespaceMirror:
             marker = f"{namespace.path}/.namespace"
             if await trio.to_thread.run_sync(self._tree.exists, namespace.path):
                 await self._replica.put(marker, b"")
+                reach("namespace.marker-put")
             else:
                 await self._replica.delete([marker])
+                reach("namespace.marker-deleted")
 
     async def settle_with_parents(self, namespace: NamespaceId) -> None:
         """Settle a namespace and all that it lies in, outermost first."""

@@ -16,13 +16,16 @@ from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.chunks import ChunkMirror
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
+from mirrorfs.replication.inspection import BucketInspection
 from mirrorfs.replication.items import ChunkItem, ForeignItem, Item, SubtreeItem, item_of_problem, problem_name
 from mirrorfs.replication.problems import CannotMirror, Problems
 from mirrorfs.replication.publication import SnapshotPublication
 from mirrorfs.replication.reconcile import Reconciler
 from mirrorfs.replication.removal import SnapshotRemoval
 from mirrorfs.replication.replica import Replica
+from mirrorfs.replication.survey import Survey
 from mirrorfs.replication.worklist import Worklist
+from mirrorfs.steps import reach
 
 
 class Mirror:
@@ -52,7 +55,7 @@ class Mirror:
         self._groups = GroupMirror(tree, replica, state)
         self._namespaces = NamespaceMirror(tree, replica)
         removal = SnapshotRemoval(tree, replica, state, self.commits, unreferenced=self._look_at_chunk)
-        self.publication = SnapshotPublication(
+        publication = SnapshotPublication(
             tree,
             replica,
             state,
@@ -64,6 +67,9 @@ class Mirror:
             self.problems,
             parallel=parallel,
         )
+        self.publication = publication
+        self.inspection = BucketInspection(tree, layout, store, state, self.commits, publication, parallel=parallel)
+        self.survey = Survey(tree, layout, state, self.reconciler, publication)
 
     async def handle(self, item: Item) -> None:
         """Have the bucket agree with the datastore about one item; what keeps it from that becomes a problem."""
@@ -99,6 +105,7 @@ class Mirror:
             case ForeignItem(path=path):
                 present = await trio.to_thread.run_sync(self._tree.is_taken, os.fsdecode(path))
                 await self.commits.apply(lambda transaction: transaction.set_foreign(path, present))
+                reach("foreign.recorded")
 
     def look_again_at_problems(self, sequence: int | None = None) -> None:
         """List everything that could not be mirrored as work, in case it was repaired beneath the mount.

@@ -7,6 +7,7 @@ import time
 
 from mirrorfs.journal.state import Problem, State
 from mirrorfs.replication.commits import StateCommits
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Problems:
             return
         problem = Problem(name, reason, known.since if known is not None else time.time())
         await self._commits.apply(lambda transaction: transaction.set_problem(problem))
+        reach("problem.recorded")
         log.error("%s cannot be mirrored: %s", name, reason)
 
     async def clear(self, name: str) -> None:
@@ -48,6 +50,7 @@ class Problems:
         if self._state.view(lambda transaction: transaction.problem(name)) is None:
             return
         await self._commits.apply(lambda transaction: transaction.clear_problem(name))
+        reach("problem.cleared")
         log.info("%s is all right again", name)
 
     def names(self, below: str = "") -> list[str]:

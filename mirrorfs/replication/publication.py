@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import Enum
 
 import trio
 
@@ -18,16 +20,27 @@ from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State, StateTra
 from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing, StoreRejected
 from mirrorfs.replication.chunks import ChunkMirror
 from mirrorfs.replication.commits import StateCommits
+from mirrorfs.replication.exclusion import Exclusion
 from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.problems import CannotMirror, Problems
 from mirrorfs.replication.removal import SnapshotRemoval
 from mirrorfs.replication.replica import Replica
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
 _EXTRAS = (PROTECTED_NAME, CLIENT_LOG_NAME)
 # A snapshot may lack thousands of chunks; naming a few tells the administrator as much.
 _NAMED_CHUNKS = 3
+
+
+class Outlook(Enum):
+    """What settling a snapshot would come to."""
+
+    PUBLISH = "publish"
+    COMPARE = "compare with the bucket, and send what differs"
+    REMOVE = "remove"
+    FAIL = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,7 @@ class SnapshotPublication:
         self._removal = removal
         self._problems = problems
         self._parallel = parallel
+        self._alone = Exclusion[SnapshotId]()
         self._blocked: defaultdict[bytes, set[SnapshotId]] = defaultdict(set)
         self.remaining: dict[SnapshotId, int] = {}
         """Chunks still to be sent for each snapshot that is being published."""
@@ -95,16 +109,55 @@ class SnapshotPublication:
         Raises:
             CannotMirror: the snapshot, or part of it, cannot be published as it is.
         """
-        local = await trio.to_thread.run_sync(self._read_manifest, snapshot)
-        if local is None:
-            await self._remove(snapshot)
-            await self._note_extras(snapshot, {})
-            return
+        async with self._alone.hold(snapshot):
+            local = await trio.to_thread.run_sync(self._read_manifest, snapshot)
+            if local is None:
+                await self._remove(snapshot)
+                await self._note_extras(snapshot, {})
+                return
+            try:
+                await self._publish(snapshot, local, at_a_glance)
+                await self._settle_extras(snapshot, local)
+            except (StoreRejected, ConfirmationFailed) as error:
+                raise CannotMirror(snapshot.path, str(error)) from error
+
+    def alone(self, snapshot: SnapshotId) -> AbstractAsyncContextManager[None]:
+        """Keep a snapshot from being settled, after whoever settles it now."""
+        return self._alone.hold(snapshot)
+
+    def is_being_settled(self, snapshot: SnapshotId) -> bool:
+        """Tell whether somebody settles the snapshot, or keeps it from being settled, at this moment."""
+        return snapshot in self._alone.held()
+
+    def outlook(self, snapshot: SnapshotId) -> tuple[Outlook, str] | None:
+        """Tell what `settle` would do, and why, as far as the state knows the bucket; None if nothing.
+
+        Blocks for the disk.
+        """
+        path = snapshot.path
         try:
-            await self._publish(snapshot, local, at_a_glance)
-            await self._settle_extras(snapshot, local)
-        except (StoreRejected, ConfirmationFailed) as error:
-            raise CannotMirror(snapshot.path, str(error)) from error
+            local = self._read_manifest(snapshot)
+        except CannotMirror as failure:
+            return Outlook.FAIL, failure.reason
+        known, leaves_nothing = self._state.view(
+            lambda transaction: (transaction.snapshot(path), _leaves_nothing(transaction, path))
+        )
+        if local is None:
+            return None if leaves_nothing else (Outlook.REMOVE, "the datastore has not, or not any more, its manifest")
+        if known is None or not known.phase.counts_references or known.files != local.files:
+            return Outlook.PUBLISH, "the datastore has this snapshot, the bucket has not, or other files of it"
+        if not self._is_as_published(snapshot, known, local) or self._extras_differ(snapshot, local):
+            return Outlook.COMPARE, "not all that is in its directory is known to be in the bucket, or the reverse"
+        return None
+
+    def _extras_differ(self, snapshot: SnapshotId, local: LocalManifest) -> bool:
+        extras, damaged = self._read_extras(snapshot)
+        names = (*local.files, *extras, *damaged)
+        expected = {snapshot.manifest_path, *(f"{snapshot.path}/{name}" for name in names)}
+        stored = self._state.view(lambda transaction: {content.path for content in transaction.contents(snapshot.path)})
+        return bool(stored - expected) or not all(
+            self._replica.is_confirmed(f"{snapshot.path}/{name}", data) for name, data in extras.items()
+        )
 
     async def _remove(self, snapshot: SnapshotId) -> None:
         if self._state.view(lambda transaction: _leaves_nothing(transaction, snapshot.path)):
@@ -122,11 +175,14 @@ class SnapshotPublication:
             await self._compare_closure(snapshot, known, local)
         await self._namespaces.settle_with_parents(snapshot.group.namespace)
         await self._settle_group(snapshot.group)
+        reach("publication.before-manifest")
         await self._replica.put(snapshot.manifest_path, local.data)
+        reach("publication.manifest-put")
         known = self._state.view(lambda transaction: transaction.snapshot(path))
         if known is None or known.phase is not SnapshotPhase.PUBLISHED:
             published = SnapshotState(SnapshotPhase.PUBLISHED, local.files, time.time())
             await self._commits.apply(lambda transaction: transaction.set_snapshot(path, published))
+            reach("publication.recorded")
             log.info("%s published", path)
 
     async def _settle_group(self, group: GroupId) -> None:
@@ -155,7 +211,7 @@ class SnapshotPublication:
         closure = await self._closure(snapshot, local)
         if known.phase is SnapshotPhase.ADOPTED:
             async with self._chunks.pinned(closure.digests) as missing:
-                await self._ensure_chunks(snapshot, missing)
+                await self._mend_chunks(snapshot, missing)
         changed = [
             name
             for name, data in closure.files.items()
@@ -166,6 +222,17 @@ class SnapshotPublication:
             return
         for name in changed:
             await self._replica.put(f"{snapshot.path}/{name}", closure.files[name])
+            reach("publication.file-put")
+
+    async def _mend_chunks(self, snapshot: SnapshotId, digests: list[bytes]) -> None:
+        try:
+            await self._ensure_chunks(snapshot, digests)
+        except CannotMirror as failure:
+            reason = (
+                f"its copy in the bucket is incomplete: {failure.reason}. Verify it in PBS; a new backup of the same "
+                "guest brings back the chunks that its source still has; else forget this snapshot"
+            )
+            raise CannotMirror(failure.name, reason, failure.chunks) from failure
 
     async def _sizes_differ(self, snapshot: SnapshotId, local: LocalManifest) -> bool:
         if self._replica.is_confirmed(snapshot.manifest_path, local.data):
@@ -178,17 +245,24 @@ class SnapshotPublication:
         return _sizes(published) != _sizes(local.manifest)
 
     async def _commit_closure(self, snapshot: SnapshotId, local: LocalManifest, closure: LocalClosure) -> None:
+        reach("publication.begun")
         async with self._chunks.pinned(closure.digests) as missing:
             await self._ensure_chunks(snapshot, missing)
+            reach("publication.chunks-put")
             # Not before everything that takes its place is known to be good.
             if self._state.view(lambda transaction: _may_be_published(transaction, snapshot)):
                 await self._removal.remove(snapshot)
             for name, data in closure.files.items():
                 await self._replica.put(f"{snapshot.path}/{name}", data)
+                reach("publication.file-put")
+            reach("publication.before-commit")
             committed = SnapshotState(SnapshotPhase.COMMITTED, local.files, time.time())
-            await self._commits.apply(
-                lambda transaction: transaction.commit_snapshot(snapshot.path, committed, closure.digests)
-            )
+            # A chunk may have been found missing in the bucket since it was ensured.
+            while doubted := await self._commits.apply(
+                lambda transaction: _commit_if_complete(transaction, snapshot, committed, closure.digests)
+            ):
+                await self._ensure_chunks(snapshot, doubted)
+            reach("publication.committed")
 
     async def _ensure_chunks(self, snapshot: SnapshotId, digests: list[bytes]) -> None:
         failures: list[CannotMirror] = []
@@ -226,10 +300,12 @@ class SnapshotPublication:
         await self._note_extras(snapshot, damaged)
         for name, data in extras.items():
             await self._replica.put(f"{snapshot.path}/{name}", data)
+            reach("publication.extra-put")
         names = (*local.files, *extras, *damaged)
         expected = {snapshot.manifest_path, *(f"{snapshot.path}/{name}" for name in names)}
         stale = self._state.view(lambda transaction: [content.path for content in transaction.contents(snapshot.path)])
         await self._replica.delete([path for path in stale if path not in expected])
+        reach("publication.stale-deleted")
 
     async def _note_extras(self, snapshot: SnapshotId, damaged: dict[str, str]) -> None:
         for name in _EXTRAS:
@@ -290,6 +366,16 @@ class SnapshotPublication:
 
 def _may_be_published(transaction: StateTransaction, snapshot: SnapshotId) -> bool:
     return transaction.snapshot(snapshot.path) is not None or transaction.content(snapshot.manifest_path) is not None
+
+
+def _commit_if_complete(
+    transaction: StateTransaction, snapshot: SnapshotId, committed: SnapshotState, digests: set[bytes]
+) -> list[bytes]:
+    """Count the references if all chunks are confirmed; else return those that are not, and do nothing."""
+    doubted = transaction.unconfirmed(digests)
+    if not doubted:
+        transaction.commit_snapshot(snapshot.path, committed, digests)
+    return doubted
 
 
 def _leaves_nothing(transaction: StateTransaction, path: str) -> bool:

@@ -16,6 +16,7 @@ from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.items import ChunkItem, Item, SubtreeItem, item_of, item_of_problem, problem_name
 from mirrorfs.replication.problems import CannotMirror, Problems
 from mirrorfs.replication.worklist import Worklist
+from mirrorfs.steps import reach
 
 _CHUNK_DIRECTORIES = 65536
 # Directories looked at in one visit to a worker thread: enough to make the visit cheap, few enough to stay responsive.
@@ -26,7 +27,7 @@ _chunk_directory = re.compile(rf"{re.escape(CHUNKS_NAME)}/([0-9a-f]{{4}})")
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """What a look at a part of the datastore has found, and the directories that refused to be listed."""
 
     items: list[Item] = field(default_factory=list)
@@ -60,14 +61,24 @@ class Reconciler:
 
         What is found stands for the journal's `sequence`: whoever waits for that record waits for all of it.
         """
-        found = await trio.to_thread.run_sync(self._look_below, "")
+        reach("reconcile.begun")
+        found = await trio.to_thread.run_sync(self.look_below, "")
         for item in found.items:
             await self._worklist.room()
             self._worklist.add(item, sequence, at_a_glance=True)
         await self._note(found)
         await self._note(await self._count_foreign(""))
-        for first in range(0, _CHUNK_DIRECTORIES, _DIRECTORIES_AT_ONCE):
-            await self._reconcile_chunks(range(first, first + _DIRECTORIES_AT_ONCE), sequence)
+        reach("reconcile.snapshots-listed")
+        for numbers in self.chunk_ranges():
+            await self._reconcile_chunks(numbers, sequence)
+        reach("reconcile.ended")
+
+    @staticmethod
+    def chunk_ranges() -> list[range]:
+        """Return the numbers of all chunk directories, in portions that are looked at in one visit to a thread."""
+        return [
+            range(first, first + _DIRECTORIES_AT_ONCE) for first in range(0, _CHUNK_DIRECTORIES, _DIRECTORIES_AT_ONCE)
+        ]
 
     async def reconcile_subtree(self, path: str, sequence: int) -> None:
         """List everything that is in the directory `path`, that the bucket holds of it, or that is a problem in it.
@@ -81,7 +92,7 @@ class Reconciler:
         if number is not None:
             await self._reconcile_chunks(range(number, number + 1), sequence, own=path)
             return
-        found = await trio.to_thread.run_sync(self._look_below, path)
+        found = await trio.to_thread.run_sync(self.look_below, path)
         for item in found.items:
             self._worklist.add(item, sequence)
         for name in self._problems.names(path):
@@ -89,16 +100,16 @@ class Reconciler:
             if problem is not None:
                 self._worklist.add(problem, sequence)
         foreign = await self._count_foreign(path)
-        await self._note(_Found(unreadable=found.unreadable | foreign.unreadable), own=path)
+        await self._note(Found(unreadable=found.unreadable | foreign.unreadable), own=path)
 
-    async def _note(self, found: _Found, own: str | None = None) -> None:
+    async def _note(self, found: Found, own: str | None = None) -> None:
         for directory, reason in found.unreadable.items():
             if directory != own:
                 await self._problems.note(problem_name(SubtreeItem(directory)), reason)
         if own is not None and own in found.unreadable:
             raise CannotMirror(problem_name(SubtreeItem(own)), found.unreadable[own])
 
-    async def _count_foreign(self, path: str) -> _Found:
+    async def _count_foreign(self, path: str) -> Found:
         """Count the foreign names in the directory `path` anew: they may have come or gone with it."""
         inside = f"{path}/".encode() if path else b""
 
@@ -116,15 +127,17 @@ class Reconciler:
 
         if gone or come:
             await self._commits.apply(count)
+            reach("foreign.recorded")
         return found
 
-    def _look_for_foreign(self, path: str) -> _Found:
-        found = _Found()
+    def _look_for_foreign(self, path: str) -> Found:
+        found = Found()
         found.foreign.extend(self._tree.foreign(path, found.refused))
         return found
 
-    def _look_below(self, path: str) -> _Found:
-        found = _Found()
+    def look_below(self, path: str) -> Found:
+        """Return everything in the directory `path`, or that the bucket holds of it. Blocks for the disk."""
+        found = Found()
         found.items.extend(dict.fromkeys([*self._local_items(path, found.refused), *self._known_items(path)]))
         return found
 
@@ -149,15 +162,16 @@ class Reconciler:
                 yield from (snapshot for snapshot in snapshots if _touches(snapshot.path, path))
 
     async def _reconcile_chunks(self, numbers: range, sequence: int, own: str | None = None) -> None:
-        found = await trio.to_thread.run_sync(self._differing_chunks, numbers)
+        found = await trio.to_thread.run_sync(self.differing_chunks, numbers)
         for item in found.items:
             if own is None:
                 await self._worklist.room()
             self._worklist.add(item, sequence)
         await self._note(found, own)
 
-    def _differing_chunks(self, numbers: range) -> _Found:
-        found = _Found()
+    def differing_chunks(self, numbers: range) -> Found:
+        """Return the chunks of these directories that are to be sent, compared or deleted. Blocks for the disk."""
+        found = Found()
         for number in numbers:
             try:
                 local = set(self._tree.chunk_directory(number))

@@ -17,6 +17,7 @@ from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.replica import Replica
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ class SnapshotRemoval:
         known = self._state.view(lambda transaction: transaction.snapshot(path))
         if known is not None and known.phase.counts_references:
             known = await self._enter(path, known, SnapshotPhase.REMOVING)
+            reach("removal.begun")
         await self._replica.delete([f"{path}/{MANIFEST_NAME}"])
+        reach("removal.manifest-deleted")
         if known is not None and known.phase is SnapshotPhase.REMOVING:
             await self._release(path, known)
         await self._delete_rest(path)
@@ -65,9 +68,11 @@ class SnapshotRemoval:
     async def _release(self, path: str, known: SnapshotState) -> None:
         digests = await self._published_digests(path, known)
         released = dataclasses.replace(known, phase=SnapshotPhase.RELEASED, since=time.time())
+        reach("removal.before-release")
         unreferenced = await self._commits.apply(
             lambda transaction: transaction.release_snapshot(path, released, digests)
         )
+        reach("removal.released")
         for digest in await trio.to_thread.run_sync(self._perhaps_gone, unreferenced):
             self._unreferenced(digest)
 
@@ -101,7 +106,9 @@ class SnapshotRemoval:
     async def _delete_rest(self, path: str) -> None:
         left = self._state.view(lambda transaction: [content.path for content in transaction.contents(path)])
         await self._replica.delete(left)
+        reach("removal.files-deleted")
         await self._commits.apply(lambda transaction: transaction.forget_snapshot(path))
+        reach("removal.recorded")
 
 
 def _leave_references(path: str, name: str, why: str) -> None:

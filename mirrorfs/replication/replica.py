@@ -12,6 +12,7 @@ from mirrorfs.journal.state import State
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
+from mirrorfs.steps import reach
 
 
 class Replica:
@@ -36,8 +37,11 @@ class Replica:
         there = known is not None and not known.confirmed and await holds(self.store, key, data)
         if not there:
             await self._commits.apply(lambda transaction: transaction.intend_contents([path]))
+            reach("content.before-put")
             await self.store.put(key, data)
+            reach("content.after-put")
         await self._commits.apply(lambda transaction: transaction.confirm_content(path, len(data), crc32c.crc32c(data)))
+        reach("content.recorded")
 
     def is_confirmed(self, path: str, data: bytes | None = None) -> bool:
         """Tell whether the object of a datastore path is confirmed, and, with `data`, that it equals that."""
@@ -56,8 +60,11 @@ class Replica:
         if not known:
             return
         await self._commits.apply(lambda transaction: transaction.intend_contents(known))
+        reach("content.before-delete")
         await self.store.delete([self.layout.content_key(path) for path in known])
+        reach("content.after-delete")
         await self._commits.apply(lambda transaction: transaction.forget_contents(known))
+        reach("content.forgotten")
 
 
 async def holds(store: ObjectStore, key: str, data: bytes) -> bool:

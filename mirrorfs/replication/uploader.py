@@ -7,38 +7,47 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.damage import open_state, set_state_aside
 from mirrorfs.journal.directory import DirectoryLock, StateDirectory
+from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
 from mirrorfs.journal.journal import JournalReader, Position
-from mirrorfs.journal.state import Identity, State, check_identity
+from mirrorfs.journal.state import Identity, check_identity
 from mirrorfs.objectstore.client import S3Client
-from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected, StoreUnavailable
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
 from mirrorfs.replication.adoption import Adoption
 from mirrorfs.replication.claim import ClaimRefused, claim_prefix
-from mirrorfs.replication.control import Answer, serve_control
+from mirrorfs.replication.control import Answer, Tell, serve_control
+from mirrorfs.replication.differences import Difference, Remedy
 from mirrorfs.replication.drain import Drain
+from mirrorfs.replication.inspection import no_report
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.precaution import doubt_about
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
-from mirrorfs.replication.steps import armed_step
 from mirrorfs.replication.worklist import Worklist
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
 _TREE_WORKERS = 4
-# How long a sick item is left alone when nothing is heard of it; a change through the mount is seen at once.
-_RECHECK_SECONDS = 600.0
+# How long a sick item is left alone when nothing is heard of it; a change through the mount is seen at once. A new one
+# may be over soon, such as an object that the store failed to keep again and again; the waits double.
+_FIRST_RECHECK_SECONDS = 15.0
+_LONGEST_RECHECK_SECONDS = 600.0
 # A PUT under way is not waited for longer than this when the uploader is to end: the state knows that it was begun.
 _END_SECONDS = 3.0
 _WAKE_BYTES = 4096
+_FOREIGN_EXAMPLES = 20
 
 
 class Uploader:
@@ -52,12 +61,13 @@ class Uploader:
     def __init__(self, settings: UploaderSettings) -> None:
         """Open journal and state. Raises JournalError and its kinds."""
         self._settings = settings
-        directory = StateDirectory(settings.state_directory)
+        self._directory = directory = StateDirectory(settings.state_directory)
         self._control_path = directory.control_socket
         self._lock = DirectoryLock(directory, "uploader")
         # An uploader that lost its filesystem process may still be ending.
         self._lock.acquire(wait=True)
-        self._state = State(directory.state)
+        self._state = open_state(directory, doubtful=self._lock.abandoned)
+        reach("uploader.state-opened")
         self._journal = JournalReader(directory.journal)
         self._identity = self._checked_identity(directory)
         self._tree = Tree(settings.root_descriptor)
@@ -71,7 +81,7 @@ class Uploader:
             self._client,
             parallelism=settings.parallel,
             patience=Patience(ceiling=settings.retry_ceiling),
-            observer=armed_step(os.environ),
+            observer=_reach_step_of_object,
         )
         self._worklist = Worklist()
         self._mirror = Mirror(
@@ -79,7 +89,8 @@ class Uploader:
         )
         self._drain = Drain(self._journal, self._state, self._mirror.commits, self._worklist, self._mirror)
         self._status = UploaderStatus(settings, self._store, self._state)
-        self._running = False
+        self._works = trio.Event()
+        self._reconciling = trio.Lock()
         self._refused = trio.Event()
 
     def _checked_identity(self, directory: StateDirectory) -> Identity:
@@ -87,15 +98,42 @@ class Uploader:
         return check_identity(self._state.view(lambda transaction: transaction.identity()), expected, directory.path)
 
     async def run(self) -> None:
-        """Mirror until standard input is closed."""
+        """Mirror until standard input is closed.
+
+        Raises:
+            SystemExit: the state was found damaged and has been set aside; the next uploader begins a new one.
+        """
+        try:
+            await self._run()
+        except BaseExceptionGroup as group:
+            damage = _damage_of(self._directory.state, group)
+            if damage is None:
+                raise
+            self._give_up_state(damage)
+            raise SystemExit(1) from group
+        self._end()
+
+    async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_parent, nursery.cancel_scope)
             nursery.start_soon(self._mirror.commits.run)
             nursery.start_soon(
-                serve_control, self._control_path, {"status": self._answer_status, "wait": self._answer_wait}
+                serve_control,
+                self._control_path,
+                {"status": self._answer_status, "wait": self._answer_wait},
+                {"reconcile": self._answer_reconcile},
             )
             if await self._become_owner():
                 await self._mirror_for_ever(nursery)
+
+    def _give_up_state(self, damage: DatabaseCorrupt) -> None:
+        try:
+            set_state_aside(self._directory, str(damage))
+        except JournalError as error:
+            log.critical("%s", error)
+        self._end()
+
+    def _end(self) -> None:
         self._state.close()
         self._journal.close()
         self._lock.release()
@@ -132,14 +170,17 @@ class Uploader:
         )
 
     async def _is_doubtful(self) -> bool:
-        if self._settings.allow_removals:
-            return False
-        doubt = await trio.to_thread.run_sync(
-            doubt_about, self._settings.datastore, self._tree, self._state, self._journal
-        )
+        doubt = await self._doubt()
         if doubt is not None:
             self._refuse(doubt)
         return doubt is not None
+
+    async def _doubt(self) -> str | None:
+        if self._settings.allow_removals:
+            return None
+        return await trio.to_thread.run_sync(
+            doubt_about, self._settings.datastore, self._tree, self._state, self._journal
+        )
 
     def _refuse(self, reason: str) -> bool:
         self._status.phase, self._status.refused = "refused", reason
@@ -150,11 +191,18 @@ class Uploader:
 
     async def _get_to_know_the_bucket(self) -> None:
         """Probe and adopt. Where a request is refused it is tried again: what refuses may stand in between."""
+        is_in_doubt = self._state.view(
+            lambda transaction: (
+                transaction.adopted() and (self._drain.follows_another_journal or transaction.inspecting())
+            )
+        )
         while True:
             try:
                 await self._store.probe(self._layout.own_key("probe"))
                 self._status.phase = "reading the bucket"
                 await Adoption(self._layout, self._store, self._state, self._mirror.commits).adopt()
+                if is_in_doubt:
+                    await self._compare_bucket()
             except (StoreRejected, ConfirmationFailed) as error:
                 if self._status.refused != str(error):
                     log.error("nothing is mirrored for now: %s", error)
@@ -164,13 +212,25 @@ class Uploader:
                 self._status.refused = None
                 return
 
+    async def _compare_bucket(self) -> None:
+        """Before anything relies on a state that may be older than the bucket: is it as the state says?
+
+        A disk may forget at a power cut what it said to have stored. Costs one request for a thousand objects listed.
+        """
+        log.warning("the journal is another one than before, or a comparison was interrupted: comparing the bucket")
+        self._status.phase = "comparing the bucket"
+        await self._mirror.inspection.inspect(no_report)
+        # From here on the state belongs to this journal.
+        position = self._drain.position
+        await self._mirror.commits.apply(lambda transaction: transaction.set_position(position))
+
     async def _mirror_for_ever(self, nursery: trio.Nursery) -> None:
         await self._get_to_know_the_bucket()
         if await self._is_doubtful():
             return
         log.info("mirroring to %s, confirmed by %s", self._store.place, self._store.capabilities.confirmation.value)
         self._status.phase = "reconciling"
-        self._running = True
+        self._works.set()
         nursery.start_soon(self._drain.intake)
         nursery.start_soon(self._drain.save_position, _report_done)
         for _ in range(self._settings.parallel):
@@ -179,8 +239,15 @@ class Uploader:
             nursery.start_soon(self._drain.handle_tree)
         await self._drain.reconcile()
         self._status.phase = "mirroring"
+        await self._look_again_at_problems()
+
+    async def _look_again_at_problems(self) -> None:
+        delay, known = _FIRST_RECHECK_SECONDS, set[str]()
         while True:
-            await trio.sleep(_RECHECK_SECONDS)
+            await trio.sleep(delay)
+            names = self._state.view(lambda transaction: {problem.name for problem in transaction.problems()})
+            delay = _FIRST_RECHECK_SECONDS if names - known else min(delay * 2, _LONGEST_RECHECK_SECONDS)
+            known = names
             self._mirror.look_again_at_problems()
 
     async def _follow_parent(self, scope: trio.CancelScope) -> None:
@@ -188,35 +255,116 @@ class Uploader:
             while await stream.receive_some(_WAKE_BYTES):
                 self._drain.wake()
         log.info("the filesystem process is gone or asks to end: ending")
+        reach("uploader.ending")
         timer = threading.Timer(_END_SECONDS, os._exit, (0,))
         timer.daemon = True
         timer.start()
         scope.cancel()
 
     async def _answer_status(self) -> Answer:
-        if not self._running:
+        if not self._works.is_set():
             return self._status.answer()
         return await self._status.full_answer(self._tree, self._journal, self._worklist, self._drain, self._mirror)
 
     async def _answer_wait(self) -> Answer:
         """Answer when everything is settled, or when it is known that nothing will be."""
-        async with trio.open_nursery() as nursery:
-
-            async def settle() -> None:
-                await self._drain.settled()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(settle)
-            await self._refused.wait()
-            nursery.cancel_scope.cancel()
+        await self._unless_refused(self._drain.settled)
         if self._status.refused is not None:
             return {"error": self._status.refused}
         return await self._answer_status()
+
+    async def _answer_reconcile(self, request: Mapping[str, Any], tell: Tell) -> Answer:
+        """Compare anew, deal with what is found, and tell how much it was; or, "dry_run", tell all of it only."""
+        findings = _Findings(tell if request.get("dry_run") else None)
+        answer: Answer = {}
+
+        async def reconcile() -> None:
+            await self._works.wait()
+            async with self._reconciling:
+                answer.update(await self._reconcile(findings, deep=bool(request.get("deep"))))
+
+        await self._unless_refused(reconcile)
+        if self._status.refused is not None:
+            return {"error": self._status.refused}
+        return answer
+
+    async def _reconcile(self, findings: _Findings, *, deep: bool) -> Answer:
+        corrects = not findings.only_told
+        try:
+            doubt = await self._doubt() if corrects else None
+            if doubt is None:
+                await self._mirror.survey.survey(findings.add)
+                if deep:
+                    await self._mirror.inspection.inspect(findings.add, corrects=corrects)
+                    # Snapshots may have been found in the bucket that the datastore does not have.
+                    doubt = await self._doubt() if corrects else None
+        except StoreError as error:
+            return {"error": str(error)}
+        if doubt is not None:
+            return {"error": doubt}
+        if corrects:
+            await self._drain.reconcile_again()
+        return {**findings.answer(), "problems": self._status.answer()["problems"]}
+
+    async def _unless_refused(self, work: Callable[[], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def finish() -> None:
+                await work()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(finish)
+            await self._refused.wait()
+            nursery.cancel_scope.cancel()
+
+
+class _Findings:
+    """The differences that were found: counted, and each told to whoever wants to know."""
+
+    def __init__(self, tell: Tell | None) -> None:
+        self.only_told = tell is not None
+        self._tell = tell
+        self._counts = dict.fromkeys(Remedy, 0)
+        self._foreign: list[str] = []
+
+    async def add(self, difference: Difference) -> None:
+        """Take a difference in."""
+        self._counts[difference.remedy] += 1
+        if difference.remedy is Remedy.LEAVE and len(self._foreign) < _FOREIGN_EXAMPLES:
+            self._foreign.append(difference.key)
+        if self._tell is not None:
+            await self._tell({"key": difference.key, "found": difference.found, "remedy": difference.remedy.value})
+
+    def answer(self) -> Answer:
+        """Tell how many there were, by what is done about them."""
+        counts = {remedy.value: count for remedy, count in self._counts.items() if remedy is not Remedy.LEAVE}
+        foreign = {"count": self._counts[Remedy.LEAVE], "examples": self._foreign}
+        return {"differences": counts, "foreign_objects": foreign}
+
+
+def _damage_of(directory: str, error: BaseException) -> DatabaseCorrupt | None:
+    """Find in a group of errors, or in one, that the environment in `directory` is damaged."""
+    if isinstance(error, BaseExceptionGroup):
+        found = (_damage_of(directory, inner) for inner in error.exceptions)
+        return next((damage for damage in found if damage is not None), None)
+    return error if isinstance(error, DatabaseCorrupt) and error.directory == directory else None
 
 
 def report_refusal(reason: str) -> None:
     """Tell the filesystem process that nothing will be mirrored, and why."""
     _report("store", state="refused", reason=reason)
+
+
+def _reach_step_of_object(step: str, key: str) -> None:
+    match step:
+        case "before-put":
+            reach("object.before-put")
+        case "after-put":
+            reach("object.after-put")
+        case "before-delete":
+            reach("object.before-delete")
+        case "after-delete":
+            reach("object.after-delete")
 
 
 def _report(event: str, **details: str | int) -> None:

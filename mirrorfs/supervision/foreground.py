@@ -11,6 +11,7 @@ import trio
 
 from mirrorfs.filesystem.mount import MountError
 from mirrorfs.journal.errors import JournalError
+from mirrorfs.supervision.ending import block_signals
 from mirrorfs.supervision.mount import MountRefused, MountSettings, run_mount
 
 _EXPECTED = (MountRefused, MountError, JournalError, OSError)
@@ -23,6 +24,7 @@ def run_in_foreground(settings: MountSettings, ready: Callable[[str], None]) -> 
         format="%(asctime)s mount %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    block_signals()
     try:
         trio.run(run_mount, settings, ready)
     except _EXPECTED as error:

@@ -6,21 +6,24 @@ import errno
 import json
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import trio
 
 from mirrorfs.filesystem.interception import Durability, Interception
 from mirrorfs.filesystem.mount import MountError, detach, is_dead, is_mounted, serve
 from mirrorfs.filesystem.operations import PassThrough
+from mirrorfs.journal.damage import set_state_aside, stored_identity
 from mirrorfs.journal.directory import DirectoryLock, StateDirectory
-from mirrorfs.journal.errors import DatabaseCorrupt, UnfinishedDatabase
+from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
 from mirrorfs.journal.journal import JournalWriter
-from mirrorfs.journal.state import Identity, State, check_identity
+from mirrorfs.journal.state import Identity, check_identity
 from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.steps import reach
+from mirrorfs.supervision.ending import Deadline, end_on_signal
 from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager
 from mirrorfs.supervision.registry import Registration, RunningMount, mount_of
 from mirrorfs.supervision.trimming import Trimming
@@ -76,18 +79,26 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
     directory.create()
     lock = DirectoryLock(directory, "mount")
     lock.acquire()
+    reach("mount.locked")
     try:
-        _check_state(settings.uploader, directory)
+        damage = _check_state(settings.uploader, directory)
         journal = JournalWriter(directory.journal)
         if journal.distrusted is not None:
             log.warning("%s: it is begun anew, and the whole datastore is compared", journal.distrusted)
-        try:
-            with _other_file_systems(root_descriptor) as others:
-                await _run(
-                    settings, root_descriptor, Durability(root_descriptor, journal, others), journal, ready, manager
-                )
-        finally:
-            journal.close()
+        with Deadline(partial(_end_by_force, settings.mountpoint, journal)) as deadline:
+            try:
+                with _other_file_systems(root_descriptor) as others:
+                    await _run(
+                        settings,
+                        root_descriptor,
+                        Durability(root_descriptor, journal, others),
+                        journal,
+                        lambda note: ready(" ".join(filter(None, (damage, note)))),
+                        manager,
+                        deadline,
+                    )
+            finally:
+                journal.close()
     finally:
         lock.release()
         os.close(root_descriptor)
@@ -114,6 +125,7 @@ async def _run(
     journal: JournalWriter,
     ready: Callable[[str], None],
     manager: ServiceManager,
+    deadline: Deadline,
 ) -> None:
     trimming = Trimming(journal)
     uploader = UploaderProcess(
@@ -135,23 +147,28 @@ async def _run(
             )
         except MountError as error:
             raise _with_options(error, settings) from error
+        reach("mount.unmounted")
         log.info("%s is unmounted", settings.mountpoint)
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        end_on_signal(nursery.cancel_scope, deadline)
         nursery.start_soon(uploader.keep_running)
         nursery.start_soon(trimming.run)
         nursery.start_soon(interception.keep_repairing)
         note = await _first_answer(uploader, settings)
+        reach("mount.before-serve")
         await nursery.start(serve_until_unmounted)
+        reach("mount.after-serve")
         registration.begin()
+        reach("mount.registered")
         try:
             log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
             ready(note)
             manager.tell(READY)
             await trio.sleep_forever()
         finally:
+            reach("mount.before-end")
             manager.tell(STOPPING)
             registration.end()
 
@@ -183,14 +200,13 @@ def _no_answer(settings: MountSettings) -> str:
     )
 
 
-async def _end_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            if scope.cancel_called:
-                log.warning("ending at once, at the second signal")
-                os._exit(128 + number)
-            log.info("unmounting, at %s", signal.Signals(number).name)
-            scope.cancel()
+def _end_by_force(mountpoint: str, journal: JournalWriter) -> None:
+    if is_mounted(mountpoint):
+        detach(mountpoint)
+    try:
+        journal.sync()
+    except JournalError as error:
+        log.error("%s", error)
 
 
 def check_paths(settings: MountSettings) -> None:
@@ -264,30 +280,17 @@ def _check_fuse() -> None:
         raise MountRefused(f"cannot use /dev/fuse ({error.strerror}): {hint}") from error
 
 
-def _check_state(settings: UploaderSettings, directory: StateDirectory) -> None:
-    """Refuse a state directory that the uploader could not use, while there is somebody to tell it to."""
+def _check_state(settings: UploaderSettings, directory: StateDirectory) -> str:
+    """Refuse a state directory that the uploader could not use, while there is somebody to tell it to.
+
+    A damaged state is set aside: the backups must go on being mirrored. Returns what there is to say about that, or "".
+    """
     try:
-        stored = _stored_identity(directory.state)
+        stored = stored_identity(directory)
     except DatabaseCorrupt as error:
-        raise MountRefused(
-            f"{error}. Move {directory.state} away and mount again: the state is then rebuilt from the bucket and the "
-            "datastore, and nothing that is mirrored is lost"
-        ) from error
+        return f"{set_state_aside(directory, str(error))}."
     check_identity(stored, Identity(settings.datastore, settings.bucket, settings.prefix), directory.path)
-
-
-def _stored_identity(path: str) -> Identity | None:
-    data = os.path.join(path, "data.mdb")
-    if not os.path.lexists(path) or (os.path.isdir(path) and not (os.path.exists(data) and os.path.getsize(data))):
-        return None
-    try:
-        state = State(path, read_only=True)
-    except UnfinishedDatabase:
-        return None
-    try:
-        return state.view(lambda transaction: transaction.identity())
-    finally:
-        state.close()
+    return ""
 
 
 def _with_descriptor(settings: UploaderSettings, root_descriptor: int) -> UploaderSettings:

@@ -8,6 +8,7 @@ import trio
 
 from mirrorfs.journal.errors import JournalError
 from mirrorfs.journal.journal import JournalWriter, Position
+from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,11 @@ class Trimming:
             self._news = trio.Event()
             if self._position is None:
                 continue
+            reach("trimming.before-trim")
             try:
                 while await trio.to_thread.run_sync(self._journal.trim_some, self._position):
                     continue
+                reach("trimming.after-trim")
             except JournalError as error:
                 # Nothing is lost by records that stay; the next position tries again.
                 log.warning("the journal cannot be trimmed: %s", error)

@@ -21,10 +21,10 @@ from mirrorfs.replication.settings import UploaderSettings
 log = logging.getLogger(__name__)
 
 _FIRST_DELAY = 1.0
-_LONGEST_DELAY = 60.0
 # An uploader that has lived so long was well: the next death starts with the first delay again.
 _WELL_AFTER = 60.0
-_END_SECONDS = 5.0
+# It ends itself after 3 s; the mount's own end is promised within 5 s.
+_END_SECONDS = 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,10 @@ class UploaderProcess:
             log.debug("the uploader is gone; it is being started again")
 
     async def keep_running(self) -> None:
-        """Run the uploader and start it again when it dies or could not be started, until cancelled; then end it."""
+        """Run the uploader and start it again when it dies or could not be started, until cancelled; then end it.
+
+        The waits between grow up to the ceiling that the settings give for tries that fail.
+        """
         delay = _FIRST_DELAY
         while True:
             began = trio.current_time()
@@ -80,7 +83,7 @@ class UploaderProcess:
                 delay = _FIRST_DELAY
             log.error("the uploader %s; starting it again in %.0f s", condition, delay)
             await trio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_DELAY)
+            delay = min(delay * 2, max(_FIRST_DELAY, self._settings.retry_ceiling))
 
     async def _clean_up(self) -> None:
         try:

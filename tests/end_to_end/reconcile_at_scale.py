@@ -42,13 +42,17 @@ class _ForgetfulClient:
 
     def __init__(self) -> None:
         self.puts = 0
+        self._shown: dict[str, StoredObject] = {}
 
     def put_object(self, key: str, body: bytes, *, crc32c: int | None, md5: bytes | None) -> PutReceipt:
         self.puts += 1
-        return PutReceipt(hashlib.md5(body).hexdigest(), crc32c)
+        etag = hashlib.md5(body).hexdigest()
+        self._shown[key] = StoredObject(key, len(body), etag, crc32c)
+        return PutReceipt(etag, crc32c)
 
     def head_object(self, key: str) -> StoredObject | None:
-        return None
+        # Each is asked for once, after its PUT: nothing grows.
+        return self._shown.pop(key, None)
 
 
 async def _reconcile(datastore: str, directory: str) -> dict[str, int]:

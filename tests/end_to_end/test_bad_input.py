@@ -524,27 +524,33 @@ def test_a_state_directory_that_cannot_be_used(untouched: MirrorUnderTest) -> No
         (state / name).unlink()
 
 
-def test_a_corrupt_or_newer_state(filled: MirrorUnderTest) -> None:
+def test_a_corrupt_state_is_set_aside_and_rebuilt(filled: MirrorUnderTest) -> None:
     filled.mount()
     filled.wait()
     filled.umount()
-    before = inventory(filled.datastore)
     data = filled.state / "state" / "data.mdb"
     good = data.read_bytes()
     for garbage in (b"garbage" * 10_000, b"short", good[:5000], bytes(len(good))):
         data.write_bytes(garbage)
-        refused = filled.run(*filled.mount_arguments())
-        check_refused(refused, f"the database in {data.parent} is damaged", f"Move {data.parent} away")
-    data.write_bytes(good)
+        filled.mount()
+        filled.wait()
+        assert filled.audit() == []
+        filled.umount()
+        assert f"{data.parent} is damaged" in filled.log
+        assert list(filled.state.glob("state.damaged-*")), "the damaged state is kept beside the new one"
+
+
+def test_a_newer_state(filled: MirrorUnderTest) -> None:
+    filled.mount()
+    filled.wait()
+    filled.umount()
+    before = inventory(filled.datastore)
     for name in ("state", "journal"):
         with _format_of(filled.state / name, b"9"):
             refused = filled.run(*filled.mount_arguments())
             check_refused(refused, str(filled.state / name), "format 9", "install the newer mirrorfs")
     assert (mounts_in(filled.base), processes_of(filled)) == ([], [])
     assert inventory(filled.datastore) == before
-    # What the message said to do.
-    data.write_bytes(b"garbage" * 10_000)
-    data.parent.rename(filled.base / "moved away")
     filled.mount()
     filled.wait()
     assert filled.audit() == []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.harness.auditor import audit_continuously
 from tests.harness.content import BackupPlan, BlobPlan, ImagePlan
+from tests.harness.steps import StepFile
 from tests.harness.writer import DatastoreWriter
 
 # Three chunks, two listed files, a manifest and an owner: every kind of PUT, and few of each.
@@ -44,38 +48,82 @@ def audited(mirror: MirrorUnderTest) -> Iterator[None]:
     assert mirror.audit() == []
 
 
+@pytest.fixture
+def steps(mirror: MirrorUnderTest) -> StepFile:
+    """Arms steps in what is mounted from now on."""
+    step_file = StepFile(mirror.base / "step")
+    mirror.extra_environment.update(step_file.environment)
+    return step_file
+
+
 @pytest.mark.timeout(140)
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8, 12])
-@pytest.mark.parametrize("step", ["before-put", "after-put"])
-def test_uploader_killed_around_a_put(mirror: MirrorUnderTest, step: str, number: int) -> None:
-    _kill_once_at(mirror, step, number)
+@pytest.mark.parametrize("number", [1, 3, 5, 8, 12])
+@pytest.mark.parametrize("step", ["object.before-put", "object.after-put"])
+def test_uploader_killed_around_a_put(mirror: MirrorUnderTest, steps: StepFile, step: str, number: int) -> None:
+    steps.arm(step, number)
+    mirror.mount()
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
+        work(writer)
+        mirror.wait()
+    assert [name for name, _ in steps.fired] == [step], f"the work has no {step} number {number}"
 
 
 @pytest.mark.timeout(140)
 @pytest.mark.parametrize("number", [1, 3, 5])
-@pytest.mark.parametrize("step", ["before-delete", "after-delete"])
-def test_uploader_killed_around_a_delete(mirror: MirrorUnderTest, step: str, number: int) -> None:
-    _kill_once_at(mirror, step, number)
-
-
-def _kill_once_at(mirror: MirrorUnderTest, step: str, number: int) -> None:
-    fired = mirror.base / "fired"
-    mirror.extra_environment["MIRRORFS_KILL_AT"] = f"{step}:{number}:{fired}"
-    with DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
-        if "delete" in step:
-            # Deletions need something that has been published before.
-            writer.backup("vm/3")
-            writer.backup("vm/4")
-        mirror.mount()
-        if "delete" in step:
-            mirror.wait()
+@pytest.mark.parametrize("step", ["object.before-delete", "object.after-delete"])
+def test_uploader_killed_around_a_delete(mirror: MirrorUnderTest, steps: StepFile, step: str, number: int) -> None:
+    mirror.mount()
     with audited(mirror), DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
-        if "delete" in step:
-            writer.forget_group("vm/3")
-            writer.forget_group("vm/4")
+        # Deletions need something that has been published before.
+        writer.backup("vm/3")
+        writer.backup("vm/4")
+        mirror.wait()
+        steps.arm(step, number)
+        writer.forget_group("vm/3")
+        writer.forget_group("vm/4")
         work(writer)
         mirror.wait()
-    assert fired.exists(), f"the work has no {step} number {number}: this test proves nothing"
+    assert [name for name, _ in steps.fired] == [step], f"the work has no {step} number {number}"
+
+
+@pytest.mark.timeout(140)
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("interception.before-record", 1),
+        ("interception.before-record", 6),
+        ("interception.after-record", 3),
+        ("durability.before-sync", 1),
+        ("durability.after-syncfs", 1),
+        ("durability.after-sync", 2),
+        ("trimming.before-trim", 1),
+        ("trimming.after-trim", 1),
+    ],
+)
+def test_mount_killed_at_a_step(mirror: MirrorUnderTest, steps: StepFile, step: str, number: int) -> None:
+    mirror.mount()
+    steps.arm(step, number)
+    _work_until_it_fails(mirror)
+    mirror.run("wait", str(mirror.datastore), "--timeout", "60")
+    assert [name for name, _ in steps.fired] == [step], f"the work has no {step} number {number}"
+    mirror.mount()
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=6, default_plan=TINY) as writer:
+        work(writer)
+
+
+def _work_until_it_fails(mirror: MirrorUnderTest) -> None:
+    """Work in another process: a mapped index whose mount has died ends whoever touches it by SIGBUS."""
+    process = multiprocessing.get_context("spawn").Process(target=_work_on, args=(mirror.datastore,))
+    process.start()
+    process.join(60)
+    process.kill()
+    process.join()
+
+
+def _work_on(datastore: Path) -> None:
+    faulthandler.disable()
+    with suppress(OSError), DatastoreWriter(datastore, seed=5, default_plan=TINY) as writer:
+        work(writer)
 
 
 class _Killed(BaseException):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.filesystem.mount import detach, is_mounted
+from tests.filesystem.slow_backing_process import SlowBackingProcess
 
 _START_SECONDS = 20
 _END_SECONDS = 10
@@ -140,6 +141,26 @@ def mounter() -> Iterator[Mounter]:
             process.stop()
         for base in bases:
             shutil.rmtree(base)
+
+
+@pytest.fixture
+def slow_base() -> Iterator[tuple[Path, SlowBackingProcess]]:
+    """A directory for `mounter` whose backing directory is a slow file system."""
+    base = Path(tempfile.mkdtemp(prefix="pass-through-test-"))
+    for name in ("disk", "backing"):
+        (base / name).mkdir()
+    slow = SlowBackingProcess(base / "disk", base / "backing")
+    try:
+        yield base, slow
+    finally:
+        slow.stop()
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+def slow(slow_base: tuple[Path, SlowBackingProcess], mounter: Mounter) -> tuple[PassThroughProcess, SlowBackingProcess]:
+    base, backing = slow_base
+    return mounter(base=base), backing
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,7 @@ async def test_an_upload_is_confirmed_by_its_etag(ceph: Ceph, key: str) -> None:
     await objects.probe(f"{key}/probe")
     before = len(ceph.proxy.requests())
     await objects.put(key, b"content" * 100_000)
-    assert [seen.method for seen in ceph.proxy.requests()[before:]] == ["PUT"]
+    assert [seen.method for seen in ceph.proxy.requests()[before:]] == ["PUT", "HEAD"]
     assert await objects.get(key) == b"content" * 100_000
     await objects.delete([key])
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import email.utils
 import logging
 import socket
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import botocore.auth
+import botocore.compat
 import pytest
 import trio
 
+import mirrorfs.objectstore.client
 from mirrorfs.objectstore import (
     AT_ONCE,
     ConfirmationFailed,
@@ -25,7 +32,7 @@ from mirrorfs.objectstore import (
 )
 from tests.objectstore.conftest import QUICK, LogWatcher, open_at
 from tests.objectstore.test_store import BY_ETAG, BY_READING, RIGHTS
-from tests.stores.fault_proxy import FaultProxy
+from tests.stores.fault_proxy import Fault, FaultProxy, Rule
 from tests.stores.seaweedfs import StoreServer
 
 pytestmark = pytest.mark.trio
@@ -251,6 +258,203 @@ async def test_a_get_that_is_cut_short_is_repeated(
     await objects.put(f"{prefix}/a", body)
     fault_proxy.truncate("GET", times=2)
     assert await objects.get(f"{prefix}/a") == body
+
+
+@pytest.mark.parametrize("damage", [FaultProxy.corrupt_answer, FaultProxy.shorten])
+async def test_a_get_that_is_damaged_on_its_way_is_repeated(
+    fault_proxy: FaultProxy,
+    shared_bucket: str,
+    prefix: str,
+    credentials: None,
+    damage: Callable[..., Rule],
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    body = b"content" * 10_000
+    await objects.put(f"{prefix}/a", body)
+    damage(fault_proxy, times=2)
+    assert await objects.get(f"{prefix}/a") == body
+    assert sum(fault_proxy.injected.values()) == 2
+
+
+async def test_a_body_that_stays_damaged_is_left_to_whoever_asked(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None, log_watcher: LogWatcher
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    await objects.put(f"{prefix}/a", b"content")
+    fault_proxy.corrupt_answer()
+    assert len(await objects.get(f"{prefix}/a")) == 7
+    assert log_watcher.count(f"Could not read {prefix}/a from bucket") == 1
+
+
+async def test_an_etag_that_is_no_md5_says_nothing_of_a_body(
+    fault_proxy: FaultProxy, store: StoreServer, shared_bucket: str, prefix: str, credentials: None
+) -> None:
+    client = store.access.client()
+    key = f"{prefix}/multipart"
+    upload = client.create_multipart_upload(Bucket=shared_bucket, Key=key)["UploadId"]
+    part = client.upload_part(Bucket=shared_bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"content")
+    client.complete_multipart_upload(
+        Bucket=shared_bucket,
+        Key=key,
+        UploadId=upload,
+        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
+    )
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    await objects.put(f"{prefix}/a", b"content")
+    before = fault_proxy.count("GET")
+    assert await objects.get(key) == b"content"
+    assert fault_proxy.count("GET") == before + 1
+
+
+async def test_a_delete_that_the_store_says_nothing_about_is_repeated(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None, log_watcher: LogWatcher
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    await objects.put(f"{prefix}/a", b"content")
+    # An answer of success, with no word about the keys.
+    silence = b'<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"></DeleteResult>'
+    fault_proxy.answer(200, "", "POST", times=2, body=silence)
+    await objects.delete([f"{prefix}/a", f"{prefix}/never-was"])
+    assert fault_proxy.count("POST") == 3
+    assert await objects.head(f"{prefix}/a") is None
+
+
+async def test_everything_denied_for_a_while_is_one_line_and_goes_on_by_itself(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None, log_watcher: LogWatcher
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    rule = fault_proxy.deny()
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(objects.put, f"{prefix}/{number}", b"content")
+        await log_watcher.wait_for("is not usable")
+        # Many more tries than lines.
+        assert await trio.to_thread.run_sync(fault_proxy.wait_until_injected, 30, Fault.DENY)
+        assert not objects.condition.is_up
+        assert objects.condition.last_error is not None
+        assert objects.condition.last_error.reason is StoreReason.ACCESS_DENIED
+        rule.release()
+    assert objects.condition.is_up
+    assert (log_watcher.count("is not usable"), log_watcher.count("is usable again")) == (1, 1)
+    assert len(log_watcher.lines) == 2
+
+
+@pytest.mark.parametrize("minutes", [-20, 20])
+async def test_a_wrong_clock_is_named_and_goes_on_when_it_is_right(
+    objects: ObjectStore, prefix: str, monkeypatch: pytest.MonkeyPatch, log_watcher: LogWatcher, minutes: int
+) -> None:
+    with monkeypatch.context() as wrong:
+        wrong.setattr(
+            botocore.auth,
+            "get_current_datetime",
+            lambda: botocore.compat.get_current_datetime() + datetime.timedelta(minutes=minutes),
+        )
+        wrong.setattr(mirrorfs.objectstore.client, "time", ShiftedTime(minutes * 60.0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(objects.put, f"{prefix}/a", b"content")
+            await log_watcher.wait_for("is not usable")
+            error = objects.condition.last_error
+            assert error is not None
+            assert error.reason is StoreReason.CLOCK_SKEW
+            assert f"clock is 20 minutes {'ahead of' if minutes > 0 else 'behind'} the store's" in str(error)
+            assert "timedatectl" in str(error)
+            wrong.undo()
+    assert await objects.get(f"{prefix}/a") == b"content"
+
+
+async def test_a_refused_signature_is_the_clocks_fault_where_the_date_says_so(
+    fault_proxy: FaultProxy, shared_bucket: str, credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A store that finds the signature wrong, and does not look at its time.
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", WRONG_SECRET)
+    for seconds, reason in ((3600.0, StoreReason.CLOCK_SKEW), (60.0, StoreReason.WRONG_KEY)):
+        rule = fault_proxy.skew(seconds)
+        failure = await failure_of(open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE))
+        assert failure.reason is reason
+        assert_helpful(failure)
+        rule.release()
+
+
+async def test_a_date_that_is_off_hurts_nothing_that_succeeds(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
+) -> None:
+    fault_proxy.skew(-7200.0)
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE)
+    await objects.put(f"{prefix}/a", b"content")
+    assert await objects.get(f"{prefix}/a") == b"content"
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        ("7", 7.0, 7.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0, 0.0),
+        (email.utils.formatdate(time.time() + 3600, usegmt=True), 3000.0, 3600.0),
+        ("soon", None, None),
+        ("-1", None, None),
+    ],
+)
+async def test_the_time_that_the_store_asks_for_is_known(
+    fault_proxy: FaultProxy, shared_bucket: str, credentials: None, header: str, least: float | None, most: float | None
+) -> None:
+    fault_proxy.slow_down(header)
+    with pytest.raises(StoreUnavailable) as caught:
+        await open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE).get("m/a")
+    assert caught.value.reason is StoreReason.THROTTLED
+    if least is None or most is None:
+        assert caught.value.retry_after is None
+    else:
+        assert caught.value.retry_after is not None
+        assert least <= caught.value.retry_after <= most
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_storm_of_everything_neither_loses_nor_keeps_a_thing(
+    fault_proxy: FaultProxy, store: StoreServer, shared_bucket: str, prefix: str, credentials: None, seed: int
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket, parallelism=8)
+    fault_proxy.storm(seed, probability=0.3, longest_delay=0.2)
+    await objects.probe(f"{prefix}/probe")
+
+    async def live(number: int) -> None:
+        key = f"{prefix}/{number}"
+        await put_at_last(objects, key, f"first {number}".encode() * 100)
+        await put_at_last(objects, key, f"second {number}".encode() * 100)
+        assert await objects.get(key) == f"second {number}".encode() * 100
+        if number % 3 == 0:
+            await objects.delete([key])
+
+    async with trio.open_nursery() as nursery:
+        for number in range(24):
+            nursery.start_soon(live, number)
+    fault_proxy.clear()
+    assert len(fault_proxy.injected) > 8
+    kept = [number for number in range(24) if number % 3]
+    assert store.access.keys(shared_bucket, f"{prefix}/") == sorted(f"{prefix}/{number}" for number in kept)
+    for number in kept:
+        answer = store.access.client().get_object(Bucket=shared_bucket, Key=f"{prefix}/{number}")
+        assert answer["Body"].read() == f"second {number}".encode() * 100
+
+
+async def put_at_last(objects: ObjectStore, key: str, body: bytes) -> None:
+    """What a caller does for whom an object may fail once."""
+    while True:
+        with contextlib.suppress(ConfirmationFailed):
+            await objects.put(key, body)
+            return
+
+
+class ShiftedTime:
+    """Stands in for the module `time`, with another time of day."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def time(self) -> float:
+        return time.time() + self._seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic()
 
 
 async def test_a_delete_whose_answer_is_lost_is_repeated(

@@ -18,15 +18,16 @@ DOWN = "is not usable"
 UP = "is usable again"
 
 
-def unavailable(reason: StoreReason = StoreReason.UNREACHABLE) -> StoreUnavailable:
-    return StoreUnavailable("store a/b in bucket c", "Connection refused", reason)
+def unavailable(reason: StoreReason = StoreReason.UNREACHABLE, retry_after: float | None = None) -> StoreUnavailable:
+    return StoreUnavailable("store a/b in bucket c", "Connection refused", reason, retry_after)
 
 
 class Service:
     """An operation that fails for as long as it is told, and remembers when it was tried."""
 
-    def __init__(self, reason: StoreReason = StoreReason.UNREACHABLE) -> None:
+    def __init__(self, reason: StoreReason = StoreReason.UNREACHABLE, retry_after: float | None = None) -> None:
         self.reason = reason
+        self.retry_after = retry_after
         self.is_well = False
         self.tried_at: list[float] = []
 
@@ -34,7 +35,7 @@ class Service:
         await trio.lowlevel.checkpoint()
         self.tried_at.append(trio.current_time())
         if not self.is_well:
-            raise unavailable(self.reason)
+            raise unavailable(self.reason, self.retry_after)
         return "done"
 
     async def recover_at(self, seconds: float) -> None:
@@ -115,6 +116,51 @@ async def test_throttled_requests_do_not_all_come_back_at_once(autojump_clock: t
     assert len(set(service.tried_at[10:])) == 10
 
 
+@pytest.mark.parametrize(("asked", "honoured"), [(30.0, 30.0), (7 * 24 * 3600.0, 60.0)])
+async def test_the_time_that_a_store_asks_for_is_granted_up_to_the_ceiling(
+    autojump_clock: trio.testing.MockClock, asked: float, honoured: float
+) -> None:
+    condition = Condition()
+    service = Service(StoreReason.SERVER_ERROR, retry_after=asked)
+    persistence = Persistence(Patience(first=1.0, ceiling=60.0), condition, random.Random(1))
+    healthy = Service()
+    healthy.is_well = True
+
+    async def healthy_traffic() -> None:
+        for _ in range(600):
+            await trio.sleep(1.0)
+            await persistence.repeat(healthy.request)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(persistence.repeat, service.request)
+        await healthy_traffic()
+        service.is_well = True
+    waits = [later - earlier for earlier, later in zip(service.tried_at, service.tried_at[1:], strict=False)]
+    assert min(waits) >= honoured
+    assert max(waits) <= honoured + 60.0
+    # Those who were sent away together do not come back together.
+    assert len(set(waits)) > 1
+
+
+async def test_an_hour_of_denial_is_two_lines_and_a_bounded_number_of_tries(
+    autojump_clock: trio.testing.MockClock, log_watcher: LogWatcher
+) -> None:
+    service = Service(StoreReason.ACCESS_DENIED)
+    condition = Condition()
+    persistence = Persistence(Patience(), condition, random.Random(5))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(persistence.repeat, service.request)
+        nursery.start_soon(service.recover_at, trio.current_time() + 3600)
+        await trio.sleep(60)
+        assert not condition.is_up
+        assert condition.last_error is not None
+        assert "ListBucket" in str(condition.last_error)
+    assert condition.is_up
+    assert (log_watcher.count(DOWN), log_watcher.count(UP), len(log_watcher.lines)) == (1, 1, 2)
+    assert 60 < len(service.tried_at) < 250
+    assert max(later - earlier for earlier, later in zip(service.tried_at, service.tried_at[1:], strict=False)) <= 60
+
+
 @pytest.mark.parametrize("reason", [StoreReason.SERVER_ERROR, StoreReason.ACCESS_DENIED])
 async def test_one_sick_request_among_healthy_ones_leaves_the_condition_alone(
     autojump_clock: trio.testing.MockClock, log_watcher: LogWatcher, reason: StoreReason
@@ -167,6 +213,21 @@ async def test_a_request_that_began_before_the_outage_does_not_end_it(
     condition.succeeded(later)
     assert condition.is_up
     assert (log_watcher.count(DOWN), log_watcher.count(UP)) == (1, 1)
+
+
+async def test_a_failure_that_began_in_an_outage_is_no_case_of_its_own_after_it(
+    autojump_clock: trio.testing.MockClock, log_watcher: LogWatcher
+) -> None:
+    condition = Condition()
+    late, other = condition.begin(), condition.begin()
+    for _ in range(3):
+        condition.failed(late, unavailable(StoreReason.ACCESS_DENIED))
+        condition.begin_again(late)
+    condition.begin_again(other)
+    condition.succeeded(other)
+    condition.failed(late, unavailable(StoreReason.ACCESS_DENIED))
+    assert condition.is_up
+    assert (log_watcher.count(DOWN), log_watcher.count(UP), len(log_watcher.lines)) == (1, 1, 2)
 
 
 async def test_patience_with_a_total_ends_with_the_last_error(autojump_clock: trio.testing.MockClock) -> None:

@@ -35,6 +35,7 @@ RIGHTS = StoreCapabilities(
 )
 BY_ETAG = StoreCapabilities(False, True, False, False, True)
 BY_HEAD = StoreCapabilities(True, True, False, True, False)
+BY_PUT = StoreCapabilities(True, True, True, False, False)
 BY_READING = StoreCapabilities(False, False, False, False, False)
 
 
@@ -48,8 +49,17 @@ async def test_the_probe_sees_what_seaweedfs_honours_and_leaves_nothing(
 ) -> None:
     assert await objects.probe(f"{prefix}/.mirrorfs/probe") == RIGHTS
     assert objects.capabilities == RIGHTS
-    assert RIGHTS.confirmation is Confirmation.PUT_CHECKSUM
+    assert RIGHTS.confirmation is Confirmation.HEAD_CHECKSUM
     assert store.access.keys(shared_bucket, prefix) == []
+
+
+async def test_the_probe_is_not_misled_by_one_object_that_is_lost_or_seen_late(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
+) -> None:
+    fault_proxy.lose("*/probe-right", times=1)
+    fault_proxy.stale_head(100.0, times=2)
+    assert await open_at(fault_proxy.endpoint_url, shared_bucket).probe(f"{prefix}/probe") == RIGHTS
+    assert fault_proxy.count("PUT", "*/probe-right") > 2
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 5 * 1024 * 1024 + 3])
@@ -111,9 +121,10 @@ async def test_deleting_nothing_asks_nothing(fault_proxy: FaultProxy, shared_buc
 @pytest.mark.parametrize(
     ("capabilities", "confirmation", "requests"),
     [
-        (RIGHTS, Confirmation.PUT_CHECKSUM, ["PUT"]),
-        (BY_ETAG, Confirmation.ETAG_MD5, ["PUT"]),
+        (RIGHTS, Confirmation.HEAD_CHECKSUM, ["PUT", "HEAD"]),
         (BY_HEAD, Confirmation.HEAD_CHECKSUM, ["PUT", "HEAD"]),
+        (BY_ETAG, Confirmation.ETAG_MD5, ["PUT", "HEAD"]),
+        (BY_PUT, Confirmation.PUT_CHECKSUM, ["PUT", "HEAD"]),
         (BY_READING, Confirmation.READ_BACK, ["PUT", "GET"]),
     ],
 )

@@ -8,12 +8,14 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from mirrorfs.replication.control import Answer, Handler, ask, serve_control
+from mirrorfs.journal.errors import DatabaseCorrupt
+from mirrorfs.replication.control import Answer, Handler, Tell, ask, serve_control
 
 pytestmark = pytest.mark.trio
 
@@ -103,3 +105,38 @@ async def test_an_answer_that_breaks_off_is_none(directory: Path, answer: bytes)
                 await asked(path, "status")
         finally:
             thread.join(5)
+
+
+async def test_what_is_told_comes_before_the_answer(directory: Path) -> None:
+    async def count(request: Mapping[str, Any], tell: Tell) -> Answer:
+        async with trio.open_nursery() as nursery:
+            for number in range(request["to"]):
+                nursery.start_soon(tell, {"number": number})
+        return {"well": True}
+
+    heard: list[Answer] = []
+
+    def asked_to_count(path: str) -> Answer:
+        return ask(path, "count", 5, arguments={"to": 100}, told=heard.append)
+
+    async with trio.open_nursery() as nursery:
+        path = str(directory / "control")
+        nursery.start_soon(serve_control, path, {"fine": fine}, {"count": count})
+        with trio.fail_after(10):
+            while not await trio.Path(path).exists():
+                await trio.testing.wait_all_tasks_blocked()
+            assert await trio.to_thread.run_sync(asked_to_count, path) == {"well": True}
+            assert await asked(path, "fine") == {"well": True}
+        nursery.cancel_scope.cancel()
+    assert sorted(told["number"] for told in heard) == list(range(100))
+
+
+async def test_damage_of_the_state_ends_the_uploader_rather_than_an_answer(directory: Path) -> None:
+    async def damaged() -> Answer:
+        raise DatabaseCorrupt("the state is damaged", "/state")
+
+    with pytest.RaisesGroup(DatabaseCorrupt, flatten_subgroups=True):
+        async with serving(directory / "control", {"status": damaged}) as path:
+            with pytest.raises(ConnectionResetError):
+                await asked(path, "status")
+            await trio.sleep_forever()

@@ -21,6 +21,8 @@ from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.adoption import Adoption
+from mirrorfs.replication.differences import Difference
+from mirrorfs.replication.inspection import no_report
 from mirrorfs.replication.items import Item, item_of
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.worklist import Worklist
@@ -154,6 +156,21 @@ class Running:
         for item in items:
             self.worklist.add(item, self.worklist.inherited())
 
+    async def reconcile(self, *, deep: bool = False) -> list[Difference]:
+        """As `mirrorfs reconcile` does it; gives what it found."""
+        found: list[Difference] = []
+
+        async def add(difference: Difference) -> None:
+            found.append(difference)
+
+        await self.mirror.survey.survey(add)
+        if deep:
+            await self.mirror.inspection.inspect(add)
+        await self.mirror.reconciler.reconcile(self.worklist.inherited())
+        self.mirror.look_again_at_problems()
+        await self.settled()
+        return found
+
     async def settled(self) -> None:
         """Wait until there is nothing left to do."""
         with trio.fail_after(30):
@@ -185,6 +202,8 @@ class World:
                 nursery.start_soon(mirror.commits.run)
                 if reconciles:
                     await Adoption(layout, store, state, mirror.commits).adopt()
+                    if state.view(lambda transaction: transaction.inspecting()):
+                        await mirror.inspection.inspect(no_report)
                 for _ in range(_WORKERS):
                     nursery.start_soon(_work, mirror, worklist, worklist.take_chunk)
                     nursery.start_soon(_work, mirror, worklist, worklist.take_tree)

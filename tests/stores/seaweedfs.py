@@ -97,6 +97,20 @@ class StoreServer:
             raise RuntimeError("the store is not running")
         return self._process.pid
 
+    @property
+    def may_be_killed(self) -> bool:
+        """It is ours."""
+        return True
+
+    @property
+    def is_reached_by_http(self) -> bool:
+        """Whether it was started without TLS."""
+        return self._certificate is None
+
+    def is_running(self) -> bool:
+        """Whether it has been started and neither stopped nor killed since."""
+        return self._process is not None
+
     def environment(self) -> dict[str, str]:
         """See `StoreAccess.environment`."""
         return self.access.environment()

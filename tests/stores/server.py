@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import boto3
 import botocore.config
@@ -38,11 +38,14 @@ class StoreAccess:
             variables["AWS_CA_BUNDLE"] = self.ca_bundle
         return variables
 
-    def client(self, timeout: float = 20.0) -> S3Client:
-        """A plain boto3 client for the test's own look at the bucket; it shares nothing with mirrorfs."""
+    def client(self, timeout: float = 20.0, *, endpoint_url: str | None = None) -> S3Client:
+        """A plain boto3 client for the test's own look at the bucket; it shares nothing with mirrorfs.
+
+        `endpoint_url` leads it through something that stands before the store.
+        """
         return boto3.session.Session().client(
             "s3",
-            endpoint_url=self.endpoint_url,
+            endpoint_url=endpoint_url or self.endpoint_url,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
             region_name=REGION,
@@ -66,3 +69,78 @@ class StoreAccess:
         """All keys below a prefix, sorted."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return sorted(found["Key"] for page in pages for found in page.get("Contents", []))
+
+
+class AnyStore(Protocol):
+    """A store to run against: one of our own that may be killed, or one that somebody has."""
+
+    @property
+    def access(self) -> StoreAccess:
+        """Where it is and with which keys."""
+        ...
+
+    @property
+    def may_be_killed(self) -> bool:
+        """Whether `kill` and `restart` can be used."""
+        ...
+
+    @property
+    def is_reached_by_http(self) -> bool:
+        """Whether a proxy can stand before it: not where it is reached by TLS."""
+        ...
+
+    def environment(self) -> dict[str, str]:
+        """What a process is started with to have the keys."""
+        ...
+
+    def is_running(self) -> bool:
+        """Whether it has not been killed."""
+        ...
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        ...
+
+    def restart(self) -> None:
+        """Start it again on what it had."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GivenStore:
+    """A store that somebody else runs."""
+
+    access: StoreAccess
+    may_be_killed: bool = False
+
+    @classmethod
+    def from_usual_chain(cls, endpoint_url: str, profile: str | None = None) -> GivenStore:
+        """With the credentials that boto3 finds. Raises ValueError when there are none."""
+        credentials = boto3.session.Session(profile_name=profile).get_credentials()
+        if credentials is None:
+            raise ValueError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
+        keys = credentials.get_frozen_credentials()
+        if keys.access_key is None or keys.secret_key is None:
+            raise ValueError("the credentials that were found are not complete")
+        return cls(StoreAccess(endpoint_url, keys.access_key, keys.secret_key))
+
+    @property
+    def is_reached_by_http(self) -> bool:
+        """See AnyStore."""
+        return self.access.endpoint_url.startswith("http://")
+
+    def environment(self) -> dict[str, str]:
+        """See AnyStore."""
+        return self.access.environment()
+
+    def is_running(self) -> bool:
+        """Nobody here stops it."""
+        return True
+
+    def kill(self) -> None:
+        """Is not ours to be killed."""
+        raise RuntimeError("this store is somebody else's")
+
+    def restart(self) -> None:
+        """Is not ours to be started."""
+        raise RuntimeError("this store is somebody else's")

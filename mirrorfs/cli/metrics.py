@@ -1,0 +1,80 @@
+"""`mirrorfs metrics`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import click
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+
+from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.options import PATH
+from mirrorfs.supervision.metrics import MirrorCollector
+from mirrorfs.supervision.registry import RunningMount, find, running_mounts
+
+_PORTS = range(1, 65536)
+
+
+class ListenAddress(click.ParamType[tuple[str, int]]):
+    """A parameter of the form ADDRESS:PORT, an IPv6 address in brackets."""
+
+    name = "address"
+
+    def convert(
+        self, value: str | tuple[str, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Take address and port apart; what is no such pair is a usage error."""
+        if isinstance(value, tuple):
+            return value
+        address, _, port = value.rpartition(":")
+        if not address or not (port.isascii() and port.isdigit()) or int(port) not in _PORTS:
+            self.fail(f"{value!r} is not of the form ADDRESS:PORT, as 127.0.0.1:9860 or [::1]:9860", param, ctx)
+        return address.removeprefix("[").removesuffix("]"), int(port)
+
+
+@click.command("metrics")
+@click.argument("datastore", type=PATH, required=False)
+@click.option(
+    "--listen",
+    type=ListenAddress(),
+    metavar="ADDRESS:PORT",
+    help="Serve them over HTTP, read anew at each request, until ended. Without authentication or TLS.",
+)
+def command(datastore: str | None, listen: tuple[str, int] | None) -> None:
+    """Print metrics of DATASTORE in Prometheus' text format, or serve them.
+
+    Without DATASTORE, those of all mounts that are up on this machine. A mount or an uploader that does not
+    answer is not an error: mirrorfs_mount_up or mirrorfs_uploader_up is 0.
+
+    \b
+    Example:
+      mirrorfs metrics > mirrorfs.new && mv mirrorfs.new /var/lib/prometheus/node-exporter/mirrorfs.prom
+      mirrorfs metrics --listen 127.0.0.1:9860
+
+    Exit codes: 0 they were printed, 1 ADDRESS:PORT cannot be used, 2 wrong usage.
+    """
+    require_root("ask a mirror for its metrics")
+    path = None if datastore is None else os.path.realpath(datastore)
+    registry = CollectorRegistry()
+    registry.register(MirrorCollector(lambda: _mounts(path)))
+    if listen is None:
+        click.echo(generate_latest(registry), nl=False)
+        return
+    address, port = listen
+    try:
+        start_http_server(port, address, registry)
+    except OSError as error:
+        raise Failure(f"cannot listen on {address}, port {port}: {error.strerror}") from error
+    click.echo(f"serving metrics on {address}, port {port}, at /metrics", err=True)
+    while True:
+        signal.pause()
+
+
+def _mounts(path: str | None) -> Iterator[tuple[str, RunningMount | None]]:
+    if path is None:
+        yield from ((mount.datastore, mount) for mount in running_mounts())
+        return
+    mount = find(path)
+    yield (path if mount is None else mount.datastore), mount

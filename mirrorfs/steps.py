@@ -1,0 +1,154 @@
+"""Named steps between which a crash may leave something half done, so that a test can kill a process at any of them.
+
+A process that is started with `MIRRORFS_STEP_FILE=PATH` in its environment looks for that file at each step. Once it
+stands there with the content `STEP N`, the process that reaches STEP for the Nth time since then removes the file, adds
+the line `STEP PID` to `PATH.fired`, and ends by SIGKILL. The file has to appear complete, by a rename. Without the
+variable a step costs one comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Final
+
+VARIABLE: Final = "MIRRORFS_STEP_FILE"
+
+STEPS: Final[tuple[str, ...]] = (
+    # The filesystem process, or both where databases are concerned.
+    "mount.locked",
+    "mount.before-serve",
+    "mount.after-serve",
+    "mount.registered",
+    "mount.before-end",
+    "mount.unmounted",
+    "database.opened",
+    "database.format-recorded",
+    "database.before-growth",
+    "database.after-growth",
+    "journal.before-set-aside",
+    "journal.file-set-aside",
+    "journal.before-begin",
+    "journal.before-close",
+    "journal.synced",
+    "session.before-rename",
+    "session.after-rename",
+    "interception.before-record",
+    "interception.after-record",
+    "durability.before-sync",
+    "durability.after-syncfs",
+    "durability.after-sync",
+    "repair.before-record",
+    "repair.before-reopen",
+    "repair.after-reopen",
+    "repair.recorded",
+    "repair.ended",
+    "trimming.before-trim",
+    "trimming.after-trim",
+    # The uploader.
+    "uploader.state-opened",
+    "uploader.ending",
+    "claim.begun",
+    "claim.bucket-forgotten",
+    "claim.before-put",
+    "claim.after-put",
+    "claim.recorded",
+    "probe.stored",
+    "adoption.begun",
+    "adoption.chunks-recorded",
+    "adoption.contents-recorded",
+    "adoption.snapshot-recorded",
+    "adoption.before-end",
+    "adoption.ended",
+    "reconcile.begun",
+    "reconcile.snapshots-listed",
+    "reconcile.ended",
+    "drain.record-read",
+    "drain.records-listed",
+    "position.before-save",
+    "position.after-save",
+    "state.before-commit",
+    "state.after-commit",
+    "chunk.before-intention",
+    "chunk.before-put",
+    "chunk.after-put",
+    "chunk.recorded",
+    "chunk.before-delete",
+    "chunk.after-delete",
+    "chunk.forgotten",
+    "content.before-put",
+    "content.after-put",
+    "content.recorded",
+    "content.before-delete",
+    "content.after-delete",
+    "content.forgotten",
+    "publication.begun",
+    "publication.chunks-put",
+    "publication.file-put",
+    "publication.before-commit",
+    "publication.committed",
+    "publication.before-manifest",
+    "publication.manifest-put",
+    "publication.recorded",
+    "publication.extra-put",
+    "publication.stale-deleted",
+    "group.file-put",
+    "group.file-deleted",
+    "namespace.marker-put",
+    "namespace.marker-deleted",
+    "removal.begun",
+    "removal.manifest-deleted",
+    "removal.before-release",
+    "removal.released",
+    "removal.files-deleted",
+    "removal.recorded",
+    "problem.recorded",
+    "problem.cleared",
+    "foreign.recorded",
+    "object.before-put",
+    "object.after-put",
+    "object.before-delete",
+    "object.after-delete",
+)
+
+_file: Final = os.environ.get(VARIABLE)
+_lock = threading.Lock()
+_armed: tuple[str, int] | None = None
+_reached = 0
+
+
+def reach(step: str) -> None:
+    """Say that `step` is reached; may be called in any thread. Returns, unless a test has armed this very moment."""
+    if _file is not None:
+        _look(_file, step)
+
+
+def _look(path: str, step: str) -> None:
+    global _armed, _reached
+    with _lock:
+        try:
+            with open(path, encoding="ascii") as file:
+                content, changed_at = file.read(), os.fstat(file.fileno()).st_ctime_ns
+        except FileNotFoundError:
+            _armed = None
+            return
+        wanted, number = content.split()
+        if _armed != (content, changed_at):
+            _armed, _reached = (content, changed_at), 0
+        if step != wanted:
+            return
+        _reached += 1
+        if _reached >= int(number):
+            _end(path, step)
+
+
+def _end(path: str, step: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        # Another process was there first: it fires once.
+        return
+    with open(f"{path}.fired", "a", encoding="ascii") as fired:
+        fired.write(f"{step} {os.getpid()}\n")
+    os.kill(os.getpid(), signal.SIGKILL)

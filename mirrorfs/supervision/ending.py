@@ -1,0 +1,89 @@
+"""The end of a mount at a signal: in good order if that goes quickly, and by force if it does not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import trio
+
+log = logging.getLogger(__name__)
+
+# Those who use the mount are served for 3 s, the uploader has as long for what it is sending.
+_ORDERLY_SECONDS = 4.0
+# What is done by force may hang as well. The end is promised within 5 s.
+_LONGEST_SECONDS = 4.6
+_FORCED = 1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Deadline:
+    """Ends this process if it has not left the context within a few seconds after `begin`.
+
+    What hangs may be the datastore's disk, under a request that cannot be called off. The kernel keeps what the journal
+    has committed, so that nothing is lost by an end in the midst of anything.
+    """
+
+    def __init__(self, by_force: Callable[[], None]) -> None:
+        """`by_force` is called in a thread of its own before the end, and may hang or raise OSError."""
+        self._by_force = by_force
+        self._timers = (
+            threading.Timer(_ORDERLY_SECONDS, self._end_by_force),
+            threading.Timer(_LONGEST_SECONDS, os._exit, (_FORCED,)),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for timer in self._timers:
+            timer.cancel()
+
+    def begin(self) -> None:
+        """Say that the end has begun; may be called once."""
+        for timer in self._timers:
+            timer.daemon = True
+            timer.start()
+
+    def _end_by_force(self) -> None:
+        log.warning("ending by force: what was under way has not come to its end (does a disk not answer?)")
+        try:
+            self._by_force()
+        except OSError as error:
+            log.warning("ending by force: %s", error)
+        finally:
+            os._exit(_FORCED)
+
+
+def block_signals() -> None:
+    """Leave the signals that end a mount to `end_on_signal`; to be called before any other thread is started.
+
+    Processes that are started from here inherit it, and have to unblock what shall end them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def end_on_signal(scope: trio.CancelScope, deadline: Deadline) -> None:
+    """Cancel `scope` at SIGTERM or SIGINT; a second one ends the process at once.
+
+    A thread waits for them: a handler would have to wait for whatever system call holds up the thread of trio.
+    """
+    token = trio.lowlevel.current_trio_token()
+
+    def wait() -> None:
+        first = signal.sigwait(_SIGNALS)
+        deadline.begin()
+        log.info("unmounting, at %s; a second signal ends this at once", signal.Signals(first).name)
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(scope.cancel)
+        os._exit(128 + signal.sigwait(_SIGNALS))
+
+    threading.Thread(target=wait, daemon=True).start()

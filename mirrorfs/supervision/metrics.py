@@ -1,0 +1,267 @@
+"""How the mounts of this machine are, as metrics in Prometheus' words, read from outside of them at each collection."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from mirrorfs import __version__
+from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
+from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.journal.directory import StateDirectory
+from mirrorfs.journal.state import SnapshotPhase
+from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem
+from mirrorfs.supervision.registry import RunningMount
+
+_ANSWER_SECONDS = 5.0
+_LABEL = "datastore"
+_PROBLEM_KINDS = ("chunk", "snapshot", "group", "namespace", "directory", "foreign", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class MountReading:
+    """What was to be learnt of one mount: `answer` is the uploader's to `status`, None when it gave none in time."""
+
+    datastore: str
+    is_up: bool
+    journal_broken_since: float | None
+    answer: Answer | None
+
+
+def read_mount(datastore: str, mount: RunningMount | None) -> MountReading:
+    """Ask the processes of a mount how it is; waits for a few seconds at most. `mount` None: it is not mounted."""
+    # Prometheus' text is UTF-8, which a path need not be.
+    label = os.fsencode(datastore).decode(errors="replace")
+    if mount is None:
+        return MountReading(label, False, None, None)
+    return MountReading(label, _answers(mount.mountpoint), mount.journal_broken_since, _uploader_answer(mount))
+
+
+def _answers(mountpoint: str) -> bool:
+    """Tell whether the filesystem answers; one whose disk hangs would keep us waiting for as long."""
+    alive = threading.Event()
+
+    def look() -> None:
+        if is_mounted(mountpoint) and not is_dead(mountpoint):
+            alive.set()
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_ANSWER_SECONDS)
+    return alive.is_set()
+
+
+def _uploader_answer(mount: RunningMount) -> Answer | None:
+    try:
+        answer = ask(StateDirectory(mount.state_directory).control_socket, "status", _ANSWER_SECONDS)
+    except (OSError, ValueError):
+        return None
+    return answer if "uploader" in answer else None
+
+
+class MirrorCollector:
+    """Reads the mounts anew at each collection; registered with a Prometheus registry."""
+
+    def __init__(self, mounts: Callable[[], Iterable[tuple[str, RunningMount | None]]]) -> None:
+        """`mounts` gives the datastores to tell of, with their mounts, None for one that is not mounted."""
+        self._mounts = mounts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric of every mount."""
+        readings = [read_mount(datastore, mount) for datastore, mount in self._mounts()]
+        yield from _metrics_of_mounts(readings)
+        answers = [(reading.datastore, reading.answer) for reading in readings if reading.answer is not None]
+        for measure in _MEASURES:
+            yield measure.metric(answers)
+        yield _snapshots(answers)
+        yield _problems(answers)
+        yield _info(answers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """One number of the uploader's answer. It is left out where the answer has none: not yet, or not any more."""
+
+    name: str
+    documentation: str
+    read: Callable[[Answer], float | None]
+    is_counter: bool = False
+
+    def metric(self, answers: Sequence[tuple[str, Answer]]) -> Metric:
+        kind = CounterMetricFamily if self.is_counter else GaugeMetricFamily
+        metric = kind(self.name, self.documentation, labels=[_LABEL])
+        for datastore, answer in answers:
+            value = self.read(answer)
+            if value is not None:
+                metric.add_metric([datastore], value)
+        return metric
+
+
+def _at(*keys: str) -> Callable[[Answer], float | None]:
+    """Read the number (or truth, or time) below these keys."""
+
+    def read(answer: Answer) -> float | None:
+        value: Any = answer
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return None if value is None else float(value)
+
+    return read
+
+
+def _oldest_problem(answer: Answer) -> float | None:
+    return min((float(problem["since"]) for problem in answer["problems"]), default=None)
+
+
+_MEASURES = (
+    _Measure(
+        "mirrorfs_uploader_start_time_seconds",
+        "When the uploader was started, in seconds since the epoch.",
+        _at("uploader", "started"),
+    ),
+    _Measure(
+        "mirrorfs_uploader_refused",
+        "1 if nothing is mirrored until an administrator has decided something ('mirrorfs status' says what).",
+        lambda answer: float(answer["uploader"]["refused"] is not None),
+    ),
+    _Measure(
+        "mirrorfs_reconciled",
+        "1 if the whole datastore has been looked through since the uploader was started.",
+        lambda answer: float(answer.get("reconciled", False)),
+    ),
+    _Measure(
+        "mirrorfs_lag_seconds",
+        "Age of the oldest change that is not mirrored yet, 0 if all are.",
+        _at("lag_seconds"),
+    ),
+    _Measure("mirrorfs_backlog_items", "Changes that are not mirrored yet, about.", _at("backlog", "items")),
+    _Measure(
+        "mirrorfs_backlog_bytes",
+        "Bytes of the chunks that are known to be sent yet: at least so many.",
+        _at("backlog", "bytes_at_least"),
+    ),
+    _Measure(
+        "mirrorfs_journal_pending_records",
+        "Records of the journal that are not dealt with yet.",
+        _at("journal", "pending"),
+    ),
+    _Measure(
+        "mirrorfs_snapshots_publishing",
+        "Snapshots whose chunks are being sent.",
+        lambda answer: float(len(answer["publishing"])) if "publishing" in answer else None,
+    ),
+    _Measure("mirrorfs_chunks", "Chunk objects that the bucket holds or is being sent.", _at("chunks")),
+    _Measure(
+        "mirrorfs_uploaded_bytes",
+        "Bytes that were sent and confirmed since the uploader was started.",
+        _at("uploaded", "bytes"),
+        is_counter=True,
+    ),
+    _Measure(
+        "mirrorfs_uploaded_objects",
+        "Objects that were sent and confirmed since the uploader was started.",
+        _at("uploaded", "objects"),
+        is_counter=True,
+    ),
+    _Measure(
+        "mirrorfs_store_up", "1 if nothing is known against the store, 0 if requests to it fail.", _at("store", "up")
+    ),
+    _Measure(
+        "mirrorfs_store_changed_timestamp_seconds",
+        "When mirrorfs_store_up last changed, or the uploader was started, in seconds since the epoch.",
+        _at("store", "since"),
+    ),
+    _Measure(
+        "mirrorfs_store_last_error_timestamp_seconds",
+        "When a request last failed, in seconds since the epoch; missing if none has.",
+        _at("store", "last_error_at"),
+    ),
+    _Measure(
+        "mirrorfs_oldest_problem_timestamp_seconds",
+        "Since when the oldest of mirrorfs_problems stands, in seconds since the epoch; missing if there is none.",
+        _oldest_problem,
+    ),
+    _Measure(
+        "mirrorfs_foreign_names",
+        "Names in the datastore that are none of PBS's: passed through, never mirrored.",
+        _at("foreign", "count"),
+    ),
+)
+
+
+def _metrics_of_mounts(readings: Sequence[MountReading]) -> Iterator[Metric]:
+    mount_up = GaugeMetricFamily("mirrorfs_mount_up", "1 if the mount stands and answers.", labels=[_LABEL])
+    uploader_up = GaugeMetricFamily("mirrorfs_uploader_up", "1 if the mount's uploader answers.", labels=[_LABEL])
+    journal_broken = GaugeMetricFamily(
+        "mirrorfs_journal_broken",
+        "1 if changes are missing in the journal, because it cannot be written (is its disk full?).",
+        labels=[_LABEL],
+    )
+    for reading in readings:
+        mount_up.add_metric([reading.datastore], reading.is_up)
+        uploader_up.add_metric([reading.datastore], reading.answer is not None)
+        journal_broken.add_metric([reading.datastore], reading.journal_broken_since is not None)
+    yield from (mount_up, uploader_up, journal_broken)
+
+
+def _snapshots(answers: Sequence[tuple[str, Answer]]) -> Metric:
+    metric = GaugeMetricFamily(
+        "mirrorfs_snapshots",
+        "Snapshots of which something is in the bucket, by phase; those that are whole there are 'published'.",
+        labels=[_LABEL, "phase"],
+    )
+    for datastore, answer in answers:
+        counts = Counter(snapshot["phase"] for snapshot in answer["snapshots"])
+        for phase in SnapshotPhase:
+            metric.add_metric([datastore, phase.value], counts[phase.value])
+    return metric
+
+
+def _problems(answers: Sequence[tuple[str, Answer]]) -> Metric:
+    metric = GaugeMetricFamily(
+        "mirrorfs_problems",
+        "Sick objects: what cannot be mirrored as it is ('mirrorfs status' names each), by kind.",
+        labels=[_LABEL, "kind"],
+    )
+    for datastore, answer in answers:
+        counts = Counter(_kind_of_problem(str(problem["name"])) for problem in answer["problems"])
+        for kind in _PROBLEM_KINDS:
+            metric.add_metric([datastore, kind], counts[kind])
+    return metric
+
+
+def _kind_of_problem(name: str) -> str:
+    match item_of_problem(name):
+        case ChunkItem():
+            return "chunk"
+        case SnapshotId():
+            return "snapshot"
+        case GroupId():
+            return "group"
+        case NamespaceId():
+            return "namespace"
+        case SubtreeItem():
+            return "directory"
+        case ForeignItem():
+            return "foreign"
+        case _:
+            return "other"
+
+
+def _info(answers: Sequence[tuple[str, Answer]]) -> Metric:
+    metric = GaugeMetricFamily(
+        "mirrorfs_mirror_info",
+        "Always 1; where the datastore is mirrored to, and how what is sent is confirmed.",
+        labels=[_LABEL, "bucket", "prefix", "confirmation", "version"],
+    )
+    for datastore, answer in answers:
+        labels = [datastore, answer["bucket"], answer["prefix"], answer["store"]["confirmation"], __version__]
+        metric.add_metric(labels, 1)
+    return metric
