@@ -1,4 +1,5 @@
-"""The independent auditor: reads a bucket and says where the promises P1 (complete) and P2 (converging) are broken.
+"""The independent auditor: reads a bucket and says where the promises P1 (complete), P2 (converging), P5 (careful with
+deletes) and P6 (verified) are broken.
 
 How it tells a broken promise from a change under way. A bucket cannot be read at one instant, and snapshots come and
 go while it is being read. P1 speaks of every instant at which a manifest stands in the bucket. So the auditor looks
@@ -10,22 +11,26 @@ for an absence enclosed by two sightings of the same manifest:
    HEAD the object, HEAD the object again, HEAD the manifest. Only if both sightings of the manifest show the very
    same version (ETag, size and time) is anything concluded: when the snapshot is being unpublished, its manifest
    has gone before the object did, so the last sighting fails and nothing is reported.
-3. Object absent between the two sightings: violation. Object there now, though the chunk listing between two `.cnt`
+3. Object absent between the two sightings: violation. Object there now, though a listing between two `.cnt`
    listings with the same version of the manifest lacked it: it came late, if the store's own clock does not say
-   that it was put in a second before its manifest. Where listings are declared to lag (`listings_lag`), and for files
-   below `.cnt`, only an object put in a later second than its manifest counts as late.
+   that it was put in a second before its manifest (for files below `.cnt`: if it was put in a later second).
 4. Wrong bytes are read again between two sightings of the same manifest before they are reported.
+
+Where listings are declared to lag (`listings_lag`), they prove neither presence nor absence: the chunks of each version
+of a manifest are looked for directly once, and only what is seen to be absent is reported.
+
+P5: the auditor remembers the last audit. A chunk that stood there then, is gone now (also when it is back by the time
+it is looked for), and was referenced all the time by a manifest of one version, was deleted against the promise. That
+a chunk was put again is no such proof: another compression of it replaces the object.
 
 Bytes are remembered by key and ETag, so that auditing again costs two listings and what is new.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,420 +39,288 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.harness import formats
 from tests.harness.bucket import Bucket, ObjectVersion
-from tests.harness.formats import MANIFEST_NAME, FormatError, ManifestFile
-from tests.harness.names import chunk_path, namespace_path, parse_snapshot_path
-from tests.harness.scan import ChunkInspector, FoundDatastore, file_sha256, scan_datastore
+from tests.harness.convergence import CONTENT, DatastoreComparison, Listings, quarantine_violations
+from tests.harness.findings import AuditCounts, Violation
+from tests.harness.formats import MANIFEST_NAME, ManifestFile
+from tests.harness.names import chunk_path
+from tests.harness.reader import CHECKED_SUFFIXES, CHUNK_KEY, CheckedChunk, CheckedFile, ObjectReader
+from tests.harness.scan import ChunkInspector, FoundDatastore, scan_datastore
 
-_CONTENT = ".cnt/"
+__all__ = [
+    "AuditCounts",
+    "Auditor",
+    "ContinuousAudit",
+    "Violation",
+    "audit_continuously",
+    "audit_until_converged",
+]
+
 _CHUNKS = ".chunks/"
-_CHUNK_KEY = re.compile(r"\.chunks/([0-9a-f]{4})/(\1[0-9a-f]{60})\Z")
-_OUTSIDE_CONTENT = (".chunks/", ".mirrorfs/", ".in-use")
 _SMALLEST_CHUNK = formats.PLAIN_HEADER_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A broken promise: P1 or P2, the object's key (relative to the mirror's name), and what is wrong with it."""
-
-    promise: str
-    key: str
-    sentence: str
-
-    def __str__(self) -> str:
-        return f"{self.promise} {self.key}: {self.sentence}"
+# More than anybody reads; an audit of an empty bucket must not fill the memory sample after sample.
+_MOST_VIOLATIONS = 10_000
 
 
 @dataclass(slots=True)
-class AuditCounts:
-    """How much was looked at since the auditor was made; left_open: manifests that changed under the audit."""
+class _Past:
+    """What earlier audits leave to this one: the last complete listings, and, in all audits, which manifests' chunks
+    were looked for directly, which chunks were seen good (as bytes), and which damaged snapshots were unpublished."""
 
-    audits: int = 0
-    manifests: int = 0
-    files: int = 0
-    chunk_references: int = 0
-    chunks_read: int = 0
-    bytes_read: int = 0
-    left_open: int = 0
+    listings: Listings = field(default_factory=Listings)
+    looked_for: set[tuple[str, str]] = field(default_factory=set)
+    seen_good: set[bytes] = field(default_factory=set)
+    unpublished: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class _CheckedFile:
-    """What reading an object showed, apart from what any manifest says of it."""
+class _Chunks:
+    """Digests by what the listing of one audit tells of their objects; put_again: newer than at the last audit."""
 
-    sha256: str
-    digests: tuple[str, ...] = ()
-    csum: str = ""
-    size: int = 0
-    problem: str | None = None
+    present: frozenset[str]
+    too_small: frozenset[str]
+    put_again: frozenset[str]
 
-
-@dataclass(frozen=True, slots=True)
-class _CheckedChunk:
-    """What reading a chunk object showed: SHA-256 of the object's bytes, and what is wrong with them."""
-
-    sha256: str
-    problem: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Listings:
-    """Listings in the order in which they were taken: .cnt, chunks, .cnt again."""
-
-    content_before: dict[str, ObjectVersion]
-    chunks: dict[str, ObjectVersion]
-    content: dict[str, ObjectVersion]
-
-    def manifests(self) -> Iterator[str]:
-        """Those that stood unchanged from the first to the last listing."""
-        for key, version in self.content_before.items():
-            if key.endswith(f"/{MANIFEST_NAME}") and self.content.get(key) == version:
-                yield key
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What is known of objects by key and ETag. Any thread."""
-
-    files: dict[tuple[str, str], _CheckedFile] = field(default_factory=dict)
-    manifests: dict[tuple[str, str], tuple[ManifestFile, ...] | str] = field(default_factory=dict)
-    chunks: dict[tuple[str, str], _CheckedChunk] = field(default_factory=dict)
+    @classmethod
+    def of(cls, now: dict[str, ObjectVersion], before: dict[str, ObjectVersion]) -> _Chunks:
+        listed = {key.rpartition("/")[2]: (key, version) for key, version in now.items() if CHUNK_KEY.match(key)}
+        return cls(
+            frozenset(listed),
+            frozenset(digest for digest, (_, version) in listed.items() if version.size < _SMALLEST_CHUNK),
+            frozenset(
+                digest
+                for digest, (key, version) in listed.items()
+                if key in before and before[key].put_at < version.put_at
+            ),
+        )
 
 
 class Auditor:
-    """Audits one mirror. deep reads every chunk object (once per version) instead of trusting its presence; reads go
-    through `threads` threads. listings_lag: the store's listings may be behind its objects."""
+    """Audits one mirror. deep reads every object (once per version) instead of trusting its presence; reads go through
+    `threads` threads. listings_lag: the store's listings may be behind its objects. Any thread; audits follow one
+    another, and each knows the ones before: use one auditor throughout, or P5 is not seen.
+
+    Every audit raises ClientError or BotoCoreError when the store fails; the next one then compares with the last that
+    did not.
+    """
 
     def __init__(self, bucket: Bucket, *, deep: bool = False, listings_lag: bool = False, threads: int = 8) -> None:
         self.bucket = bucket
         self.counts = AuditCounts()
         self._deep, self._listings_lag, self._threads = deep, listings_lag, threads
-        self._memory = _Memory()
+        self._reader = ObjectReader(bucket, self.counts)
+        self._past = _Past()
         self._inspectors: dict[Path, ChunkInspector] = {}
         self._mutex = threading.Lock()
+        self._one_at_a_time = threading.RLock()
 
-    # -- P1 ------------------------------------------------------------------------------------------------
+    @property
+    def remembered(self) -> int:
+        """How many versions of objects are known; this follows what stands in the bucket, however long the run."""
+        return self._reader.remembered
 
     def audit_bucket(self) -> list[Violation]:
-        """P1, from the bucket alone, at any time. Raises ClientError or BotoCoreError when the store fails."""
-        with ThreadPoolExecutor(self._threads) as pool:
+        """P1, and what is seen of P5 and (if deep) P6, from the bucket alone, at any time."""
+        with self._one_at_a_time, ThreadPoolExecutor(self._threads) as pool:
             return self._audit_bucket(self._take_listings(pool), pool)
 
-    def _take_listings(self, pool: ThreadPoolExecutor) -> _Listings:
-        before = self.bucket.list(_CONTENT)
-        manifests = [key for key in before if key.endswith(f"/{MANIFEST_NAME}")]
-        list(pool.map(lambda key: self._manifest(key, before[key]), manifests))
-        return _Listings(before, self.bucket.list(_CHUNKS), self.bucket.list(_CONTENT))
+    def audit_datastore(self, path: str | os.PathLike[str]) -> list[Violation]:
+        """Everything, against a datastore's directory (the mount or what is behind it). For quiet times: what has not
+        been carried over yet is a violation of P2.
 
-    def _audit_bucket(self, listings: _Listings, pool: ThreadPoolExecutor) -> list[Violation]:
+        A snapshot that is damaged in the datastore may be in the bucket (from better days) or not.
+        """
+        with self._one_at_a_time:
+            datastore, inspector = self._scan(path)
+            with ThreadPoolExecutor(self._threads) as pool:
+                listings = self._take_listings(pool)
+                violations = self._audit_bucket(listings, pool)
+                comparison = DatastoreComparison(
+                    self._reader, listings, datastore, inspector, deep=self._deep, listings_lag=self._listings_lag
+                )
+                violations += comparison.run(pool)
+                violations += comparison.published_in_spite_of_damage(self._past.unpublished)
+            return violations + self._audit_quarantine(datastore)
+
+    def audit_quarantine(self, path: str | os.PathLike[str]) -> list[Violation]:
+        """P5 alone: what a datastore's snapshots need, has quarantined (.bad) and was seen good in the bucket, must
+        still stand there with good bytes. At any time at which nothing is forgotten or collected."""
+        with self._one_at_a_time:
+            return self._audit_quarantine(self._scan(path)[0])
+
+    def _scan(self, path: str | os.PathLike[str]) -> tuple[FoundDatastore, ChunkInspector]:
+        root = Path(path)
+        inspector = self._inspectors.setdefault(root, ChunkInspector(root))
+        return scan_datastore(root, inspector), inspector
+
+    def _audit_quarantine(self, datastore: FoundDatastore) -> list[Violation]:
+        return quarantine_violations(self._reader, datastore, self._past.seen_good)
+
+    # -- one audit -----------------------------------------------------------------------------------------
+
+    def _take_listings(self, pool: ThreadPoolExecutor) -> Listings:
+        before = self.bucket.list(CONTENT)
+        manifests = [key for key in before if key.endswith(f"/{MANIFEST_NAME}")]
+        list(pool.map(lambda key: self._reader.manifest(key, before[key]), manifests))
+        return Listings(before, self.bucket.list(_CHUNKS), self.bucket.list(CONTENT))
+
+    def _audit_bucket(self, listings: Listings, pool: ThreadPoolExecutor) -> list[Violation]:
         self.counts.audits += 1
         judged = list(listings.manifests())
-        self.counts.left_open += len(
-            [key for key in listings.content_before if key.endswith(f"/{MANIFEST_NAME}") and key not in judged]
-        )
-        per_manifest = pool.map(lambda key: self._audit_manifest(key, listings), judged)
+        manifests = sum(key.endswith(f"/{MANIFEST_NAME}") for key in listings.content_before)
+        self.counts.left_open += manifests - len(judged)
+        chunks = _Chunks.of(listings.chunks, self._past.listings.chunks)
+        per_manifest = pool.map(lambda key: self._audit_manifest(key, listings, chunks), judged)
         violations = [violation for found in per_manifest for violation in found]
         if self._deep:
-            violations += self._audit_chunk_bytes(listings, pool)
+            violations += self._audit_bytes(listings, pool)
+        self._remember(listings, violations)
         return violations
 
-    def _audit_manifest(self, key: str, listings: _Listings) -> list[Violation]:
-        listed = self._manifest(key, listings.content[key])
+    def _remember(self, listings: Listings, violations: list[Violation]) -> None:
+        past = self._past
+        self._reader.forget_all_but(
+            past.listings.content, past.listings.chunks, listings.content_before, listings.content, listings.chunks
+        )
+        versions = listings.content_before | listings.content
+        past.looked_for = {
+            (key, etag) for key, etag in past.looked_for if key in versions and versions[key].etag == etag
+        }
+        damaged = {violation.key for violation in violations}
+        past.seen_good.update(
+            bytes.fromhex(key.rpartition("/")[2])
+            for key, version in listings.chunks.items()
+            if version.size >= _SMALLEST_CHUNK and key not in damaged and CHUNK_KEY.match(key)
+        )
+        past.listings = listings
+
+    def _audit_manifest(self, key: str, listings: Listings, chunks: _Chunks) -> list[Violation]:
+        listed = self._reader.manifest(key, listings.content[key])
         with self._mutex:
             self.counts.manifests += 1
         if listed is None:
             return []
         if isinstance(listed, str):
             return [Violation("P1", key, listed)] if self._manifest_is_still(key, listings) else []
-        violations = []
-        directory = key.rpartition("/")[0]
-        digests: set[str] = set()
+        violations: list[Violation] = []
+        digests: frozenset[str] = frozenset()
         for file in listed:
-            file_key = f"{directory}/{file.name}"
-            problem = self._file_problem(file_key, file, listings, digests)
-            if problem is not None:
-                violations += self._confirm_file(key, file_key, file, listings, problem)
+            found, named = self._audit_file(key, file, listings)
+            violations += found
+            digests |= named
         with self._mutex:
             self.counts.files += len(listed)
             self.counts.chunk_references += len(digests)
-        violations += self._audit_references(key, digests, listings)
-        return violations
+        return [*violations, *self._audit_references(key, digests, chunks, listings)]
 
-    def _audit_references(self, manifest_key: str, digests: set[str], listings: _Listings) -> Iterator[Violation]:
-        for digest in sorted(digests):
-            key = chunk_path(digest)
-            version = listings.chunks.get(key)
-            if version is None:
-                yield from self._confirm_absence(manifest_key, key, listings)
-            elif version.size < _SMALLEST_CHUNK and self._manifest_is_still(manifest_key, listings):
-                yield Violation("P1", key, f"{version.size} bytes are no chunk; {manifest_key} needs it")
-
-    def _file_problem(self, key: str, listed: ManifestFile, listings: _Listings, digests: set[str]) -> str | None:
+    def _audit_file(
+        self, manifest_key: str, listed: ManifestFile, listings: Listings
+    ) -> tuple[list[Violation], frozenset[str]]:
+        """What is wrong with a listed file, and the digests that it names."""
+        key = f"{manifest_key.rpartition('/')[0]}/{listed.name}"
         version = listings.content.get(key)
-        if version is None:
-            return "missing"
-        checked = self._file(key, version)
+        checked = self._reader.file(key, version) if version is not None else None
         if checked is None:
-            return "missing"
-        problem = _disagreement(checked, listed)
-        if problem is None:
-            digests.update(checked.digests)
-        return problem
+            return list(self._confirm_absence(manifest_key, key, listings)), frozenset()
+        if checked.disagreement(listed) is None:
+            return [], checked.digests
+        first = self.bucket.head(manifest_key)
+        again = self._reader.fresh_file(key)
+        last = self.bucket.head(manifest_key)
+        problem = "missing" if again is None else again.disagreement(listed)
+        if problem is None and again is not None:
+            return [], again.digests
+        if first is None or first != last or not _is_same_object(first, listings.content[manifest_key]):
+            return [], frozenset()
+        return [Violation("P1", key, f"{problem}, though {manifest_key} lists it")], frozenset()
+
+    def _audit_references(
+        self, manifest_key: str, digests: frozenset[str], chunks: _Chunks, listings: Listings
+    ) -> Iterator[Violation]:
+        if self._stood_all_the_time(manifest_key, listings):
+            with self._mutex:
+                self.counts.rewritten += len(digests & chunks.put_again)
+        for digest in sorted(digests - chunks.present):
+            yield from self._confirm_absence(manifest_key, chunk_path(digest), listings)
+        for digest in sorted(digests & chunks.too_small):
+            if self._manifest_is_still(manifest_key, listings):
+                key = chunk_path(digest)
+                yield Violation("P1", key, f"{listings.chunks[key].size} bytes are no chunk; {manifest_key} needs it")
+        if self._listings_lag:
+            yield from self._look_for_once(manifest_key, digests & chunks.present, listings)
+
+    def _look_for_once(self, manifest_key: str, digests: frozenset[str], listings: Listings) -> Iterator[Violation]:
+        """A listing that lags may show what is long gone."""
+        version = (manifest_key, listings.content[manifest_key].etag)
+        if version in self._past.looked_for:
+            return
+        for digest in sorted(digests):
+            if self.bucket.head(chunk_path(digest)) is None:
+                yield from self._confirm_absence(manifest_key, chunk_path(digest), listings)
+        with self._mutex:
+            self._past.looked_for.add(version)
+
+    def _stood_all_the_time(self, manifest_key: str, listings: Listings) -> bool:
+        """Whether the last audit has seen the manifest in the same version."""
+        return self._past.listings.content.get(manifest_key) == listings.content[manifest_key]
 
     # -- suspicion to certainty ----------------------------------------------------------------------------
 
-    def _confirm_file(
-        self, manifest_key: str, key: str, listed: ManifestFile, listings: _Listings, problem: str
-    ) -> list[Violation]:
-        if problem == "missing":
-            return list(self._confirm_absence(manifest_key, key, listings))
+    def _confirm_absence(self, manifest_key: str, key: str, listings: Listings) -> Iterator[Violation]:
         first = self.bucket.head(manifest_key)
-        again = self.bucket.get(key)
-        last = self.bucket.head(manifest_key)
-        if first is None or first != last or not _is_same_object(first, listings.content[manifest_key]):
-            return []
-        if again is not None:
-            version, raw = again
-            checked = _check_file(key, raw)
-            with self._mutex:
-                self._memory.files[(key, version.etag)] = checked
-            fresh = _disagreement(checked, listed)
-            if fresh is None:
-                return []
-            problem = fresh
-        return [Violation("P1", key, f"{problem}, though {manifest_key} lists it")]
-
-    def _confirm_absence(self, manifest_key: str, key: str, listings: _Listings) -> Iterator[Violation]:
-        first = self.bucket.head(manifest_key)
-        looks = (self.bucket.head(key), self.bucket.head(key))
+        came, again = self.bucket.head(key), self.bucket.head(key)
         last = self.bucket.head(manifest_key)
         if first is None or first != last or not _is_same_object(first, listings.content[manifest_key]):
             return
-        if looks == (None, None):
+        stood = key in self._past.listings.chunks and self._stood_all_the_time(manifest_key, listings)
+        if came is None or again is None:
             yield Violation("P1", key, f"missing, though {manifest_key} needs it")
-            return
-        came = next(version for version in looks if version is not None)
-        listed_between = key.startswith(_CHUNKS) and not self._listings_lag
-        if came.put_at > first.put_at or (listed_between and came.put_at == first.put_at):
+            if stood:
+                yield Violation("P5", key, f"it stood there and was deleted, though {manifest_key} needs it")
+        elif self._listings_lag:
+            with self._mutex:
+                self.counts.undecided += came.put_at > first.put_at
+        elif came.put_at > first.put_at or (key.startswith(_CHUNKS) and came.put_at == first.put_at):
             yield Violation("P1", key, f"came only after {manifest_key}, which needs it")
+            if stood:
+                yield Violation("P5", key, f"it was deleted and put again, while {manifest_key} needed it")
 
-    def _manifest_is_still(self, key: str, listings: _Listings) -> bool:
+    def _manifest_is_still(self, key: str, listings: Listings) -> bool:
         now = self.bucket.head(key)
         return now is not None and _is_same_object(now, listings.content[key])
 
-    # -- reading, each version once --------------------------------------------------------------------------
+    # -- P6 ------------------------------------------------------------------------------------------------
 
-    def _manifest(self, key: str, version: ObjectVersion) -> tuple[ManifestFile, ...] | str | None:
-        """The files that a manifest lists, or what is wrong with it, or None when it has gone or changed."""
-        known = self._memory.manifests.get((key, version.etag))
-        if known is not None:
-            return known
-        answer = self._get(key)
-        if answer is None:
-            return None
-        found, raw = answer
-        parsed: tuple[ManifestFile, ...] | str
-        try:
-            parsed = formats.manifest_files(raw)
-        except FormatError as error:
-            parsed = f"the manifest is damaged: {error}"
-        with self._mutex:
-            self._memory.manifests[(key, found.etag)] = parsed
-            self._memory.files[(key, found.etag)] = _CheckedFile(hashlib.sha256(raw).hexdigest())
-        return parsed if found.etag == version.etag else None
-
-    def _file(self, key: str, version: ObjectVersion) -> _CheckedFile | None:
-        known = self._memory.files.get((key, version.etag))
-        if known is not None:
-            return known
-        answer = self._get(key)
-        if answer is None:
-            return None
-        checked = _check_file(key, answer[1])
-        with self._mutex:
-            self._memory.files[(key, answer[0].etag)] = checked
-        return checked
-
-    def _get(self, key: str) -> tuple[ObjectVersion, bytes] | None:
-        answer = self.bucket.get(key)
-        if answer is not None:
-            with self._mutex:
-                self.counts.bytes_read += len(answer[1])
-        return answer
-
-    def _audit_chunk_bytes(self, listings: _Listings, pool: ThreadPoolExecutor) -> list[Violation]:
-        """Every chunk object is what its name says, whoever references it; an object that goes meanwhile is no
-        matter here (whether it may is the reference check's)."""
-        checked = pool.map(lambda item: self._chunk(*item), listings.chunks.items())
-        return [
-            Violation("P1", key, chunk.problem)
-            for key, chunk in zip(listings.chunks, checked, strict=True)
-            if chunk is not None and chunk.problem is not None
+    def _audit_bytes(self, listings: Listings, pool: ThreadPoolExecutor) -> list[Violation]:
+        """Every object is what its name says, whoever references it; one that goes or changes meanwhile is no matter
+        here (whether it may is the reference check's)."""
+        chunks = [key for key in listings.chunks if CHUNK_KEY.match(key)]
+        files = [key for key in listings.content if key.endswith(CHECKED_SUFFIXES)]
+        found = [
+            *pool.map(lambda key: self._damage_of_chunk(key, listings.chunks[key]), chunks),
+            *pool.map(lambda key: self._damage_of_file(key, listings.content[key]), files),
         ]
+        return [violation for violation in found if violation is not None]
 
-    def _chunk(self, key: str, version: ObjectVersion) -> _CheckedChunk | None:
-        """None when the object has gone or is no chunk by its name (which P2 reports)."""
-        match = _CHUNK_KEY.match(key)
-        if match is None:
+    def _damage_of_chunk(self, key: str, version: ObjectVersion) -> Violation | None:
+        checked = self._reader.chunk(key, version)
+        if checked is None or checked.problem is None:
             return None
-        if (key, version.etag) in self._memory.chunks:
-            return self._memory.chunks[(key, version.etag)]
-        answer = self._get(key)
-        if answer is None:
+        return self._confirm_damage(key, lambda: self._reader.fresh_chunk(key))
+
+    def _damage_of_file(self, key: str, version: ObjectVersion) -> Violation | None:
+        checked = self._reader.file(key, version)
+        if checked is None or checked.problem is None:
             return None
-        problem = None
-        try:
-            formats.check_chunk(answer[1], match.group(2))
-        except FormatError as error:
-            problem = f"the chunk is damaged: {error}"
-        checked = _CheckedChunk(hashlib.sha256(answer[1]).hexdigest(), problem)
-        with self._mutex:
-            self.counts.chunks_read += 1
-            self._memory.chunks[(key, answer[0].etag)] = checked
-        return checked
+        return self._confirm_damage(key, lambda: self._reader.fresh_file(key))
 
-    # -- P2 ------------------------------------------------------------------------------------------------
-
-    def audit_datastore(self, path: str | os.PathLike[str]) -> list[Violation]:
-        """P1 and P2 against a datastore's directory (the mount or what is behind it). For quiet times: what has not
-        been carried over yet is a violation of P2.
-
-        A snapshot that is damaged in the datastore may be in the bucket (from better days) or not. Raises
-        ClientError or BotoCoreError when the store fails.
-        """
-        root = Path(path)
-        inspector = self._inspectors.setdefault(root, ChunkInspector(root))
-        datastore = scan_datastore(root, inspector)
-        with ThreadPoolExecutor(self._threads) as pool:
-            listings = self._take_listings(pool)
-            violations = self._audit_bucket(listings, pool)
-            violations += self._audit_content(datastore, listings, pool)
-            violations += self._audit_chunk_set(datastore, inspector, listings, pool)
-        violations += self._audit_foreign_objects()
-        return violations
-
-    def _audit_content(
-        self, datastore: FoundDatastore, listings: _Listings, pool: ThreadPoolExecutor
-    ) -> list[Violation]:
-        required = _required_files(datastore)
-        markers = {f"{_CONTENT}{namespace_path(namespace)}/.namespace" for namespace in datastore.namespaces}
-        allowed = {f"{_CONTENT}{path}" for group in datastore.groups for path in datastore.group_paths(group)}
-        violations = list(self._audit_markers(markers, listings))
-        for key in sorted(set(listings.content) - set(required) - markers):
-            if key not in allowed and not _belongs_to_any(key, datastore.damaged):
-                violations.append(Violation("P2", key, f"stands in the bucket, but {_why_not(key, datastore)}"))
-        for key in sorted(set(required) - set(listings.content)):
-            violations.append(Violation("P2", key, "is in the datastore and not in the bucket"))
-        present = sorted((set(required) | allowed) & set(listings.content))
-        differences = pool.map(lambda key: self._differs(key, datastore.root / key[len(_CONTENT) :], listings), present)
-        violations += [found for found in differences if found is not None]
-        return violations
-
-    def _audit_markers(self, markers: set[str], listings: _Listings) -> Iterator[Violation]:
-        for key in sorted(markers):
-            version = listings.content.get(key)
-            if version is None:
-                yield Violation("P2", key, "the namespace is in the datastore and its marker is not in the bucket")
-            elif version.size != 0:
-                yield Violation("P2", key, f"a namespace marker is empty; this one has {version.size} bytes")
-
-    def _differs(self, key: str, path: Path, listings: _Listings) -> Violation | None:
-        checked = self._file(key, listings.content[key])
-        try:
-            if checked is None or checked.sha256 != file_sha256(path):
-                return Violation("P2", key, "has other bytes than the datastore's file")
-        except FileNotFoundError:
-            return Violation("P2", key, "its file went during the audit")
-        return None
-
-    def _audit_chunk_set(
-        self,
-        datastore: FoundDatastore,
-        inspector: ChunkInspector,
-        listings: _Listings,
-        pool: ThreadPoolExecutor,
-    ) -> Iterable[Violation]:
-        published = self._published_digests(listings)
-        local = dict(inspector.sizes())
-        violations = []
-        for key in sorted(listings.chunks):
-            match = _CHUNK_KEY.match(key)
-            if match is None:
-                violations.append(Violation("P2", key, "no chunk has this name"))
-            elif match.group(2) not in published and match.group(2) not in local:
-                violations.append(
-                    Violation("P2", key, "no published snapshot references it and the datastore does not hold it")
-                )
-        suspicious = [digest for digest in local if self._chunk_deviates(digest, local[digest], listings)]
-        if self._deep:
-            suspicious = list(local)
-        compared = pool.map(
-            lambda digest: self._chunk_difference(digest, datastore.root, inspector, listings), suspicious
-        )
-        return violations + [found for found in compared if found is not None]
-
-    def _chunk_deviates(self, digest: str, size: int, listings: _Listings) -> bool:
-        version = listings.chunks.get(chunk_path(digest))
-        return version is None or version.size != size
-
-    def _chunk_difference(
-        self, digest: str, root: Path, inspector: ChunkInspector, listings: _Listings
+    def _confirm_damage(
+        self, key: str, read_again: Callable[[], CheckedFile | CheckedChunk | None]
     ) -> Violation | None:
-        """A sound chunk of the datastore must be in the bucket with the same bytes; an unsound one says nothing."""
-        key = chunk_path(digest)
-        if inspector.problem(digest) is not None:
+        first = self.bucket.head(key)
+        again = read_again()
+        if again is None or again.problem is None or first is None or self.bucket.head(key) != first:
             return None
-        version = listings.chunks.get(key)
-        if version is None:
-            return Violation("P2", key, "the datastore holds this chunk and the bucket does not")
-        size = (root / key).stat().st_size
-        if version.size != size:
-            return Violation("P2", key, f"has {version.size} bytes where the datastore's chunk has {size}")
-        if self._deep:
-            checked = self._chunk(key, version)
-            if checked is None or checked.sha256 != file_sha256(root / key):
-                return Violation("P2", key, "has other bytes than the datastore's chunk")
-        return None
-
-    def _published_digests(self, listings: _Listings) -> set[str]:
-        digests: set[str] = set()
-        for key in listings.manifests():
-            listed = self._manifest(key, listings.content[key])
-            if listed is None or isinstance(listed, str):
-                continue
-            for file in listed:
-                version = listings.content.get(f"{key.rpartition('/')[0]}/{file.name}")
-                checked = self._file(f"{key.rpartition('/')[0]}/{file.name}", version) if version else None
-                digests.update(checked.digests if checked else ())
-        return digests
-
-    def _audit_foreign_objects(self) -> Iterator[Violation]:
-        for key in self.bucket.list():
-            if not key.startswith((_CONTENT, *_OUTSIDE_CONTENT)):
-                yield Violation("P2", key, "nothing has its place here in a mirror")
-
-
-def _required_files(datastore: FoundDatastore) -> set[str]:
-    required: set[str] = set()
-    for snapshot in datastore.finished.values():
-        paths = (*datastore.content_paths(snapshot), *datastore.group_paths(snapshot.name.group))
-        required.update(f"{_CONTENT}{path}" for path in paths)
-    return required
-
-
-def _belongs_to_any(key: str, snapshots: Iterable[str]) -> bool:
-    return any(key.startswith(f"{_CONTENT}{path}/") for path in snapshots)
-
-
-def _why_not(key: str, datastore: FoundDatastore) -> str:
-    """Why an object has no place below .cnt."""
-    directory = key[len(_CONTENT) :].rpartition("/")[0]
-    try:
-        parse_snapshot_path(directory)
-    except ValueError:
-        return "nothing in the datastore corresponds to it"
-    if directory in datastore.finished:
-        return "it is no part of its snapshot there"
-    return "the datastore has no such finished snapshot"
+        return Violation("P6", key, again.problem)
 
 
 def _is_same_object(one: ObjectVersion, other: ObjectVersion) -> bool:
@@ -455,34 +328,11 @@ def _is_same_object(one: ObjectVersion, other: ObjectVersion) -> bool:
     return one.etag == other.etag and one.size == other.size
 
 
-def _check_file(key: str, raw: bytes) -> _CheckedFile:
-    sha256 = hashlib.sha256(raw).hexdigest()
-    try:
-        if key.endswith((".fidx", ".didx")):
-            index = formats.decode_index(key, raw)
-            return _CheckedFile(sha256, index.digests, index.csum, index.size)
-        if key.endswith(".blob"):
-            formats.decode_blob(raw)
-    except FormatError as error:
-        return _CheckedFile(sha256, problem=str(error), size=len(raw))
-    return _CheckedFile(sha256, csum=sha256, size=len(raw))
-
-
-def _disagreement(checked: _CheckedFile, listed: ManifestFile) -> str | None:
-    if checked.problem is not None:
-        return checked.problem
-    if checked.csum != listed.csum:
-        return f"checksum {checked.csum} where the manifest says {listed.csum}"
-    if checked.size != listed.size:
-        return f"size {checked.size} where the manifest says {listed.size}"
-    return None
-
-
 # -- auditing over time ------------------------------------------------------------------------------------
 
 
 class ContinuousAudit(threading.Thread):
-    """Audits P1 again and again until the event is set. Samples during which the store could not be read are
+    """Audits the bucket again and again until the event is set. Samples during which the store could not be read are
     counted apart: they say nothing. Read violations, samples and unreadable at any time."""
 
     def __init__(self, auditor: Auditor, stop: threading.Event, *, pause_seconds: float = 0.1) -> None:
@@ -491,6 +341,7 @@ class ContinuousAudit(threading.Thread):
         self.samples = 0
         self.unreadable = 0
         self.failure: BaseException | None = None
+        self._seen: set[Violation] = set()
         self._auditor, self._stop_event, self._pause = auditor, stop, pause_seconds
 
     def run(self) -> None:
@@ -511,7 +362,10 @@ class ContinuousAudit(threading.Thread):
             self.unreadable += 1
             return
         self.samples += 1
-        self.violations += [violation for violation in found if violation not in self.violations]
+        for violation in found:
+            if violation not in self._seen and len(self._seen) < _MOST_VIOLATIONS:
+                self._seen.add(violation)
+                self.violations.append(violation)
 
     def finish(self, timeout_seconds: float = 60.0) -> list[Violation]:
         """Stop, take a last sample, and give all violations seen. Raises what made the audit itself fail."""
@@ -525,7 +379,7 @@ class ContinuousAudit(threading.Thread):
 
 
 def audit_continuously(auditor: Auditor, stop_event: threading.Event, *, pause_seconds: float = 0.1) -> ContinuousAudit:
-    """Start auditing P1 in a thread. End with finish() of what this returns."""
+    """Start auditing P1, P5 and P6 in a thread. End with finish() of what this returns."""
     audit = ContinuousAudit(auditor, stop_event, pause_seconds=pause_seconds)
     audit.start()
     return audit
@@ -539,7 +393,8 @@ def audit_until_converged(
     pause_seconds: float = 0.25,
     on_sample: Callable[[list[Violation]], None] | None = None,
 ) -> list[Violation]:
-    """Audit P1 and P2 until there is nothing to report, or a P1 is, or the time is over. Gives the last violations."""
+    """Audit everything until there is nothing to report, or something that waiting does not mend (not P2) is, or the
+    time is over. Gives the last violations. Raises ClientError or BotoCoreError when the store fails at the end too."""
     over = threading.Event()
     timer = threading.Timer(timeout_seconds, over.set)
     timer.daemon = True
@@ -547,10 +402,16 @@ def audit_until_converged(
     try:
         while True:
             is_last = over.is_set()
-            violations = auditor.audit_datastore(path)
+            try:
+                violations = auditor.audit_datastore(path)
+            except (ClientError, BotoCoreError):
+                if is_last:
+                    raise
+                over.wait(pause_seconds)
+                continue
             if on_sample is not None:
                 on_sample(violations)
-            if is_last or not violations or any(found.promise == "P1" for found in violations):
+            if is_last or not violations or any(found.promise != "P2" for found in violations):
                 return violations
             over.wait(pause_seconds)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 import threading
@@ -18,8 +19,9 @@ from tests.harness.bucket import open_bucket
 from tests.harness.bulk import generate_bulk
 from tests.harness.content import plan_of_size
 from tests.harness.garbage_collection import DAY_SECONDS, SAFETY_SECONDS
+from tests.harness.names import parse_snapshot_path
 from tests.harness.process_lock import DatastoreBusy
-from tests.harness.scan import compare_datastores
+from tests.harness.scan import compare_datastores, scan_snapshot
 from tests.harness.writer import DatastoreWriter
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
@@ -35,7 +37,10 @@ def _size(text: str) -> int:
 
 
 class _Commands(click.Group):
-    """Turns what an operation may fail with into one line and exit code 1."""
+    """Turns what an operation may fail with into one line and exit code 1, and lists commands as they are told here."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
 
     def invoke(self, context: click.Context) -> object:
         try:
@@ -56,15 +61,28 @@ def main() -> None:
 
     The writing commands take the datastore's path (the mount, or a plain directory) and issue the server's own
     system calls there. Everything that they write follows from --seed: the same commands with the same seed make
-    the same bytes. The auditor shares no code with mirrorfs.
+    the same bytes. No Proxmox Backup Server is needed, and none may use the same directory.
+
+    The auditor shares no code with mirrorfs. It checks, and tells with each violation, these promises:
 
     \b
-    A first round:
+      P1  every snapshot in the bucket is complete, at every instant
+      P2  the bucket holds just what the datastore does, once both are quiet
+      P5  nothing that a snapshot needs is ever deleted
+      P6  nothing damaged is ever stored
+
+    \b
+    A first round against your own store (credentials come from boto3's usual chain):
       mkdir /srv/try && python -m tests.harness create /srv/try
-      mirrorfs mount /srv/try --to s3://mirror/try
-      python -m tests.harness backup /srv/try vm/100 --size 200M
-      python -m tests.harness backup /srv/try vm/100 --size 200M
-      python -m tests.harness audit s3://mirror/try --datastore /srv/try --wait 60
+      mirrorfs mount /srv/try --to s3://mirror/try --endpoint-url https://store.example
+      python -m tests.harness backup /srv/try vm/100 --size 200M --count 2
+      python -m tests.harness audit s3://mirror/try --endpoint-url https://store.example \\
+          --datastore /srv/try --deep --wait 60
+
+    \b
+    Then try to break it: kill mirrorfs or stop the store while a backup runs, damage a chunk (corrupt, verify,
+    backup), forget and collect garbage (forget, gc), and let the auditor watch meanwhile (audit --for 600).
+    Exit codes: 0 done and nothing wrong, 1 refused, failed or violations found, 2 wrong usage.
     """
 
 
@@ -108,7 +126,8 @@ def create(datastore: str, quick: bool, check_atime: bool) -> None:
 @click.option("--namespace", default="", help="Such as a/b.")
 @click.option("--count", default=1, show_default=True, help="How many backups, one after the other.")
 @click.option("--threads", default=1, show_default=True, help="How many insert chunks at once.")
-@click.option("--encrypted", is_flag=True, help="Chunks, blobs and manifest look encrypted.")
+@click.option("--encrypted", is_flag=True, help="Chunks and blobs look encrypted; the manifest never is.")
+@click.option("--no-compress", is_flag=True, help="Store chunks as they are: same names, other bytes.")
 @click.option("--data", default=None, help="Name of the data; groups given the same name share all chunks.")
 @click.option(
     "--generation", type=int, default=None, help="Which generation (hours from 2026-01-01); default: the next."
@@ -124,6 +143,7 @@ def backup(
     count: int,
     threads: int,
     encrypted: bool,
+    no_compress: bool,
     data: str | None,
     generation: int | None,
     owner: str,
@@ -142,6 +162,7 @@ def backup(
                 plan=plan_of_size(size, chunk_size),
                 generation=None if generation is None else generation + number,
                 encrypted=encrypted,
+                compress=not no_compress,
                 data=data,
             )
             _tell_backup(written, time.monotonic() - started)
@@ -161,7 +182,7 @@ def _tell_backup(written: WrittenSnapshot, seconds: float) -> None:
 @click.argument("group")
 @_seed_option
 @click.option("--between-manifests", is_flag=True, help="Instead of while an index is open and mapped.")
-@click.option("--namespace", default="")
+@click.option("--namespace", default="", help="Such as a/b.")
 def abort(datastore: str, group: str, seed: int, between_manifests: bool, namespace: str) -> None:
     """A backup whose client goes away; its directory goes again, its chunks stay until gc.
 
@@ -188,6 +209,38 @@ def notes(datastore: str, snapshot: str, text: str) -> None:
     with DatastoreWriter(datastore) as writer:
         writer.set_notes(snapshot, text)
     click.echo(f"set the notes of {snapshot}")
+
+
+@main.command("group-notes")
+@_datastore_argument
+@click.argument("group")
+@click.argument("text")
+@click.option("--namespace", default="", help="Such as a/b.")
+def group_notes(datastore: str, group: str, text: str, namespace: str) -> None:
+    """Set the notes of a group (TYPE/ID).
+
+    \b
+    Example: python -m tests.harness group-notes /srv/try vm/100 "the mail server"
+    """
+    with DatastoreWriter(datastore) as writer:
+        writer.set_group_notes(group, text, namespace=namespace)
+    click.echo(f"set the notes of {group}")
+
+
+@main.command()
+@_datastore_argument
+@click.argument("group")
+@click.argument("name")
+@click.option("--namespace", default="", help="Such as a/b.")
+def owner(datastore: str, group: str, name: str, namespace: str) -> None:
+    """Give a group (TYPE/ID) another owner; backups by others (--owner) are refused then.
+
+    \b
+    Example: python -m tests.harness owner /srv/try vm/100 backup@pbs
+    """
+    with DatastoreWriter(datastore) as writer:
+        writer.change_owner(group, name, namespace=namespace)
+    click.echo(f"{group} belongs to {name} now")
 
 
 @main.command()
@@ -235,6 +288,89 @@ def verify(datastore: str, snapshot: str) -> None:
     sys.exit(0 if outcome.state == "ok" else 1)
 
 
+@main.command("verify-state")
+@_datastore_argument
+@click.argument("snapshot")
+@click.argument("state", type=click.Choice(["ok", "failed"]))
+def verify_state(datastore: str, snapshot: str, state: Any) -> None:  # noqa: ANN401
+    """Note a verification's result in the manifest without reading a chunk, as a large verify job does by thousands.
+
+    \b
+    Example: python -m tests.harness verify-state /srv/try vm/100/2026-01-01T00:00:00Z ok
+    """
+    with DatastoreWriter(datastore) as writer:
+        writer.set_verify_state(snapshot, state)
+    click.echo(f"noted that {snapshot} is {state}")
+
+
+@main.command()
+@_datastore_argument
+@click.argument("snapshot")
+@click.option("--chunks", default=1, show_default=True, help="How many of its chunks; which follows from --seed.")
+@click.option("--file", "filename", default=None, help="A file of the snapshot instead, such as index.json.blob.")
+@click.option(
+    "--backing",
+    type=click.Path(exists=True, file_okay=False),
+    help="Change it behind the mount, in this directory, as a failing disk would.",
+)
+@_seed_option
+def corrupt(datastore: str, snapshot: str, chunks: int, filename: str | None, backing: str | None, seed: int) -> None:
+    """Bit rot: flip one bit in each of some chunks of a snapshot, or in one of its files. verify finds it and renames
+    the chunks to .bad; the next backup of the same data brings them back (backup --data --generation); the good
+    objects in the bucket stay meanwhile.
+
+    \b
+    Example: python -m tests.harness corrupt /srv/try vm/100/2026-01-01T00:00:00Z --chunks 2
+    """
+    with DatastoreWriter(datastore, seed) as writer:
+        if filename is not None:
+            writer.corrupt_file(snapshot, filename, backing=backing)
+            click.echo(f"flipped a bit in {snapshot}/{filename}")
+            return
+        for digest in _chosen_chunks(backing or datastore, snapshot, chunks, seed):
+            writer.corrupt_chunk(digest, backing=backing)
+            click.echo(f"flipped a bit in chunk {digest}")
+
+
+@main.command()
+@_datastore_argument
+@click.argument("snapshot")
+@click.option("--chunks", default=1, show_default=True, help="How many of its chunks; which follows from --seed.")
+@click.option("--compress/--no-compress", default=False, show_default=True)
+@_seed_option
+def reinsert(datastore: str, snapshot: str, chunks: int, compress: bool, seed: int) -> None:
+    """Insert chunks of a snapshot again with another compression: same names, other bytes.
+
+    \b
+    Example: python -m tests.harness reinsert /srv/try vm/100/2026-01-01T00:00:00Z --chunks 5
+    """
+    with DatastoreWriter(datastore, seed) as writer:
+        for digest in _chosen_chunks(datastore, snapshot, chunks, seed):
+            outcome = writer.reinsert_chunk(digest, compress=compress)
+            click.echo(f"chunk {digest}: {'replaced' if outcome == 'inserted' else 'was so already'}")
+
+
+def _chosen_chunks(datastore: str, snapshot: str, count: int, seed: int) -> list[str]:
+    found = scan_snapshot(datastore, parse_snapshot_path(snapshot))
+    return random.Random(seed).sample(sorted(found.chunks), min(count, len(found.chunks)))
+
+
+@main.command()
+@_datastore_argument
+@click.argument("source", type=click.Path(exists=True, file_okay=False))
+@click.argument("snapshot")
+def sync(datastore: str, source: str, snapshot: str) -> None:
+    """Pull one snapshot from another datastore's directory SOURCE, as a sync job does. One that is there already is
+    brought up to date: what differs is replaced, the manifest last.
+
+    \b
+    Example: python -m tests.harness sync /srv/try /srv/other vm/100/2026-01-01T00:00:00Z
+    """
+    with DatastoreWriter(datastore) as writer:
+        writer.pull(source, snapshot)
+    click.echo(f"pulled {snapshot} from {source}")
+
+
 @main.command()
 @_datastore_argument
 @click.argument("name")
@@ -259,6 +395,44 @@ def forget(datastore: str, name: str, order: Any, namespace: str, seed: int) -> 
         else:
             writer.forget(name, order)
     click.echo(f"forgot {name}")
+
+
+@main.command()
+@_datastore_argument
+@click.argument("group")
+@click.option("--keep-last", default=1, show_default=True, help="How many of the newest snapshots stay.")
+@click.option("--namespace", default="", help="Such as a/b.")
+def prune(datastore: str, group: str, keep_last: int, namespace: str) -> None:
+    """Forget all but the newest snapshots of a group (TYPE/ID), and protected ones.
+
+    \b
+    Example: python -m tests.harness prune /srv/try vm/100 --keep-last 3
+    """
+    with DatastoreWriter(datastore) as writer:
+        forgotten = writer.prune(group, keep_last, namespace=namespace)
+    click.echo(f"forgot {len(forgotten)} snapshots of {group}")
+
+
+@main.command()
+@_datastore_argument
+@click.argument("name")
+@click.argument("target")
+@click.option("--namespace", default="", help="Of the group NAME.")
+@click.option("--target-namespace", default="", help="Of the group TARGET.")
+@click.option("--whole-namespace", is_flag=True, help="NAME and TARGET are namespaces, written a/b.")
+def move(datastore: str, name: str, target: str, namespace: str, target_namespace: str, whole_namespace: bool) -> None:
+    """Move a group (TYPE/ID), or a namespace with all that is in it, by a rename of its directory (PBS 4.2).
+
+    \b
+    Example: python -m tests.harness move /srv/try vm/100 vm/100 --target-namespace archive
+             python -m tests.harness move /srv/try old archive/old --whole-namespace
+    """
+    with DatastoreWriter(datastore) as writer:
+        if whole_namespace:
+            writer.move_namespace(name, target)
+        else:
+            writer.move_group(name, target, namespace=namespace, target_namespace=target_namespace)
+    click.echo(f"moved {name} to {target}")
 
 
 @main.command()
@@ -305,9 +479,9 @@ def gc(datastore: str, age: float, safety: float) -> None:
 @click.option(
     "--datastore", type=click.Path(exists=True, file_okay=False), help="Check P2 too, against this directory."
 )
-@click.option("--deep", is_flag=True, help="Read every chunk object and check it.")
+@click.option("--deep", is_flag=True, help="Read every object and check it (P6); each version only once.")
 @click.option("--wait", default=0.0, help="Seconds to wait for the bucket to equal the datastore.")
-@click.option("--for", "duration", default=0.0, help="Seconds to go on auditing P1, sample after sample.")
+@click.option("--for", "duration", default=0.0, help="Seconds to go on auditing while the mirror works.")
 @click.option("--listings-lag", is_flag=True, help="The store's listings may be behind its objects.")
 def audit(
     url: str,
@@ -320,8 +494,10 @@ def audit(
     duration: float,
     listings_lag: bool,
 ) -> None:
-    """Read the mirror at URL (s3://BUCKET/NAME) and check P1: every manifest's files and chunks are there. With
-    --datastore also P2: the bucket holds just what the datastore does. Exit code 1 on violations.
+    """Read the mirror at URL (s3://BUCKET/NAME) and check P1: every manifest's files and chunks are there; with --deep
+    also P6: every object passes its own checks; with --for also P5: nothing that is needed goes from one sample to the
+    next. With --datastore also P2: the bucket holds just what the datastore does, quarantined chunks (.bad) keep their
+    good objects, and no damaged file was uploaded. The datastore must be quiet then. Exit code 1 on violations.
 
     \b
     Example: python -m tests.harness audit s3://mirror/try --endpoint-url http://127.0.0.1:8333 \\
@@ -336,7 +512,12 @@ def audit(
         violations += audit_until_converged(auditor, datastore, timeout_seconds=wait)
     elif not duration:
         violations += auditor.audit_bucket()
-    _tell_audit(auditor, violations, "P1 and P2" if datastore else "P1")
+    _tell_audit(auditor, violations, _promises(deep=deep, duration=duration, datastore=datastore))
+
+
+def _promises(*, deep: bool, duration: float, datastore: str | None) -> str:
+    checked = {"P1": True, "P2": datastore, "P5": duration or datastore, "P6": deep or datastore}
+    return ", ".join(promise for promise, was_checked in checked.items() if was_checked)
 
 
 def _audit_for(auditor: Auditor, seconds: float) -> list[Violation]:
@@ -353,7 +534,8 @@ def _tell_audit(auditor: Auditor, violations: list[Violation], promises: str) ->
     click.echo(
         f"checked {promises}: {counts.manifests} manifests, {counts.files} files, {counts.chunk_references} chunk "
         f"references, {counts.chunks_read} chunks read, {counts.bytes_read} bytes; "
-        f"{counts.left_open} manifests changed meanwhile and were left open"
+        f"{counts.left_open} manifests changed meanwhile and were left open, {counts.undecided} objects could not be "
+        f"judged, {counts.rewritten} chunks were replaced beneath a manifest"
     )
     for violation in violations:
         click.echo(f"VIOLATION {violation}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ PLAIN_HEADER_SIZE = 12
 ENCRYPTED_HEADER_SIZE = 44
 # A chunk is at most 16 MiB of content, every other blob at most 128 MiB (the server's own limits).
 LARGEST_CONTENT = 128 * 1024 * 1024
+_LISTED_FILE = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_][A-Za-z0-9._\-]*\.(fidx|didx|blob)\Z")
 
 
 class FormatError(ValueError):
@@ -247,8 +249,8 @@ def _manifest_file(entry: object) -> ManifestFile:
         and isinstance(size, int)
         and isinstance(csum, str)
         and isinstance(crypt_mode, str)
-        and "/" not in name
-        and name.endswith((".fidx", ".didx", ".blob"))
+        and name != MANIFEST_NAME
+        and _LISTED_FILE.match(name)
     ):
         raise FormatError(f"the manifest lists a malformed file: {entry!r}")
     return ManifestFile(name, size, csum, crypt_mode)

@@ -20,11 +20,11 @@ from tests.harness.names import (
     GroupName,
     SnapshotName,
     chunk_path,
-    is_name_part,
+    is_namespace,
     namespace_path,
     parse_snapshot_time,
 )
-from tests.harness.store import Store
+from tests.harness.store import InsertOutcome, Store
 
 UnlinkOrder = Literal["as listed", "manifest first", "manifest last", "random"]
 
@@ -81,14 +81,15 @@ def change_owner(store: Store, group: GroupName, owner: str) -> None:
 def forget_snapshot(store: Store, snapshot: SnapshotName, order: UnlinkOrder = "as listed", seed: int = 0) -> None:
     """Unlink every file of a snapshot and its directory. Raises BackupRefused when it is protected or locked."""
     with store.calls.closing("forget", _lock(store, snapshot.path)):
-        remove_snapshot_directory(store, snapshot.path, _arrangement(order, seed))
+        remove_snapshot_directory(store, snapshot.path, _arrangement(order, snapshot.path, seed))
 
 
-def _arrangement(order: UnlinkOrder, seed: int) -> Callable[[list[str]], list[str]] | None:
+def _arrangement(order: UnlinkOrder, path: str, seed: int) -> Callable[[list[str]], list[str]] | None:
     if order == "as listed":
         return None
     if order == "random":
-        return lambda names: random.Random(seed).sample(sorted(names), len(names))
+        source = random.Random(f"{seed} {path}")
+        return lambda names: source.sample(sorted(names), len(names))
     manifest_last = order == "manifest last"
     return lambda names: sorted(names, key=lambda name: ((name == MANIFEST_NAME) == manifest_last, name))
 
@@ -132,9 +133,9 @@ def forget_group(store: Store, group: GroupName, order: UnlinkOrder = "as listed
 
 def create_namespace(store: Store, namespace: str) -> None:
     """mkdir of the namespace, which tells whether ns must be made first. Raises ValueError for a malformed name."""
-    parts = namespace.split("/")
-    if len(parts) > 7 or not all(is_name_part(part) for part in parts):
+    if not is_namespace(namespace):
         raise ValueError(f"not a namespace: {namespace}")
+    parts = namespace.split("/")
     for depth in range(1, len(parts) + 1):
         path = store.at(namespace_path("/".join(parts[:depth])))
         try:
@@ -185,16 +186,38 @@ def all_namespaces(store: Store, namespace: str = "") -> list[str]:
 
 
 def move_group(store: Store, group: GroupName, target: GroupName) -> None:
-    """A rename of the group's whole tree, as PBS 4.2 moves groups. The target's namespace must exist."""
-    os.makedirs(os.path.dirname(store.at(target.path)), exist_ok=True)
+    """A rename of the group's whole tree, as PBS 4.2 moves groups. Raises BackupRefused."""
     with store.calls.closing("move", _lock(store, group.path)):
+        _make_room_for_move(store, target.namespace, target.path)
+        store.calls.make_directory("move", os.path.dirname(store.at(target.path)))
         store.calls.rename("move", store.at(group.path), store.at(target.path))
 
 
 def move_namespace(store: Store, namespace: str, target: str) -> None:
-    """A rename of the namespace's whole tree. The target's parent must exist."""
-    os.makedirs(os.path.dirname(store.at(namespace_path(target))), exist_ok=True)
+    """A rename of the namespace's whole tree. Raises BackupRefused, and ValueError for a malformed name."""
+    if not is_namespace(target):
+        raise ValueError(f"not a namespace: {target}")
+    _make_room_for_move(store, target.rpartition("/")[0], namespace_path(target))
+    store.calls.make_directory("move", os.path.dirname(store.at(namespace_path(target))))
     store.calls.rename("move", store.at(namespace_path(namespace)), store.at(namespace_path(target)))
+
+
+def _make_room_for_move(store: Store, namespace: str, target: str) -> None:
+    if store.calls.stat("move", store.at(namespace_path(namespace))) is None:
+        raise BackupRefused(f"there is no namespace {namespace}")
+    if store.calls.stat("move", store.at(target)) is not None:
+        raise BackupRefused(f"{target} exists")
+
+
+# -- chunks ------------------------------------------------------------------------------------------------
+
+
+def reinsert_chunk(store: Store, digest: str, *, compress: bool) -> InsertOutcome:
+    """Insert a chunk's content again, compressed or not, as a client with another setting does."""
+    content = formats.decode_blob(_read_plainly(store.at(chunk_path(digest)))).content
+    if content is None:
+        raise ValueError(f"chunk {digest} is encrypted")
+    return store.insert_chunk(EncodedChunk(digest, formats.encode_blob(content, compress=compress)))
 
 
 # -- verification ------------------------------------------------------------------------------------------
@@ -275,8 +298,9 @@ def _rename_to_bad(store: Store, digest: str) -> None:
 
 def pull_snapshot(store: Store, source: str, snapshot: SnapshotName) -> None:
     """A sync job's pull from another datastore directory: manifest into index.json.tmp, chunks inserted, each
-    archive into NAME.tmp and renamed, the manifest renamed last, the client's log after it. Files of a snapshot
-    that exists here are replaced when they differ."""
+    archive into NAME.tmp and renamed, the manifest renamed last, the client's log after it when there is none here.
+    Files of a snapshot that exists here are replaced when they differ; at the end those go that the manifest does not
+    list."""
     calls, target = store.calls, store.at(snapshot.path)
     origin = f"{source}/{snapshot.path}"
     _make_group_for_pull(store, source, snapshot.group)
@@ -290,10 +314,23 @@ def pull_snapshot(store: Store, source: str, snapshot: SnapshotName) -> None:
             for file in formats.manifest_files(manifest):
                 _pull_file(store, source, origin, target, file)
             calls.rename("pull", f"{target}/index.json.tmp", f"{target}/{MANIFEST_NAME}")
-        with suppress(FileNotFoundError):
-            log = _read_plainly(f"{origin}/{LOG_NAME}")
-            _write_plainly(store, f"{target}/client.log.tmp", log)
-            calls.rename("pull", f"{target}/client.log.tmp", f"{target}/{LOG_NAME}")
+        if calls.stat("pull", f"{target}/{LOG_NAME}") is None:
+            _pull_log(store, origin, target)
+        _remove_unlisted(store, target, {file.name for file in formats.manifest_files(manifest)})
+
+
+def _pull_log(store: Store, origin: str, target: str) -> None:
+    with suppress(FileNotFoundError):
+        log = _read_plainly(f"{origin}/{LOG_NAME}")
+        _write_plainly(store, f"{target}/client.log.tmp", log)
+        store.calls.rename("pull", f"{target}/client.log.tmp", f"{target}/{LOG_NAME}")
+
+
+def _remove_unlisted(store: Store, target: str, listed: set[str]) -> None:
+    kept = listed | {MANIFEST_NAME, LOG_NAME}
+    for entry in store.calls.list_folder("pull", target):
+        if entry.name not in kept and not entry.name.startswith("."):
+            store.calls.unlink("pull", f"{target}/{entry.name}")
 
 
 def _make_group_for_pull(store: Store, source: str, group: GroupName) -> None:

@@ -11,7 +11,9 @@ BACKUP_TYPES = ("vm", "ct", "host")
 CHUNK_NAME = re.compile(r"[0-9a-f]{64}\Z")
 BAD_CHUNK_NAME = re.compile(r"[0-9a-f]{64}\.[0-9]\.bad\Z")
 _SNAPSHOT_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\Z")
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._\-]*\Z")
+# One part is one file name, so it ends where the file system's names do.
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,254}\Z")
+_DEEPEST_NAMESPACE = 7
 
 
 def namespace_path(namespace: str) -> str:
@@ -22,6 +24,12 @@ def namespace_path(namespace: str) -> str:
 def is_name_part(name: str) -> bool:
     """Whether a name may be that of a namespace or a backup id."""
     return _PART.match(name) is not None
+
+
+def is_namespace(namespace: str) -> bool:
+    """Whether text written a/b may name a namespace other than the root: each part in the grammar, seven at most."""
+    parts = namespace.split("/")
+    return len(parts) <= _DEEPEST_NAMESPACE and all(is_name_part(part) for part in parts)
 
 
 def chunk_path(digest: str) -> str:
@@ -43,6 +51,8 @@ class GroupName:
     backup_id: str
 
     def __post_init__(self) -> None:
+        if self.namespace and not is_namespace(self.namespace):
+            raise ValueError(f"not a namespace: {self.namespace}")
         if self.backup_type not in BACKUP_TYPES or not is_name_part(self.backup_id):
             raise ValueError(f"not a group: {self.backup_type}/{self.backup_id}")
 

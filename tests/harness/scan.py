@@ -3,11 +3,12 @@ chunks are there and sound."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from tests.harness import formats
 from tests.harness.formats import LOG_NAME, MANIFEST_NAME, FormatError
 from tests.harness.names import (
     BACKUP_TYPES,
+    BAD_CHUNK_NAME,
     CHUNK_NAME,
     GroupName,
     SnapshotName,
     chunk_path,
+    is_namespace,
     namespace_path,
     parse_snapshot_time,
 )
@@ -39,7 +42,8 @@ class FoundDatastore:
     """A datastore as it stands. Paths are relative to root.
 
     finished: every file and chunk is there and sound. damaged: there is a manifest, but something is wrong or
-    missing (problems by path). Directories without a manifest are in neither.
+    missing (problems by path). Directories without a manifest are in neither. lacking_chunks are those of the
+    damaged whose files are sound, so that their references are known. quarantined: digests of .bad files.
     """
 
     root: Path
@@ -47,6 +51,13 @@ class FoundDatastore:
     groups: tuple[GroupName, ...]
     finished: dict[str, FoundSnapshot]
     damaged: dict[str, tuple[str, ...]]
+    lacking_chunks: dict[str, FoundSnapshot]
+    quarantined: frozenset[str]
+
+    def references(self) -> frozenset[str]:
+        """Every digest that a snapshot with sound files names."""
+        snapshots = (*self.finished.values(), *self.lacking_chunks.values())
+        return frozenset[str]().union(*(snapshot.chunks for snapshot in snapshots))
 
     def content_paths(self, snapshot: FoundSnapshot) -> tuple[str, ...]:
         """The files of a snapshot that a mirror must have: manifest, listed files, client log, .protected."""
@@ -83,19 +94,38 @@ class ChunkInspector:
                 problem = f"chunk {digest}: {error}"
         except FileNotFoundError:
             return f"chunk {digest} is missing"
+        except OSError as error:
+            return f"chunk {digest} cannot be read: {error.strerror}"
         with self._mutex:
             self._known[digest] = (identity, problem)
         return problem
 
+    def forget_all_but(self, digests: Container[str]) -> None:
+        """Keep no memory of chunks that are gone."""
+        with self._mutex:
+            for digest in [known for known in self._known if known not in digests]:
+                del self._known[digest]
+
     def sizes(self) -> Iterator[tuple[str, int]]:
         """Digest and size in bytes of every chunk file, sound or not."""
-        for directory in os.scandir(self.root / ".chunks"):
-            for entry in os.scandir(directory.path):
-                if CHUNK_NAME.match(entry.name):
-                    try:
-                        yield entry.name, entry.stat().st_size
-                    except FileNotFoundError:
-                        continue  # unlinked while we list
+        for entry in _chunk_entries(self.root):
+            if CHUNK_NAME.match(entry.name):
+                try:
+                    yield entry.name, entry.stat().st_size
+                except FileNotFoundError:
+                    continue  # unlinked while we list
+
+
+def quarantined_digests(root: Path) -> frozenset[str]:
+    """Digests of which a .bad file is there."""
+    names = (entry.name for entry in _chunk_entries(root))
+    return frozenset(name.partition(".")[0] for name in names if BAD_CHUNK_NAME.match(name))
+
+
+def _chunk_entries(root: Path) -> Iterator[os.DirEntry[str]]:
+    for directory in os.scandir(root / ".chunks"):
+        if directory.is_dir(follow_symlinks=False):
+            yield from os.scandir(directory.path)
 
 
 def scan_datastore(root: str | os.PathLike[str], inspector: ChunkInspector | None = None) -> FoundDatastore:
@@ -107,6 +137,7 @@ def scan_datastore(root: str | os.PathLike[str], inspector: ChunkInspector | Non
     groups = [group for namespace in ("", *namespaces) for group in _groups(base, namespace)]
     finished: dict[str, FoundSnapshot] = {}
     damaged: dict[str, tuple[str, ...]] = {}
+    lacking_chunks: dict[str, FoundSnapshot] = {}
     for group in groups:
         for snapshot in _snapshots(base, group):
             found = _inspect_snapshot(base, snapshot, chunks)
@@ -114,16 +145,19 @@ def scan_datastore(root: str | os.PathLike[str], inspector: ChunkInspector | Non
                 damaged[snapshot.path] = (found,)
             elif found.problems:
                 damaged[snapshot.path] = found.problems
+                lacking_chunks[snapshot.path] = found
             else:
                 finished[snapshot.path] = found
-    return FoundDatastore(base, tuple(namespaces), tuple(groups), finished, damaged)
+    quarantined = quarantined_digests(base)
+    return FoundDatastore(base, tuple(namespaces), tuple(groups), finished, damaged, lacking_chunks, quarantined)
 
 
 def _namespaces(base: Path, namespace: str) -> Iterator[str]:
     for name in _directories(base / namespace_path(namespace) / "ns"):
         inner = f"{namespace}/{name}" if namespace else name
-        yield inner
-        yield from _namespaces(base, inner)
+        if is_namespace(inner):
+            yield inner
+            yield from _namespaces(base, inner)
 
 
 def _groups(base: Path, namespace: str) -> Iterator[GroupName]:
@@ -154,16 +188,50 @@ def _inspect_snapshot(base: Path, name: SnapshotName, chunks: ChunkInspector) ->
     directory = base / name.path
     try:
         listed = formats.manifest_files((directory / MANIFEST_NAME).read_bytes())
-    except (FormatError, FileNotFoundError) as error:
+    except (FormatError, OSError) as error:
         return f"{MANIFEST_NAME}: {error}"
     digests: set[str] = set()
     for file in listed:
         try:
             digests.update(formats.check_listed_file(file, (directory / file.name).read_bytes()))
-        except (FormatError, FileNotFoundError) as error:
+        except (FormatError, OSError) as error:
             return f"{file.name}: {error}"
     problems = tuple(filter(None, (chunks.problem(digest) for digest in sorted(digests))))
     return FoundSnapshot(name, tuple(file.name for file in listed), frozenset(digests), problems)
+
+
+def scan_snapshot(root: str | os.PathLike[str], name: SnapshotName) -> FoundSnapshot:
+    """One snapshot, its chunks read too. Raises FileNotFoundError where no manifest is, FormatError when the manifest
+    or a listed file is damaged."""
+    base = Path(root)
+    if not (base / name.path / MANIFEST_NAME).exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no finished snapshot", name.path)
+    found = _inspect_snapshot(base, name, ChunkInspector(base))
+    if isinstance(found, str):
+        raise FormatError(f"{name.path}: {found}")
+    return found
+
+
+def damaged_files(root: str | os.PathLike[str], snapshot: str) -> tuple[str, ...]:
+    """Names of a snapshot's files that are there and do not pass their checks: the manifest, or what it lists."""
+    directory = Path(root) / snapshot
+    try:
+        listed = formats.manifest_files((directory / MANIFEST_NAME).read_bytes())
+    except FormatError:
+        return (MANIFEST_NAME,)
+    except OSError:
+        return ()
+    return tuple(file.name for file in listed if _does_not_pass(directory, file))
+
+
+def _does_not_pass(directory: Path, file: formats.ManifestFile) -> bool:
+    try:
+        formats.check_listed_file(file, (directory / file.name).read_bytes())
+    except FormatError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @dataclass(frozen=True, slots=True)

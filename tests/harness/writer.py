@@ -11,7 +11,8 @@ from typing import Literal, TypeVar
 
 from tests.harness import maintenance
 from tests.harness.backup import AbortStage, BackupOrder, WrittenSnapshot, run_backup
-from tests.harness.content import SMALL_PLAN, BackupContent, BackupPlan, Encoder, encryption_key
+from tests.harness.bit_rot import rot_chunk, rot_index
+from tests.harness.content import SMALL_PLAN, BackupContent, BackupPlan, EncodedChunk, Encoder, encryption_key
 from tests.harness.garbage_collection import (
     DAY_SECONDS,
     SAFETY_SECONDS,
@@ -19,8 +20,8 @@ from tests.harness.garbage_collection import (
     collect_garbage,
 )
 from tests.harness.maintenance import UnlinkOrder, VerifyOutcome
-from tests.harness.names import GroupName, SnapshotName, parse_snapshot_path
-from tests.harness.store import Store, SyncLevel, create_datastore, open_store
+from tests.harness.names import GroupName, SnapshotName, chunk_path, parse_snapshot_path
+from tests.harness.store import InsertOutcome, Store, SyncLevel, create_datastore, open_store
 from tests.harness.system_calls import Identity, StepCallback, SystemCalls
 
 # Generation g of a group is the snapshot of this time (2026-01-01 UTC) plus g hours.
@@ -214,9 +215,37 @@ class DatastoreWriter:
         self._as_server(lambda store: maintenance.forget_snapshot(store, name, order, self.seed))
 
     def pull(self, source: str | os.PathLike[str], snapshot: SnapshotName | str) -> None:
-        """A sync job's pull of one snapshot from another datastore's directory."""
+        """A sync job's pull of one snapshot from another datastore's directory. A snapshot that is there already is
+        brought up to date: files that differ are replaced, then the manifest, then what it does not list goes."""
         name = _snapshot_name(snapshot)
         self._as_server(lambda store: maintenance.pull_snapshot(store, os.fspath(source), name))
+
+    def insert_chunk(self, digest: str, raw: bytes) -> str:
+        """Insert one chunk's file, as a backup does whose client has the data; "inserted" or "touched"."""
+        return self._as_server(lambda store: store.insert_chunk(EncodedChunk(digest, raw)))
+
+    def reinsert_chunk(self, digest: str, *, compress: bool) -> InsertOutcome:
+        """Insert the content of a chunk that is there once more, compressed or not: the same name, other bytes unless
+        it is so already. Raises FileNotFoundError, and ValueError for an encrypted chunk (nobody here has its key)."""
+        return self._as_server(lambda store: maintenance.reinsert_chunk(store, digest, compress=compress))
+
+    # -- damage ------------------------------------------------------------------------------------------
+
+    def corrupt_chunk(self, digest: str, *, backing: str | os.PathLike[str] | None = None) -> None:
+        """Bit rot: flip a bit of a chunk file, where it follows from the seed, so that a verification finds it.
+
+        backing is the directory behind a mount; without it the file is changed through the writer's own path, which a
+        mount sees as a write. Raises FileNotFoundError.
+        """
+        rot_chunk(f"{os.fspath(backing or self.path)}/{chunk_path(digest)}", self.seed)
+
+    def corrupt_file(
+        self, snapshot: SnapshotName | str, filename: str, *, backing: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Bit rot in an index or blob of a snapshot (the manifest is one), as corrupt_chunk does it."""
+        path = f"{os.fspath(backing or self.path)}/{_snapshot_name(snapshot).path}/{filename}"
+        rot = rot_chunk if filename.endswith(".blob") else rot_index
+        rot(path, self.seed)
 
     # -- groups and namespaces ---------------------------------------------------------------------------
 
@@ -244,7 +273,8 @@ class DatastoreWriter:
         self._as_server(lambda store: maintenance.forget_group(store, name, order, self.seed))
 
     def move_group(self, group: str, target: str, *, namespace: str = "", target_namespace: str = "") -> None:
-        """Rename a group's tree to another name or namespace (PBS 4.2)."""
+        """Rename a group's tree to another name or namespace (PBS 4.2). Raises BackupRefused when the target exists or
+        its namespace does not, or somebody works in the group."""
         source, destination = GroupName.parse(group, namespace), GroupName.parse(target, target_namespace)
         self._as_server(lambda store: maintenance.move_group(store, source, destination))
 
@@ -257,7 +287,7 @@ class DatastoreWriter:
         self._as_server(lambda store: maintenance.remove_namespace(store, namespace, delete_groups=delete_groups))
 
     def move_namespace(self, namespace: str, target: str) -> None:
-        """Rename a namespace's tree (PBS 4.2)."""
+        """Rename a namespace's tree (PBS 4.2). Raises BackupRefused when the target exists or its parent does not."""
         self._as_server(lambda store: maintenance.move_namespace(store, namespace, target))
 
     # -- acting as the server ----------------------------------------------------------------------------

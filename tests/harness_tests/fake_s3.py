@@ -1,5 +1,5 @@
 """A stand-in for an S3 client that keeps objects in memory, for proving the auditor: it pages, has ETags and times,
-and lets a test change the bucket between two of the auditor's calls."""
+lets a test change the bucket between two of the auditor's calls, and can answer listings as of some calls ago."""
 
 from __future__ import annotations
 
@@ -26,25 +26,45 @@ class StoredObject:
 
 
 class FakeS3:
-    """objects: by full key. before_call is called with (operation, key or prefix) before each call is answered."""
+    """objects: by full key. before_call is called with (operation, key or prefix) before each call is answered.
+    lag gives, for each page of a listing, how many calls old it is to be; what it lists is what put and delete did.
+    """
 
     def __init__(self, page_size: int = 7) -> None:
         self.objects: dict[str, StoredObject] = {}
         self.before_call: Callable[[str, str], None] = lambda operation, key: None
+        self.lag: Callable[[], int] = lambda: 0
         self.now = _EPOCH
+        self.calls = 0
+        self._past: list[tuple[int, dict[str, StoredObject]]] = []
         self._page_size = page_size
 
     def put(self, key: str, data: bytes) -> None:
         """Each put a second after the one before."""
+        self._keep_past()
         self.now += timedelta(seconds=1)
         self.objects[key] = StoredObject(data, self.now)
 
+    def delete(self, key: str) -> None:
+        self._keep_past()
+        self.now += timedelta(seconds=1)
+        del self.objects[key]
+
+    def _keep_past(self) -> None:
+        self._past.append((self.calls, dict(self.objects)))
+
+    def _as_of(self, call: int) -> dict[str, StoredObject]:
+        """What stood before the first change after that call."""
+        return next((objects for changed_at, objects in self._past if changed_at > call), self.objects)
+
     def list_objects_v2(self, *, Bucket: str, Prefix: str, ContinuationToken: str = "") -> Mapping[str, object]:
-        self.before_call("list", Prefix)
-        keys = sorted(key for key in self.objects if key.startswith(Prefix) and key > ContinuationToken)
+        self._called("list", Prefix)
+        lag = self.lag()
+        seen = self._as_of(self.calls - lag) if lag else self.objects
+        keys = sorted(key for key in seen if key.startswith(Prefix) and key > ContinuationToken)
         page = keys[: self._page_size]
         answer: dict[str, object] = {
-            "Contents": [{"Key": key, "Size": len(self.objects[key].data), **self._facts(key)} for key in page],
+            "Contents": [{"Key": key, "Size": len(seen[key].data), **_facts(seen[key])} for key in page],
             "IsTruncated": len(keys) > len(page),
         }
         if len(keys) > len(page):
@@ -52,22 +72,26 @@ class FakeS3:
         return answer
 
     def get_object(self, *, Bucket: str, Key: str) -> Mapping[str, object]:
-        self.before_call("get", Key)
+        self._called("get", Key)
         self._must_exist(Key, "NoSuchKey")
-        return {"Body": io.BytesIO(self.objects[Key].data), **self._facts(Key)}
+        return {"Body": io.BytesIO(self.objects[Key].data), **_facts(self.objects[Key])}
 
     def head_object(self, *, Bucket: str, Key: str) -> Mapping[str, object]:
-        self.before_call("head", Key)
+        self._called("head", Key)
         self._must_exist(Key, "404")
-        return {"ContentLength": len(self.objects[Key].data), **self._facts(Key)}
+        return {"ContentLength": len(self.objects[Key].data), **_facts(self.objects[Key])}
 
     def _must_exist(self, key: str, code: str) -> None:
         if key not in self.objects:
             raise ClientError({"Error": {"Code": code, "Message": "not there"}}, "GetObject")
 
-    def _facts(self, key: str) -> dict[str, object]:
-        etag = hashlib.md5(self.objects[key].data).hexdigest()
-        return {"ETag": f'"{etag}"', "LastModified": self.objects[key].put_at}
+    def _called(self, operation: str, key: str) -> None:
+        self.calls += 1
+        self.before_call(operation, key)
+
+
+def _facts(stored: StoredObject) -> dict[str, object]:
+    return {"ETag": f'"{hashlib.md5(stored.data).hexdigest()}"', "LastModified": stored.put_at}
 
 
 class FakeMirror:
@@ -96,7 +120,7 @@ class FakeMirror:
         self.client.put(f"{self._name}/{key}", data)
 
     def delete(self, key: str) -> None:
-        del self.client.objects[f"{self._name}/{key}"]
+        self.client.delete(f"{self._name}/{key}")
 
     def data(self, key: str) -> bytes:
         return self.client.objects[f"{self._name}/{key}"].data

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.harness import formats
 from tests.harness.auditor import Auditor, Violation, audit_continuously, audit_until_converged
 from tests.harness.backup import WrittenSnapshot
 from tests.harness.content import plan_of_size
 from tests.harness.names import chunk_path
+from tests.harness.scan import scan_datastore
 from tests.harness.writer import DatastoreWriter
 from tests.harness_tests.fake_s3 import FakeMirror
 
@@ -101,14 +104,39 @@ def empty_chunk(world: World) -> str:
     return _changed(world, world.own_chunk(), b"")
 
 
-@damages("P1", deep=True)
+@damages("P6", deep=True)
 def corrupt_chunk(world: World) -> str:
     data = bytearray(world.mirror.data(world.own_chunk()))
     data[-1] ^= 1
     return _changed(world, world.own_chunk(), bytes(data))
 
 
-@damages("P1", deep=True)
+@damages("P6", deep=True)
+def corrupt_chunk_that_nobody_references(world: World) -> str:
+    return _changed(world, chunk_path("ab" * 32), b"not a chunk at all")
+
+
+@damages("P6", deep=True)
+def corrupt_client_log(world: World) -> str:
+    key = f".cnt/{world.first.path}/client.log.blob"
+    return _changed(world, key, world.mirror.data(key)[:-1])
+
+
+@damages("P6")
+def damaged_index_of_the_datastore_that_was_uploaded(world: World) -> str:
+    path = f"{world.first.path}/drive-scsi0.img.fidx"
+    world.writer.corrupt_file(world.first.name, "drive-scsi0.img.fidx")
+    return _changed(world, f".cnt/{path}", (world.path / path).read_bytes())
+
+
+@damages("P6")
+def damaged_manifest_of_the_datastore_that_was_uploaded(world: World) -> str:
+    world.writer.corrupt_file(world.first.name, "index.json.blob")
+    path = f"{world.first.path}/index.json.blob"
+    return _changed(world, f".cnt/{path}", (world.path / path).read_bytes())
+
+
+@damages("P6", deep=True)
 def chunk_of_another_name(world: World) -> str:
     return _changed(world, world.own_chunk(), formats.encode_blob(b"something else"))
 
@@ -290,16 +318,88 @@ def test_damage_is_reported(world: World, name: str) -> None:
     assert (promise, key) in {(found.promise, found.key) for found in violations}, violations
 
 
-def test_a_chunk_that_is_bad_locally_keeps_its_good_object(world: World) -> None:
-    digest = min(world.first.chunks)
-    path = world.path / chunk_path(digest)
-    path.write_bytes(b"rotten")
-    world.writer.verify(world.first.name)
-    assert not path.exists()
+def quarantine(world: World) -> str:
+    """A verification finds a chunk of the first snapshot corrupt; the mirror follows. Gives the object's key."""
+    digest = min(world.first.chunks - world.second.chunks)
+    world.writer.corrupt_chunk(digest)
+    assert world.writer.verify(world.first.name).bad == (digest,)
     world.mirror.put(world.manifest_key(world.first), (world.path / world.first.path / "index.json.blob").read_bytes())
-    assert world.audit() == []
-    world.mirror.delete(chunk_path(digest))
-    assert {found.promise for found in world.audit()} == {"P1"}
+    return chunk_path(digest)
+
+
+def promises(violations: list[Violation], key: str) -> set[str]:
+    return {found.promise for found in violations if found.key == key}
+
+
+def test_a_chunk_that_is_bad_locally_keeps_its_good_object(world: World) -> None:
+    key = quarantine(world)
+    auditor = Auditor(world.mirror.bucket, deep=True)
+    assert auditor.audit_datastore(world.path) == []
+    good = world.mirror.data(key)
+    world.mirror.delete(key)
+    assert promises(auditor.audit_quarantine(world.path), key) == {"P5"}
+    assert promises(auditor.audit_datastore(world.path), key) == {"P1", "P5"}
+    assert promises(world.audit(), key) == {"P1"}  # who has not seen it good accuses nobody of deleting it
+    world.mirror.put(key, good[:-1])
+    assert promises(auditor.audit_datastore(world.path), key) == {"P5", "P6"}
+    world.mirror.put(key, good)
+    assert auditor.audit_datastore(world.path) == []
+
+
+def test_the_good_object_must_stay_although_its_snapshot_is_not_published(world: World) -> None:
+    key = quarantine(world)
+    auditor = Auditor(world.mirror.bucket)
+    assert auditor.audit_datastore(world.path) == []
+    unpublish(world, world.first)
+    found = auditor.audit_datastore(world.path)
+    assert promises(found, key) == {"P5"}
+    # As soon as the snapshot is forgotten nobody needs it.
+    world.writer.forget(world.first.name)
+    assert auditor.audit_quarantine(world.path) == []
+
+
+def test_the_object_of_a_quarantined_chunk_that_nobody_needs_may_stand(world: World) -> None:
+    key = quarantine(world)
+    world.writer.forget(world.first.name)
+    good = world.mirror.data(key)
+    unpublish(world, world.first)
+    world.mirror.put(key, good)
+    auditor = Auditor(world.mirror.bucket)
+    assert promises(auditor.audit_datastore(world.path), key) == set()
+    Path(f"{world.path}/{key}.0.bad").unlink()
+    assert promises(auditor.audit_datastore(world.path), key) == {"P2"}
+
+
+def test_a_damaged_snapshot_may_be_published_from_better_days_but_not_anew(world: World) -> None:
+    world.writer.corrupt_file(world.first.name, "qemu-server.conf.blob")
+    objects = dict(world.mirror.client.objects)
+    auditor = Auditor(world.mirror.bucket, deep=True)
+    assert auditor.audit_datastore(world.path) == []
+    unpublish(world, world.first)
+    assert promises(auditor.audit_datastore(world.path), world.manifest_key(world.first)) == set()
+    world.mirror.client.objects = objects
+    assert promises(auditor.audit_datastore(world.path), world.manifest_key(world.first)) == {"P6"}
+
+
+def test_what_cannot_be_read_in_the_datastore_is_damaged_and_no_failure_of_the_audit(world: World) -> None:
+    chunk = world.path / world.own_chunk()
+    chunk.unlink()
+    chunk.mkdir()
+    blob = world.path / world.second.path / "qemu-server.conf.blob"
+    blob.unlink()
+    blob.mkdir()
+    assert world.audit(deep=True) == []
+    assert set(scan_datastore(world.path).damaged) == {world.first.path, world.second.path}
+
+
+@pytest.mark.parametrize("name", ["-bad", "ä", "a b", ".hidden", "a/ns/b/ns/c/ns/d/ns/e/ns/f/ns/g/ns/h"])
+def test_a_directory_outside_the_grammar_is_no_namespace(world: World, name: str) -> None:
+    (world.path / "ns" / name).mkdir(parents=True)
+    found = [
+        violation for violation in world.audit() if violation.key.endswith(f"{name.rpartition('/')[2]}/.namespace")
+    ]
+    assert found == []
+    assert scan_datastore(world.path).namespaces[:1] == ("a",)
 
 
 def test_chunks_of_an_aborted_backup_may_stand_in_the_bucket_until_they_are_collected(world: World) -> None:
@@ -386,6 +486,203 @@ def test_a_chunk_that_comes_after_its_manifest_is_a_violation_although_it_is_the
     assert "came only after" in found[0].sentence
 
 
+def test_a_chunk_deleted_beneath_a_standing_manifest_is_a_violation_of_p5(world: World) -> None:
+    auditor = Auditor(world.mirror.bucket)
+    auditor.audit_bucket()
+    key = world.own_chunk()
+    raw = world.mirror.data(key)
+    world.mirror.delete(key)
+    assert promises(auditor.audit_bucket(), key) == {"P1", "P5"}
+    world.mirror.put(key, raw)
+    assert auditor.audit_bucket() == []
+
+
+def test_a_chunk_deleted_and_put_again_while_the_auditor_looks_is_a_violation_of_p5(world: World) -> None:
+    auditor = Auditor(world.mirror.bucket)
+    auditor.audit_bucket()
+    key = world.own_chunk()
+    raw = world.mirror.data(key)
+    world.mirror.delete(key)
+
+    def bring_it(operation: str, called: str) -> None:
+        if operation == "head":
+            world.mirror.client.before_call = lambda operation, key: None
+            world.mirror.put(key, raw)
+
+    world.mirror.client.before_call = bring_it
+    assert promises(auditor.audit_bucket(), key) == {"P1", "P5"}
+
+
+def test_a_chunk_put_again_with_another_compression_is_counted_and_no_violation(world: World) -> None:
+    auditor = Auditor(world.mirror.bucket)
+    auditor.audit_bucket()
+    key = world.own_chunk()
+    world.mirror.put(
+        key, formats.encode_blob(formats.decode_blob(world.mirror.data(key)).content or b"", compress=False)
+    )
+    assert auditor.audit_bucket() == []
+    assert auditor.counts.rewritten == 1
+
+
+def test_a_snapshot_unpublished_and_published_anew_between_audits_is_no_violation(world: World) -> None:
+    auditor = Auditor(world.mirror.bucket)
+    auditor.audit_bucket()
+    objects = [(key, world.mirror.data(key)) for key in world.mirror.all_keys()]
+    unpublish(world, world.first)
+    for key, raw in sorted(objects, key=lambda item: item[0].endswith("/index.json.blob")):
+        if key not in world.mirror.all_keys():
+            world.mirror.put(key, raw)
+    assert auditor.audit_bucket() == []
+
+
+# -- a mirror at work, and listings that lag -----------------------------------------------------------------
+
+
+class Actor:
+    """Changes the mirror as it should be changed, one object at a time, in the midst of the auditor's calls."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self._world, self._mirror = world, world.mirror
+        self._random = random.Random(seed)
+        self._objects = {key: world.mirror.data(key) for key in world.mirror.all_keys()}
+        self._published = {snapshot.path: snapshot for snapshot in (world.first, world.second, world.inner)}
+        self._unpublished: dict[str, WrittenSnapshot] = {}
+        self._steps: Iterator[None] = iter(())
+
+    def __call__(self, operation: str, key: str) -> None:
+        if self._random.random() < 0.7:
+            self.advance()
+
+    def advance(self) -> None:
+        if next(self._steps, StopIteration) is StopIteration:
+            self._steps = self._random.choice([self._unpublish, self._publish, self._note, self._recompress])()
+
+    def _unpublish(self) -> Iterator[None]:
+        if len(self._published) < 2:
+            return
+        path = self._random.choice(sorted(self._published))
+        snapshot = self._published.pop(path)
+        self._unpublished[path] = snapshot
+        keys = sorted(key for key in self._mirror.all_keys() if key.startswith(f".cnt/{path}/"))
+        keys.sort(key=lambda key: not key.endswith("/index.json.blob"))
+        needed = frozenset[str]().union(*(other.chunks for other in self._published.values()))
+        for key in [*keys, *map(chunk_path, sorted(snapshot.chunks - needed))]:
+            self._mirror.delete(key)
+            yield
+
+    def _publish(self) -> Iterator[None]:
+        if not self._unpublished:
+            return
+        path = self._random.choice(sorted(self._unpublished))
+        snapshot = self._unpublished.pop(path)
+        files = sorted(key for key in self._objects if key.startswith(f".cnt/{path}/"))
+        files.sort(key=lambda key: key.endswith("/index.json.blob"))
+        standing = set(self._mirror.all_keys())
+        for key in [*map(chunk_path, sorted(snapshot.chunks)), *files]:
+            if key not in standing:
+                self._mirror.put(key, self._objects[key])
+                yield
+        self._published[path] = snapshot
+
+    def _note(self) -> Iterator[None]:
+        if self._published:
+            path = self._random.choice(sorted(self._published))
+            self._world.writer.set_notes(path, f"note {self._random.random()}")
+            key = f".cnt/{path}/index.json.blob"
+            self._objects[key] = (self._world.path / path / "index.json.blob").read_bytes()
+            self._mirror.put(key, self._objects[key])
+        yield
+
+    def _recompress(self) -> Iterator[None]:
+        key = self._random.choice([key for key in self._mirror.all_keys() if key.startswith(".chunks/")])
+        content = formats.decode_blob(self._mirror.data(key)).content
+        if content is not None:
+            raw = formats.encode_blob(content, compress=self._random.random() < 0.5)
+            self._objects[key] = raw
+            self._mirror.put(key, raw)
+        yield
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("longest_lag", [0, 40])
+def test_a_mirror_at_work_is_never_accused(world: World, seed: int, longest_lag: int) -> None:
+    lag = random.Random(seed)
+    world.mirror.client.before_call = Actor(world, seed)
+    world.mirror.client.lag = lambda: lag.randint(0, longest_lag)
+    auditor = Auditor(world.mirror.bucket, deep=seed % 2 == 0, listings_lag=longest_lag > 0, threads=1)
+    for _ in range(8):
+        assert auditor.audit_bucket() == []
+    assert auditor.counts.manifests > 0
+
+
+def manifest_before_its_chunk(world: World) -> str:
+    """A snapshot is published without one of its chunks."""
+    key = world.own_chunk()
+    manifest = world.mirror.data(world.manifest_key(world.first))
+    world.mirror.delete(world.manifest_key(world.first))
+    world.mirror.delete(key)
+    world.mirror.put(world.manifest_key(world.first), manifest)
+    return key
+
+
+BREAKS: dict[str, tuple[str, Callable[[World], str]]] = {
+    "a deleted chunk": ("P1", lambda world: _deleted(world, world.own_chunk())),
+    "a deleted chunk seen before": ("P5", lambda world: _deleted(world, world.own_chunk())),
+    "a deleted index": ("P1", lambda world: _deleted(world, f".cnt/{world.first.path}/root.pxar.didx")),
+    "a truncated chunk": (
+        "P6",
+        lambda world: _changed(world, world.own_chunk(), world.mirror.data(world.own_chunk())[:-1]),
+    ),
+    "another index": ("P1", index_of_another_snapshot),
+    "a manifest before its chunk": ("P1", manifest_before_its_chunk),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BREAKS))
+@pytest.mark.parametrize("seed", range(4))
+def test_listings_that_lag_hide_no_broken_promise_for_long(world: World, name: str, seed: int) -> None:
+    promise, damage = BREAKS[name]
+    lag = random.Random(seed)
+    auditor = Auditor(world.mirror.bucket, deep=True, listings_lag=True, threads=1)
+    assert auditor.audit_bucket() == []
+    world.mirror.client.lag = lambda: lag.randint(0, 40)
+    key = damage(world)
+    found: list[Violation] = []
+    for _ in range(12):
+        found += auditor.audit_bucket()
+    assert (promise, key) in {(violation.promise, violation.key) for violation in found}
+
+
+@pytest.mark.parametrize("listings_lag", [False, True])
+def test_a_chunk_replaced_before_its_first_listing_is_no_violation_where_listings_lag(
+    world: World, listings_lag: bool
+) -> None:
+    key = world.own_chunk()
+    world.mirror.put(
+        key, formats.encode_blob(formats.decode_blob(world.mirror.data(key)).content or b"", compress=False)
+    )
+
+    def before(operation: str, called: str) -> None:
+        age = 1_000_000 if called.endswith(".chunks/") else 0
+        world.mirror.client.lag = lambda: age
+
+    world.mirror.client.before_call = before
+    auditor = Auditor(world.mirror.bucket, listings_lag=listings_lag)
+    assert promises(auditor.audit_bucket(), key) == (set() if listings_lag else {"P1"})
+    assert auditor.counts.undecided == (1 if listings_lag else 0)
+
+
+def test_a_quiet_mirror_whose_listings_lag_equals_its_datastore(world: World) -> None:
+    auditor = Auditor(world.mirror.bucket, deep=True, listings_lag=True, threads=1)
+    world.mirror.put(world.manifest_key(world.first), world.writer.set_notes(world.first.name, "quite new"))
+    world.mirror.delete(".cnt/ns/empty/.namespace")
+    world.writer.remove_namespace("empty")
+    world.mirror.client.lag = lambda: 1000
+    assert auditor.audit_datastore(world.path) == []
+    world.mirror.delete(".cnt/vm/1/owner")
+    assert promises(auditor.audit_datastore(world.path), ".cnt/vm/1/owner") == {"P2"}
+
+
 def test_a_chunk_that_a_lagging_listing_lacks_is_no_violation_but_a_missing_one_is(world: World) -> None:
     key = world.own_chunk()
     stored = world.mirror.client.objects.pop(f"mirror/{key}")
@@ -409,6 +706,40 @@ def test_a_second_audit_reads_only_what_has_changed(world: World) -> None:
     assert auditor.counts.bytes_read == read
     world.mirror.delete(world.own_chunk())
     assert auditor.audit_bucket()
+
+
+def test_what_is_remembered_follows_the_bucket(world: World) -> None:
+    auditor = Auditor(world.mirror.bucket, deep=True)
+    auditor.audit_bucket()
+    remembered = auditor.remembered
+    for number in range(20):
+        world.mirror.put(world.manifest_key(world.first), world.writer.set_notes(world.first.name, f"text {number}"))
+        assert auditor.audit_bucket() == []
+    assert auditor.remembered <= remembered + 1
+    unpublish(world, world.first)
+    auditor.audit_bucket()
+    auditor.audit_bucket()
+    assert auditor.remembered < remembered
+
+
+def test_an_outage_of_the_store_is_counted_and_waited_out(world: World) -> None:
+    outage = threading.Event()
+    outage.set()
+
+    def before(operation: str, key: str) -> None:
+        if outage.is_set():
+            raise ClientError({"Error": {"Code": "503", "Message": "slow down"}}, "Any")
+
+    world.mirror.client.before_call = before
+    auditor = Auditor(world.mirror.bucket)
+    with pytest.raises(ClientError):
+        audit_until_converged(auditor, world.path, timeout_seconds=0.05, pause_seconds=0.001)
+    audit = audit_continuously(auditor, threading.Event(), pause_seconds=0.001)
+    threading.Timer(0.1, outage.clear).start()
+    assert audit_until_converged(auditor, world.path, timeout_seconds=30, pause_seconds=0.001) == []
+    assert audit.finish() == []
+    assert audit.unreadable > 0
+    assert audit.samples > 0
 
 
 def test_continuous_audit_collects_what_was_wrong_for_a_while(world: World) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
+import itertools
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,10 +21,11 @@ import pytest
 from tests.harness import formats
 from tests.harness.backup import BackupRefused
 from tests.harness.bulk import generate_bulk
-from tests.harness.content import ArchivePlan, BackupPlan, ImagePlan, plan_of_size
+from tests.harness.content import ArchivePlan, BackupPlan, BlobPlan, ImagePlan, plan_of_size
 from tests.harness.names import chunk_path, parse_snapshot_path
 from tests.harness.process_lock import DatastoreBusy
-from tests.harness.scan import compare_datastores, scan_datastore
+from tests.harness.scan import compare_datastores, damaged_files, scan_datastore
+from tests.harness.system_calls import SystemCalls
 from tests.harness.writer import DatastoreWriter
 
 TINY = plan_of_size(512 * 1024, chunk_size=64 * 1024)
@@ -310,6 +316,106 @@ def test_verify_renames_a_corrupt_chunk_and_the_next_backup_uploads_it_anew(writ
     assert writer.collect_garbage(age_seconds=0, safety_seconds=0).removed_bad == (f"{digest}.0.bad",)
 
 
+def test_bit_rot_is_found_by_verification_whatever_the_chunk(writer: DatastoreWriter) -> None:
+    for group, encrypted in (("vm/1", False), ("vm/2", True)):
+        written = writer.backup(group, encrypted=encrypted)
+        digests = sorted(written.chunks)
+        for digest in digests:
+            writer.corrupt_chunk(digest)
+        assert set(writer.verify(written.name).bad) == set(digests)
+        assert manifest_of(writer, written.path)["unprotected"]["verify_state"]["state"] == "failed"  # type: ignore[index]
+
+
+def test_bit_rot_behind_a_mount_and_in_files(writer: DatastoreWriter, tmp_path: Path) -> None:
+    written = writer.backup("vm/1")
+    behind = tmp_path / "behind"
+    shutil.copytree(writer.path, behind)
+    digest = min(written.chunks)
+    writer.corrupt_chunk(digest, backing=behind)
+    assert list(scan_datastore(behind).lacking_chunks) == [written.path]
+    assert damaged_files(behind, written.path) == ()
+    for name in ("drive-scsi0.img.fidx", "root.pxar.didx", "qemu-server.conf.blob"):
+        writer.corrupt_file(written.name, name, backing=behind)
+    assert set(damaged_files(behind, written.path)) == {
+        "drive-scsi0.img.fidx",
+        "root.pxar.didx",
+        "qemu-server.conf.blob",
+    }
+    writer.corrupt_file(written.name, "index.json.blob", backing=behind)
+    assert damaged_files(behind, written.path) == ("index.json.blob",)
+    assert list(scan_datastore(writer.path).finished) == [written.path]
+
+
+def test_a_chunk_inserted_again_with_another_compression_is_the_same_chunk_of_other_bytes(
+    writer: DatastoreWriter,
+) -> None:
+    written = writer.backup("vm/1", compress=False)
+    sizes = {digest: os.stat(f"{writer.path}/{chunk_path(digest)}").st_size for digest in written.chunks}
+    outcomes = {digest: writer.reinsert_chunk(digest, compress=True) for digest in sorted(written.chunks)}
+    changed = {
+        digest for digest, size in sizes.items() if os.stat(f"{writer.path}/{chunk_path(digest)}").st_size != size
+    }
+    assert changed == {digest for digest, outcome in outcomes.items() if outcome == "inserted"}
+    assert changed
+    assert list(scan_datastore(writer.path).finished) == [written.path]
+    encrypted = writer.backup("vm/2", encrypted=True)
+    with pytest.raises(ValueError, match="encrypted"):
+        writer.reinsert_chunk(min(encrypted.chunks), compress=True)
+
+
+def test_owner_changes_by_a_replaced_file_and_binds_the_next_backup(tmp_path: Path) -> None:
+    steps: list[str] = []
+    with DatastoreWriter(tmp_path / "store", default_plan=TINY, on_step=steps.append) as writer:
+        writer.create("when needed")
+        writer.backup("vm/1")
+        steps.clear()
+        writer.change_owner("vm/1", "backup@pbs!token")
+        assert steps == [f"owner.{call}" for call in ("open", "fchmod", "write", "rename", "close")]
+        owner = Path(writer.path) / "vm/1/owner"
+        assert owner.read_text() == "backup@pbs!token\n"
+        assert stat.S_IMODE(owner.stat().st_mode) == 0o644
+        assert os.listdir(owner.parent).count("owner") == 1
+        with pytest.raises(BackupRefused, match="belongs to backup@pbs!token"):
+            writer.backup("vm/1")
+        writer.backup("vm/1", owner="backup@pbs!token")
+
+
+def test_moved_namespaces_take_everything_with_them(writer: DatastoreWriter) -> None:
+    writer.create_namespace("a/b")
+    writer.create_namespace("c")
+    written = writer.backup("vm/1", namespace="a/b")
+    writer.set_group_notes("vm/1", "of the group", namespace="a/b")
+    inode = os.stat(f"{writer.path}/{written.path}").st_ino
+    writer.move_namespace("a", "c/d")
+    found = scan_datastore(writer.path)
+    assert found.namespaces == ("c", "c/d", "c/d/b")
+    assert list(found.finished) == ["ns/c/ns/d/ns/b/vm/1/2026-01-01T00:00:00Z"]
+    assert os.stat(f"{writer.path}/{next(iter(found.finished))}").st_ino == inode
+    assert found.group_paths(found.groups[0]) == ("ns/c/ns/d/ns/b/vm/1/owner", "ns/c/ns/d/ns/b/vm/1/notes")
+    for source, target, reason in (
+        ("c/d", "c", "exists"),
+        ("c/d", "nowhere/e", "no namespace nowhere"),
+    ):
+        with pytest.raises(BackupRefused, match=reason):
+            writer.move_namespace(source, target)
+    with pytest.raises(ValueError, match="not a namespace"):
+        writer.move_namespace("c/d", "-bad")
+    with pytest.raises(OSError, match="Invalid argument"):
+        writer.move_namespace("c", "c/d/inside")
+    writer.move_namespace("c/d", "back")
+    assert scan_datastore(writer.path).namespaces == ("back", "back/b", "c")
+
+
+def test_a_group_does_not_move_onto_another_nor_into_nothing(writer: DatastoreWriter) -> None:
+    first, second = writer.backup("vm/1"), writer.backup("vm/2")
+    with pytest.raises(BackupRefused, match="vm/2 exists"):
+        writer.move_group("vm/1", "vm/2")
+    with pytest.raises(BackupRefused, match="no namespace a"):
+        writer.move_group("vm/1", "vm/1", target_namespace="a")
+    writer.move_group("vm/1", "ct/7")
+    assert set(scan_datastore(writer.path).finished) == {first.path.replace("vm/1", "ct/7"), second.path}
+
+
 def test_namespaces_groups_and_moves(writer: DatastoreWriter) -> None:
     with pytest.raises(BackupRefused, match="no namespace"):
         writer.backup("vm/2", namespace="a/b")
@@ -350,6 +456,104 @@ def test_pull_makes_an_equal_snapshot_and_replaces_an_older_one(writer: Datastor
         assert compare_datastores(writer.path, target.path).differences
         target.pull(writer.path, written.name)
         assert compare_datastores(writer.path, target.path).differences == ()
+
+
+def test_a_resync_replaces_what_differs_manifest_last_and_removes_what_is_no_more_listed(tmp_path: Path) -> None:
+    steps: list[str] = []
+    with (
+        DatastoreWriter(tmp_path / "source", seed=1, default_plan=TINY) as source,
+        DatastoreWriter(tmp_path / "target", on_step=steps.append) as target,
+    ):
+        source.create("when needed")
+        target.create("when needed")
+        old = source.backup("vm/1", generation=0)
+        source.upload_log(old.name)
+        target.pull(source.path, old.name)
+        target.set_protected(old.name)
+        source.forget(old.name)
+        plan = dataclasses.replace(TINY, archives=TINY.archives[:1], blobs=(BlobPlan("fw.conf", 300),))
+        new = source.backup("vm/1", generation=0, data="other", plan=plan)
+        assert new.name == old.name
+        steps.clear()
+        target.pull(source.path, new.name)
+        manifest_at = max(at for at, step in enumerate(steps) if step == "pull.rename")
+        assert steps.count("pull.rename") == len(new.files) + 1
+        assert "chunk.rename" not in steps[manifest_at:]
+        assert "pull.unlink" not in steps[:manifest_at]
+        expected = {file.listed.name for file in new.files} | {"index.json.blob", "client.log.blob", ".protected"}
+        assert set(os.listdir(f"{target.path}/{new.path}")) == expected
+        assert scan_datastore(target.path).finished[new.path].chunks == new.chunks
+        # A third time nothing differs, and nothing is written.
+        steps.clear()
+        target.pull(source.path, new.name)
+        assert "pull.rename" not in steps
+
+
+def test_a_resync_killed_before_the_manifest_leaves_the_old_one_and_is_finished_by_the_next(tmp_path: Path) -> None:
+    with DatastoreWriter(tmp_path / "source", seed=1, default_plan=TINY) as source:
+        source.create("when needed")
+        old = source.backup("vm/1", generation=0)
+        with DatastoreWriter(tmp_path / "target") as target:
+            target.create("when needed")
+            target.pull(source.path, old.name)
+        source.forget(old.name)
+        new = source.backup("vm/1", generation=0, data="other")
+        renames = itertools.count(1)
+
+        def kill(step: str) -> None:
+            if step == "pull.rename" and next(renames) == 3:
+                raise Killed(step)
+
+        with pytest.raises(Killed), DatastoreWriter(tmp_path / "target", on_step=kill) as killed:
+            killed.pull(source.path, new.name)
+        found = scan_datastore(tmp_path / "target")
+        assert set(found.damaged) == {new.path}
+        assert len(damaged_files(tmp_path / "target", new.path)) == 2
+        with DatastoreWriter(tmp_path / "target") as target:
+            target.pull(source.path, new.name)
+        assert compare_datastores(source.path, tmp_path / "target", only=frozenset([new.path])).differences == ()
+
+
+def test_random_unlink_order_follows_from_seed_and_snapshot(tmp_path: Path) -> None:
+    orders: list[list[str]] = []
+    for seed in (1, 1, 2):
+        names: list[str] = []
+        store = tmp_path / str(len(orders))
+        with DatastoreWriter(store, seed=5, default_plan=TINY) as maker:
+            maker.create("when needed")
+            written = maker.backup("vm/1")
+        with DatastoreWriter(store, seed=seed) as writer:
+            watched = Path(writer.path) / written.path
+            before = set(os.listdir(watched))
+
+            def note(step: str, names: list[str] = names, watched: Path = watched) -> None:
+                if step in ("forget.unlink", "forget.rmdir"):
+                    names[:] = [*names, *sorted(before - set(names) - set(os.listdir(watched)))]  # noqa: B023
+
+            writer.calls = SystemCalls(note)
+            writer.forget(written.name, "random")
+        orders.append(names)
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == sorted(before)
+    assert orders[0] != orders[2]
+
+
+def test_several_processes_at_once(writer: DatastoreWriter) -> None:
+    command = [sys.executable, "-m", "tests.harness", "backup", writer.path]
+    options = ["--data", "shared", "--size", "512K", "--chunk-size", "64K", "--count", "3", "--threads", "2"]
+    processes = [
+        subprocess.Popen([*command, f"vm/{number}", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for number in range(3)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+    found = scan_datastore(writer.path)
+    assert len(found.finished) == 9
+    assert found.damaged == {}
+    # What was made follows from the seed, not from who was first.
+    chunks = [found.finished[f"vm/{number}/2026-01-01T02:00:00Z"].chunks for number in range(3)]
+    assert chunks[0] == chunks[1] == chunks[2]
 
 
 def test_several_writers_at_once(writer: DatastoreWriter) -> None:

@@ -1,0 +1,155 @@
+"""The mirror as an administrator handles it, by its command line, and as accidents handle it, by signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PROGRAM = [sys.executable, "-m", "mirrorfs.cli"]
+_COMMAND_SECONDS = 90.0
+_END_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """One mount of mirrorfs. Commands give None for success, or what the program said of its failure."""
+
+    datastore: Path
+    state: Path
+    url: str
+    endpoint_url: str
+    environment: dict[str, str]
+
+    def mount(self) -> str | None:
+        """Mount over the datastore."""
+        return self._run(
+            "mount", str(self.datastore), "--to", self.url, "--state-dir", str(self.state), "--retry-ceiling", "1",
+            *self._store_options(),
+        )  # fmt: skip
+
+    def umount(self) -> str | None:
+        """Unmount in good order."""
+        return self._run("umount", str(self.datastore))
+
+    def wait(self, timeout: float) -> str | None:
+        """Wait until everything is published."""
+        return self._run("wait", str(self.datastore), "--timeout", f"{timeout:.0f}", timeout=timeout + 30)
+
+    def reconcile(self, *options: str) -> str | None:
+        """Have datastore and bucket compared."""
+        return self._run("reconcile", str(self.datastore), *options, timeout=240)
+
+    def restore(self, target: Path) -> str | None:
+        """Rebuild a datastore from the bucket."""
+        return self._run("restore", self.url, str(target), *self._store_options(), timeout=180)
+
+    def status(self) -> dict[str, Any]:
+        """What `status --json` tells; empty when nobody answers."""
+        done = self._execute(["status", str(self.datastore), "--json"], _COMMAND_SECONDS)
+        answer: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
+        return answer
+
+    def is_alive(self) -> bool:
+        """Whether the filesystem process runs and is mounted."""
+        pid = self.mount_pid()
+        return pid is not None and _is_mirrorfs(pid) and _answers(self.datastore)
+
+    def mount_pid(self) -> int | None:
+        """The filesystem process, if there has been one."""
+        return self._pid("mount.lock")
+
+    def uploader_pid(self) -> int | None:
+        """The uploader process, if there has been one."""
+        return self._pid("uploader.lock")
+
+    def kill_mount(self) -> None:
+        """SIGKILL for the filesystem process; returns when it is gone."""
+        _kill(self.mount_pid())
+
+    def kill_uploader(self) -> None:
+        """SIGKILL for the uploader; returns when it is gone."""
+        _kill(self.uploader_pid())
+
+    def kill_all(self) -> None:
+        """SIGKILL for both, the one that would start the other first."""
+        self.kill_mount()
+        self.kill_uploader()
+
+    def detach_dead(self) -> None:
+        """Take a killed mount away, as an administrator would."""
+        if not _answers(self.datastore):
+            subprocess.run(["umount", "--lazy", str(self.datastore)], check=True, capture_output=True, timeout=30)
+
+    def tear_down(self) -> None:
+        """End everything, whatever state it is in."""
+        self.kill_all()
+
+    def _pid(self, lock: str) -> int | None:
+        try:
+            return int((self.state / lock).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _store_options(self) -> list[str]:
+        return ["--endpoint-url", self.endpoint_url]
+
+    def _run(self, *arguments: str, timeout: float = _COMMAND_SECONDS) -> str | None:
+        try:
+            done = self._execute(arguments, timeout)
+        except subprocess.TimeoutExpired:
+            return f"'mirrorfs {arguments[0]}' has not ended within {timeout:.0f} s"
+        if "Traceback" in done.stderr:
+            return f"'mirrorfs {arguments[0]}' ended with a traceback:\n{done.stderr}"
+        return None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+
+    def _execute(self, arguments: tuple[str, ...] | list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*_PROGRAM, *arguments],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def _answers(path: Path) -> bool:
+    try:
+        os.statvfs(path)
+    except OSError:
+        return False
+    return True
+
+
+def _is_mirrorfs(pid: int) -> bool:
+    try:
+        return "mirrorfs" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
+def _kill(pid: int | None) -> None:
+    if pid is None or not _is_mirrorfs(pid):
+        return
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if not poll.poll(_END_SECONDS * 1000):
+            raise TimeoutError(f"process {pid} does not end {_END_SECONDS:.0f} s after SIGKILL")
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(process)

@@ -1,0 +1,203 @@
+"""Breaks the product on purpose, to prove that the harness notices. Python imports a module of this name at its start
+when the directory stands in PYTHONPATH; the product knows nothing of it. See tests/harness/mutation.py.
+
+MIRRORFS_MUTATION names what is broken. If what a mutation replaces is not there any more, the process ends at once, so
+that no mutation ever comes to be harmless unnoticed; when it has taken place, standard error says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+VARIABLE = "MIRRORFS_MUTATION"
+_FAILED = 70  # EX_SOFTWARE
+_LOST_NAMES = 3
+_SLOW_CHUNKS = 4
+_SLOW_CHUNK_SECONDS = 4.0
+
+Method = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A method of a class in one of the product's modules; make gets the original and gives what takes its place."""
+
+    module: str
+    owner: str
+    method: str
+    make: Callable[[Method], Method]
+
+
+def _believe_every_put(original: Method) -> Method:
+    async def confirm(self: object, *arguments: object, **more: object) -> bool:
+        return True
+
+    return confirm
+
+
+def _do_not_wait_for_chunk(original: Method) -> Method:
+    async def ensure(self: object, digest: bytes) -> None:
+        return None
+
+    return ensure
+
+
+def _take_all_for_confirmed(original: Method) -> Method:
+    def unconfirmed(self: object, digests: object) -> list[bytes]:
+        return []
+
+    return unconfirmed
+
+
+def _send_some_chunks_slowly(original: Method) -> Method:
+    """Every fourth, by its name, as over a slow line: else they are often there before anybody can miss them."""
+
+    async def settle(self: object, digest: bytes) -> None:
+        import trio  # not before the product does: this runs at the start of every interpreter
+
+        if digest[-1] % _SLOW_CHUNKS == 0:
+            await trio.sleep(_SLOW_CHUNK_SECONDS)
+        await original(self, digest)
+
+    return settle
+
+
+def _need_no_chunk(original: Method) -> Method:
+    async def needed(self: object, digest: bytes) -> bool:
+        return False
+
+    return needed
+
+
+def _lose_names(original: Method) -> Method:
+    """Losing single records would often be made good by the next one of the same name: a third of all names is lost.
+    The empty name asks for a reconcile and stays, or every start would hide the loss."""
+
+    def append_all(self: object, paths: Sequence[bytes]) -> int:
+        kept = [path for path in paths if path == b"" or zlib.crc32(path) % _LOST_NAMES]
+        sequence: int = original(self, kept)
+        return sequence
+
+    return append_all
+
+
+def _promise_durability(original: Method) -> Method:
+    async def reach(self: object) -> None:
+        return None
+
+    return reach
+
+
+_CHUNKS = "mirrorfs.replication.chunks"
+
+MUTATIONS: dict[str, tuple[Replacement, ...]] = {
+    "skip-confirmation": (Replacement("mirrorfs.objectstore.store", "ObjectStore", "_confirm", _believe_every_put),),
+    "publish-early": (
+        Replacement("mirrorfs.journal.state", "StateTransaction", "unconfirmed", _take_all_for_confirmed),
+        Replacement(_CHUNKS, "ChunkMirror", "ensure", _do_not_wait_for_chunk),
+        Replacement(_CHUNKS, "ChunkMirror", "settle", _send_some_chunks_slowly),
+    ),
+    "delete-without-reference-check": (Replacement(_CHUNKS, "ChunkMirror", "_needed", _need_no_chunk),),
+    "drop-journal-record": (Replacement("mirrorfs.journal.journal", "JournalWriter", "append_all", _lose_names),),
+    "no-syncfs": (Replacement("mirrorfs.filesystem.interception", "Durability", "reach", _promise_durability),),
+}
+
+
+_ACTIVE: set[Replacement] = set()
+
+
+class _BreakingLoader(Loader):
+    """Loads a module as its own loader does, and breaks it at once."""
+
+    def __init__(self, original: Loader, mutation: str, replacements: Sequence[Replacement]) -> None:
+        self._original, self._mutation, self._replacements = original, mutation, replacements
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._original.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._original.exec_module(module)
+        for replacement in self._replacements:
+            owner = getattr(module, replacement.owner, None)
+            original = getattr(owner, replacement.method, None)
+            if original is None:
+                _fail(self._mutation, f"{replacement.module} has no {replacement.owner}.{replacement.method}")
+            setattr(owner, replacement.method, replacement.make(original))
+        _ACTIVE.update(self._replacements)
+        if _ACTIVE.issuperset(MUTATIONS[self._mutation]):
+            _say(f"mutation {self._mutation} is active")
+
+
+class _BreakingFinder(MetaPathFinder):
+    """Stands before all finders and lends the modules that are to be broken another loader."""
+
+    def __init__(self, mutation: str, replacements: Sequence[Replacement]) -> None:
+        self._mutation, self._replacements = mutation, replacements
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        mine = [replacement for replacement in self._replacements if replacement.module == fullname]
+        if not mine:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _BreakingLoader(spec.loader, self._mutation, mine)
+                return spec
+        return None
+
+
+def _check_source(mutation: str, replacement: Replacement) -> None:
+    """At the start, without importing: a module that nobody imports any more would never be broken."""
+    package, *rest = replacement.module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        _fail(mutation, f"there is no package {package}")
+    source = Path(spec.submodule_search_locations[0], *rest).with_suffix(".py")
+    try:
+        tree = ast.parse(source.read_bytes())
+    except (OSError, SyntaxError) as error:
+        _fail(mutation, f"cannot read {source}: {error}")
+    methods = {
+        (owner.name, method.name)
+        for owner in tree.body
+        if isinstance(owner, ast.ClassDef)
+        for method in owner.body
+        if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    if (replacement.owner, replacement.method) not in methods:
+        _fail(mutation, f"{source} has no {replacement.owner}.{replacement.method}")
+
+
+def _fail(mutation: str, reason: str) -> NoReturn:
+    # Nobody sees an exception that is raised while the interpreter starts, and importers may catch one.
+    _say(f"mutation {mutation} cannot be made: {reason}")
+    os._exit(_FAILED)
+
+
+def _say(line: str) -> None:
+    os.write(2, f"{line}\n".encode())
+
+
+def _mutate(mutation: str) -> None:
+    if mutation not in MUTATIONS:
+        _fail(mutation, f"it is none of {', '.join(MUTATIONS)}")
+    for replacement in MUTATIONS[mutation]:
+        _check_source(mutation, replacement)
+    sys.meta_path.insert(0, _BreakingFinder(mutation, MUTATIONS[mutation]))
+
+
+if os.environ.get(VARIABLE):
+    _mutate(os.environ[VARIABLE])

@@ -1,0 +1,147 @@
+"""A kill at every named step, one after the other: for each, what makes a process reach it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from mirrorfs.steps import STEPS
+from tests.harness.accidents import (
+    lose_the_state,
+    make_foreign_files,
+    mount_again,
+    put_an_older_state_back,
+    remove_foreign_files,
+    state_disk_full,
+    unreadable_chunk,
+)
+from tests.harness.operations import OPERATIONS, any_operation, run_backup
+from tests.harness.world import World
+
+_TRIES = 4
+# Files with paths of 750 bytes: they make the journal outgrow the map of 16 MiB that it begins with.
+_RECORDS_BEYOND_THE_MAP = 22_000
+
+Provocation = Callable[[World, random.Random], None]
+
+
+def sweep_steps(world: World, choice: random.Random) -> list[str]:
+    """Kill a process at each step, in an order by choice; gives the steps that nothing here has reached."""
+    unreached = []
+    for step in choice.sample(STEPS, len(STEPS)):
+        if not _kill_at(world, step, choice):
+            unreached.append(step)
+        if world.violations():
+            break
+    return unreached
+
+
+def _kill_at(world: World, step: str, choice: random.Random) -> bool:
+    before = len(world.steps.fired)
+    world.steps.arm(step)
+    provoke = next((provoke for prefix, provoke in _PROVOCATIONS.items() if step.startswith(prefix)), _daily_work)
+    for _ in range(_TRIES):
+        provoke(world, choice)
+        world.mount()
+        if len(world.steps.fired) > before:
+            break
+    world.disarm_step()
+    world.mount()
+    return len(world.steps.fired) > before
+
+
+def _daily_work(world: World, choice: random.Random) -> None:
+    """A bit of everything that PBS does, and the time to carry it over."""
+    for name in ("make namespace", "group notes or owner", "notes", "protection", "client log"):
+        OPERATIONS[name].run(world, choice)
+    run_backup(world, choice)
+    for name in ("forget", "forget group", "remove namespace", "garbage collection"):
+        if choice.random() < 0.7:
+            OPERATIONS[name].run(world, choice)
+    any_operation(world, choice)
+    world.mount()
+    world.mirror.wait(20)
+
+
+def _mount_again(world: World, choice: random.Random) -> None:
+    mount_again(world)
+    world.mirror.wait(20)
+
+
+def _lose_state(world: World, choice: random.Random) -> None:
+    run_backup(world, choice)
+    world.mount()
+    world.mirror.wait(20)
+    lose_the_state(world, "state", choice.choice(("deleted", "damaged")), choice)
+    world.mirror.wait(20)
+
+
+def _damage_journal(world: World, choice: random.Random) -> None:
+    lose_the_state(world, "journal", "damaged", choice)
+
+
+def _older_state(world: World, choice: random.Random) -> None:
+    put_an_older_state_back(world, choice)
+    run_backup(world, choice)
+    put_an_older_state_back(world, choice)
+    world.mirror.wait(20)
+
+
+def _full_state_disk(world: World, choice: random.Random) -> None:
+    state_disk_full(world, choice)
+    world.mount()
+    world.mirror.wait(20)
+
+
+def _unmount_from_outside(world: World, choice: random.Random) -> None:
+    world.mirror.umount()
+
+
+def _sick_object(world: World, choice: random.Random) -> None:
+    unreadable_chunk(world, choice)
+    world.mount()
+    world.mirror.reconcile()
+    world.mirror.wait(20)
+
+
+def _foreign_file(world: World, choice: random.Random) -> None:
+    """A name that PBS would not make; it is passed through and never sent."""
+    path = world.datastore / f"foreign-{choice.randrange(1000)}"
+
+    def work() -> None:
+        path.write_bytes(b"nothing of PBS")
+        path.unlink()
+
+    world.perform("foreign file", [], work)
+    world.mount()
+    world.mirror.wait(20)
+
+
+def _many_records(world: World, choice: random.Random) -> None:
+    """More and longer names change than the journal's first map holds, while nobody can carry them over."""
+    with world.uploader_stopped():
+        make_foreign_files(world, _RECORDS_BEYOND_THE_MAP)
+    world.mount()
+    remove_foreign_files(world)
+
+
+_PROVOCATIONS: dict[str, Provocation] = {
+    "mount.unmounted": _unmount_from_outside,
+    "mount.": _mount_again,
+    "database.before-growth": _many_records,
+    "database.after-growth": _many_records,
+    "database.": _lose_state,
+    "journal.before-set-aside": _damage_journal,
+    "journal.file-set-aside": _damage_journal,
+    "journal.": _mount_again,
+    "session.": _mount_again,
+    "repair.": _full_state_disk,
+    "uploader.": _mount_again,
+    "claim.bucket-forgotten": _older_state,
+    "claim.": _mount_again,
+    "probe.": _mount_again,
+    "adoption.": _lose_state,
+    "reconcile.": _mount_again,
+    "problem.": _sick_object,
+    "foreign.": _foreign_file,
+}
