@@ -19,15 +19,15 @@ pytest_plugins = ["tests.stores.fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --ceph, which scripts/test passes on."""
+    """Add --ceph and --long, which scripts/test passes on."""
+    parser.addoption("--long", action="store_true", help="also run what takes minutes and rarely tells anything new")
     parser.addoption("--ceph", action="store_true", help="also test against the Ceph that scripts/ceph-up started")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests against Ceph out unless they are asked for."""
-    if config.getoption("--ceph"):
-        return
-    kept = [item for item in items if item.get_closest_marker("ceph") is None]
+    """Leave out the tests against Ceph, and the long ones, unless they are asked for."""
+    left_out = [name for name in ("ceph", "long") if not config.getoption(f"--{name}")]
+    kept = [item for item in items if not any(item.get_closest_marker(name) for name in left_out)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 

@@ -57,7 +57,7 @@ def steps(mirror: MirrorUnderTest) -> StepFile:
 
 
 @pytest.mark.timeout(140)
-@pytest.mark.parametrize("number", [1, 3, 5, 8, 12])
+@pytest.mark.parametrize("number", [1, 5, *(pytest.param(number, marks=pytest.mark.long) for number in (3, 8, 12))])
 @pytest.mark.parametrize("step", ["object.before-put", "object.after-put"])
 def test_uploader_killed_around_a_put(mirror: MirrorUnderTest, steps: StepFile, step: str, number: int) -> None:
     steps.arm(step, number)

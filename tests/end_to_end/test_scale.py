@@ -16,6 +16,7 @@ CHUNKS = 100_000
 ALLOWED_GROWTH_KIB = 200 * 1024
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_reconciling_1000_snapshots_with_100000_chunks_needs_little_memory(base: Path) -> None:
     (base / "datastore").mkdir()

@@ -151,6 +151,7 @@ def slow_base() -> Iterator[tuple[Path, SlowBackingProcess]]:
         (base / name).mkdir()
     slow = SlowBackingProcess(base / "disk", base / "backing")
     try:
+        slow.wait_until_mounted()
         yield base, slow
     finally:
         slow.stop()

@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from mirrorfs.filesystem.mount import detach
+from mirrorfs.filesystem.mount import detach, mount_at
 
 _ANSWER_SECONDS = 20
 
@@ -28,7 +28,9 @@ class SlowBackingProcess:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._expect("mounted")
+
+    def wait_until_mounted(self) -> None:
+        assert self._line() == "mounted"
 
     def hold(self, *operations: str) -> None:
         self._command("hold", *operations)
@@ -51,7 +53,8 @@ class SlowBackingProcess:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
-        detach(str(self._mountpoint))
+        if mount_at(str(self._mountpoint)) is not None:
+            detach(str(self._mountpoint))
 
     def _command(self, *words: str) -> None:
         assert self._process.stdin is not None
@@ -59,9 +62,6 @@ class SlowBackingProcess:
         while self._line() != "obeyed":
             # What was held meanwhile is known to be.
             continue
-
-    def _expect(self, line: str) -> None:
-        assert self._line() == line
 
     def _line(self) -> str:
         line = self._lines.get(timeout=_ANSWER_SECONDS)

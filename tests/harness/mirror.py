@@ -27,11 +27,11 @@ class Mirror:
     endpoint_url: str
     environment: dict[str, str]
 
-    def mount(self) -> str | None:
+    def mount(self, *options: str) -> str | None:
         """Mount over the datastore."""
         return self._run(
             "mount", str(self.datastore), "--to", self.url, "--state-dir", str(self.state), "--retry-ceiling", "1",
-            *self._store_options(),
+            *self._store_options(), *options,
         )  # fmt: skip
 
     def umount(self) -> str | None:

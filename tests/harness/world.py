@@ -38,6 +38,7 @@ _LISTINGS_LAG_SECONDS = 3.0
 _OPERATION_SECONDS = 90.0
 _CONVERGENCE_SECONDS = 150.0
 _AUDIT_PAUSE_SECONDS = 0.3
+_REMOVALS_OPTION = "--allow-removals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ class World:
         if self.mirror.is_alive():
             return
         self._killed_mount = False
-        sentence = self.mirror.mount()
+        sentence = self._mount_as_meant()
         if sentence is None:
             return
         if self._trouble or self._has_a_step_fired():
@@ -198,10 +199,18 @@ class World:
             self.state_disk.free()
             self.data_disk.free()
             self._trouble.clear()
-            sentence = self.mirror.mount()
+            sentence = self._mount_as_meant()
         if sentence is not None:
             self.statistics.violate([f"P2 the mount fails: {sentence}"])
             raise WorldEnded(sentence)
+
+    def _mount_as_meant(self) -> str | None:
+        """Mount; when most snapshots are gone and no journal tells why, the mount asks, and it was meant."""
+        sentence = self.mirror.mount()
+        if sentence is None or _REMOVALS_OPTION not in sentence:
+            return sentence
+        self.statistics.checks["mounts that asked whether removals were meant"] += 1
+        return self.mirror.mount(_REMOVALS_OPTION)
 
     def kill_mount(self) -> None:
         """Kill the filesystem process; what is under way through it fails, and may."""
@@ -307,7 +316,9 @@ class World:
             yield
             return
         try:
-            os.kill(pid, signal.SIGSTOP)
+            # It may just have been killed, by a step for one.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
             yield
         finally:
             with suppress(ProcessLookupError):
@@ -410,6 +421,11 @@ class World:
         began = time.monotonic()
         answer = self.mirror.wait(self._settings.convergence_seconds)
         if not self.mirror.is_alive() or (answer is not None and self._has_a_step_fired()):
+            self.mount()
+            answer = self.mirror.wait(self._settings.convergence_seconds)
+        if answer is not None and _REMOVALS_OPTION in answer:
+            # The doubt came when the bucket had been read: the mount stands, and waits for an administrator.
+            self.mirror.umount()
             self.mount()
             answer = self.mirror.wait(self._settings.convergence_seconds)
         patience = 0.0 if answer is None else max(5.0, self._settings.convergence_seconds - (time.monotonic() - began))

@@ -98,6 +98,7 @@ def test_broken_product_is_found(
     assert any(violation.startswith(promises) for violation in violations), violations
 
 
+@pytest.mark.long
 @pytest.mark.timeout(140)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_product_as_it_is_passes_the_same_scene(
