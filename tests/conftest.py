@@ -33,6 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
+def stay_here() -> Iterator[None]:
+    """Come back to the working directory that a test has left: programs are started from it."""
+    here = os.getcwd()
+    yield
+    os.chdir(here)
+
+
+@pytest.fixture(autouse=True)
 def never_hang() -> Iterator[None]:
     """Kill the mounts of a test that hangs in one of them."""
     with killing_mounts_after(_HUNG_SECONDS):

@@ -107,6 +107,10 @@ def test_mount_killed_at_a_step(mirror: MirrorUnderTest, steps: StepFile, step: 
     mirror.run("wait", str(mirror.datastore), "--timeout", "60")
     assert [name for name, _ in steps.fired] == [step], f"the work has no {step} number {number}"
     mirror.mount()
+    for owner in mirror.datastore.glob("*/*/owner"):
+        # PBS died between making the file and writing it; it refuses the group until somebody has mended that.
+        if owner.stat().st_size == 0:
+            owner.unlink()
     with audited(mirror), DatastoreWriter(mirror.datastore, seed=6, default_plan=TINY) as writer:
         work(writer)
 

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any
 
 from tests.harness.writer import DatastoreWriter
 
 _END_SECONDS = 10.0
+_REPOSITORY = Path(__file__).resolve().parents[2]
 # Not `python -m`: what is sent to and fro must be of this module, not of __main__.
 _PROGRAM = "from tests.harness.worker import main; main()"
 
@@ -57,6 +59,7 @@ class Worker:
             [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            cwd=_REPOSITORY,
         )
         theirs.close()
 

@@ -384,12 +384,15 @@ async def test_a_date_that_is_off_hurts_nothing_that_succeeds(
     assert await objects.get(f"{prefix}/a") == b"content"
 
 
+_IN_AN_HOUR = "the date that it is in an hour"
+
+
 @pytest.mark.parametrize(
     ("header", "least", "most"),
     [
         ("7", 7.0, 7.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0, 0.0),
-        (email.utils.formatdate(time.time() + 3600, usegmt=True), 3000.0, 3600.0),
+        (_IN_AN_HOUR, 3000.0, 3600.0),
         ("soon", None, None),
         ("-1", None, None),
     ],
@@ -397,6 +400,8 @@ async def test_a_date_that_is_off_hurts_nothing_that_succeeds(
 async def test_the_time_that_the_store_asks_for_is_known(
     fault_proxy: FaultProxy, shared_bucket: str, credentials: None, header: str, least: float | None, most: float | None
 ) -> None:
+    if header == _IN_AN_HOUR:
+        header = email.utils.formatdate(time.time() + 3600, usegmt=True)
     fault_proxy.slow_down(header)
     with pytest.raises(StoreUnavailable) as caught:
         await open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE).get("m/a")
