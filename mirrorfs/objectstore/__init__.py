@@ -1,15 +1,17 @@
-"""S3-compatible object stores: put, confirm, get, list, delete; checksums, store quirks, and waiting out failures.
+"""S3-compatible object stores: put, copy, confirm, get, list, delete, retain; checksums, quirks, waiting out failures.
 
 The only place that imports boto3.
 """
 
 from __future__ import annotations
 
-from mirrorfs.objectstore.capabilities import UNPROVEN, Confirmation, StoreCapabilities
-from mirrorfs.objectstore.client import S3Client, StoredObject
+from mirrorfs.objectstore.capabilities import UNPROVEN, Confirmation, LockMode, ObjectLockRule, StoreCapabilities
+from mirrorfs.objectstore.client import S3Client, StoredObject, StoredVersion
 from mirrorfs.objectstore.errors import (
     ChecksumRefused,
     ConfirmationFailed,
+    CopyUnsupported,
+    ObjectLocked,
     ObjectMissing,
     StoreError,
     StoreReason,
@@ -28,7 +30,11 @@ __all__ = [
     "Condition",
     "Confirmation",
     "ConfirmationFailed",
+    "CopyUnsupported",
+    "LockMode",
     "MalformedURL",
+    "ObjectLockRule",
+    "ObjectLocked",
     "ObjectMissing",
     "ObjectStore",
     "Observer",
@@ -42,6 +48,7 @@ __all__ = [
     "StoreRejected",
     "StoreUnavailable",
     "StoredObject",
+    "StoredVersion",
     "open_store",
     "parse_url",
 ]

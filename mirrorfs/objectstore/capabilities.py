@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
+
+LockMode = Literal["GOVERNANCE", "COMPLIANCE"]
+"""Whether somebody with a special permission may end a retention early, or nobody (S3 Object Lock)."""
 
 
 class Confirmation(Enum):
@@ -24,14 +28,32 @@ class Confirmation(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectLockRule:
+    """What a bucket with Object Lock does to each new object; both None where it leaves that to whoever puts it.
+
+    `period` is in seconds. https://docs.aws.amazon.com/AmazonS3/latest/API/API_DefaultRetention.html
+    """
+
+    mode: LockMode | None
+    period: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoreCapabilities:
-    """What `ObjectStore.probe` has seen; nothing is taken on trust."""
+    """What `ObjectStore.probe` has seen; nothing is taken on trust.
+
+    `copies`: the store copies an object by itself. `versioned`: a DELETE or PUT leaves the earlier version of an object
+    behind. `object_lock`: None where the bucket has no Object Lock, or where it may not be asked for.
+    """
 
     rejects_wrong_crc32c: bool
     rejects_wrong_md5: bool
     put_returns_crc32c: bool
     head_returns_crc32c: bool
     etag_is_md5: bool
+    copies: bool = False
+    versioned: bool = False
+    object_lock: ObjectLockRule | None = None
 
     @property
     def confirmation(self) -> Confirmation:

@@ -9,12 +9,14 @@ import base64
 import email.utils
 import hashlib
 import logging
+import math
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import boto3.session
@@ -25,9 +27,12 @@ import urllib3.exceptions
 from crc32c import crc32c as calculate_crc32c
 
 import mirrorfs
+from mirrorfs.objectstore.capabilities import LockMode, ObjectLockRule
 from mirrorfs.objectstore.errors import (
     BodyDamaged,
     ChecksumRefused,
+    CopyUnsupported,
+    ObjectLocked,
     ObjectMissing,
     StoreError,
     StoreReason,
@@ -39,10 +44,17 @@ from mirrorfs.objectstore.url import StoreOptions
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
     from mypy_boto3_s3 import S3Client as BotoClient
-    from mypy_boto3_s3.type_defs import PutObjectRequestTypeDef
+    from mypy_boto3_s3.type_defs import (
+        GetObjectRequestTypeDef,
+        ListObjectVersionsRequestTypeDef,
+        PutObjectRequestTypeDef,
+    )
 
 MAX_KEYS_PER_DELETE = 1000
 """https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html"""
+
+MD5_ETAG = re.compile("[0-9a-f]{32}")
+"""What an ETag looks like that may be an MD5; that of an object which was put in parts does not."""
 
 _CONNECT_TIMEOUT = 10.0
 _READ_TIMEOUT = 60.0
@@ -85,9 +97,21 @@ _REASONS = {
 }
 # Refused with 403 too, but not a matter of permission.
 _REJECTIONS_WITH_STATUS_403 = frozenset({"InvalidObjectState", "MethodNotAllowed"})
-_MD5 = re.compile("[0-9a-f]{32}")
 _CHECKSUM_CODES = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
-_MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+_MISSING_CODES = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
+_UNSUPPORTED_CODES = frozenset(
+    {"NotImplemented", "501", "MethodNotAllowed", "405", "XNotImplemented", "UnsupportedOperation", "NotSupported"}
+)
+# AWS says the first of an object that has no retention, Ceph and SeaweedFS the second; all three say the third in a
+# bucket without Object Lock.
+_UNRETAINED_CODES = frozenset(
+    {"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest"}
+)
+_KEEPS_NO_VERSIONS = "It keeps only the latest version of an object, so nothing of the past can be found."
+_LOCKED_CODES = frozenset({"ObjectLocked", "FileImmutable"})
+# What AWS, Ceph and Versity add to AccessDenied when it is a lock that denies. With spaces: the names of permissions,
+# which stand there when one is missing, have none. SeaweedFS adds nothing.
+_LOCK_WORDS = re.compile(r"object lock|\bWORM\b|legal hold|retention (period|mode)", re.IGNORECASE)
 # The store's own words about these may repeat what was sent to prove who we are.
 _REASONS_OF_A_WRONG_CLOCK = frozenset({StoreReason.WRONG_KEY, StoreReason.ACCESS_DENIED, StoreReason.CLOCK_SKEW})
 _REASONS_WITHOUT_QUOTE = frozenset({StoreReason.WRONG_KEY, StoreReason.ACCESS_DENIED, StoreReason.CLOCK_SKEW})
@@ -108,8 +132,50 @@ class StoredObject:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """One of the versions of an object, or the mark that its deletion has left (size 0 and no ETag).
+
+    `modified_at` is in Unix time, with many stores in whole seconds: versions of one key may share it, and then only
+    `is_latest` tells which came last. A Ceph moves it when it changes the retention of a version (seen with 16.2).
+    `version_id` is "null" for what was put while the bucket was not versioned.
+    """
+
+    key: str
+    version_id: str
+    size: int
+    etag: str
+    modified_at: float
+    is_latest: bool
+    is_delete_marker: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionMarker:
+    """Where a listing of versions goes on; without a version, behind all those of the key."""
+
+    key: str
+    version_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPage:
+    """A part of a listing of versions, in no order that could be relied upon, and where it goes on (None: it ends)."""
+
+    versions: tuple[StoredVersion, ...]
+    next_marker: VersionMarker | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Until when, in Unix time, and how strictly a store keeps a version of an object."""
+
+    mode: LockMode
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class PutReceipt:
-    """What the store answered to a PUT.
+    """What the store answered to a PUT, or to a copy.
 
     `began_at` is when the PUT began by the store's own clock, in Unix time and up to 1 s early; None where the answer
     has no date.
@@ -175,9 +241,26 @@ class S3Client:
             answer = boto.put_object(**request)
             elapsed = time.monotonic() - started
             self._notice_md5(body, _etag(answer))
-            answered_at = _parsed_date(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
-            began_at = None if answered_at is None else answered_at - elapsed
-            return PutReceipt(_etag(answer), _crc32c(answer), began_at)
+            return PutReceipt(_etag(answer), _crc32c(answer), _began_at(answer, elapsed))
+
+    def copy_object(self, source_key: str, key: str) -> PutReceipt:
+        """Has the store copy an object of at most 5 GB within the bucket, with its metadata.
+
+        Raises ObjectMissing when there is no source, CopyUnsupported when the store says that it cannot.
+        """
+        try:
+            with self._requesting(f"copy {source_key} to {key} in", source_key) as boto:
+                started = time.monotonic()
+                answer = boto.copy_object(
+                    Bucket=self.bucket, Key=key, CopySource={"Bucket": self.bucket, "Key": source_key}
+                )
+                elapsed = time.monotonic() - started
+        except StoreRejected as error:
+            if error.code in _UNSUPPORTED_CODES:
+                raise CopyUnsupported(error.action, error.cause, code=error.code) from None
+            raise
+        result = answer.get("CopyObjectResult", {})
+        return PutReceipt(_etag(result), _crc32c(result), _began_at(answer, elapsed))
 
     def get_object(self, key: str) -> bytes:
         """The whole object, of the length that was announced.
@@ -186,8 +269,16 @@ class S3Client:
         if this store was seen to give MD5s for ETags. That an object of somebody else has another kind of ETag there
         is possible, and so is damage that the store itself has taken in.
         """
+        return self._get({"Bucket": self.bucket, "Key": key})
+
+    def get_version(self, key: str, version_id: str) -> bytes:
+        """As `get_object`, of one version. Raises ObjectMissing also where that is the mark of a deletion."""
+        return self._get({"Bucket": self.bucket, "Key": key, "VersionId": version_id})
+
+    def _get(self, request: GetObjectRequestTypeDef) -> bytes:
+        key = request["Key"]
         with self._requesting(f"read {key} from", key) as boto:
-            answer = boto.get_object(Bucket=self.bucket, Key=key)
+            answer = boto.get_object(**request)
             with answer["Body"] as stream:
                 body = stream.read()
             announced = answer.get("ContentLength", len(body))
@@ -200,7 +291,7 @@ class S3Client:
     def _fits(self, body: bytes, etag: str, checksum: int | None) -> bool:
         if checksum is not None and checksum != calculate_crc32c(body):
             return False
-        return self._notice_md5(body, etag) or not (self._gives_md5_etags and _MD5.fullmatch(etag))
+        return self._notice_md5(body, etag) or not (self._gives_md5_etags and MD5_ETAG.fullmatch(etag))
 
     def _notice_md5(self, body: bytes, etag: str) -> bool:
         """Whether the ETag is the MD5 of the body; then this store gives such ones, since chance would not."""
@@ -247,6 +338,90 @@ class S3Client:
             raise StoreRejected(f"list {prefix} in {self.place}", "the store breaks the listing off in the middle")
         return ListPage(objects, next_token)
 
+    def list_versions_page(self, prefix: str, marker: VersionMarker | None) -> VersionPage:
+        """A part of the listing of all versions of the keys that begin with the prefix, from the marker on.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectVersions.html
+        """
+        request: ListObjectVersionsRequestTypeDef = {"Bucket": self.bucket, "Prefix": prefix}
+        if marker is not None:
+            request["KeyMarker"] = marker.key
+            if marker.version_id is not None:
+                request["VersionIdMarker"] = marker.version_id
+        try:
+            with self._requesting(f"list the versions of {prefix} in", None) as boto:
+                answer = boto.list_object_versions(**request)
+        except StoreRejected as error:
+            if error.code in _UNSUPPORTED_CODES:
+                raise StoreRejected(error.action, error.cause, _KEEPS_NO_VERSIONS, error.code) from None
+            raise
+        versions = [_version(found, is_delete_marker=False) for found in answer.get("Versions", [])]
+        versions += [_version(found, is_delete_marker=True) for found in answer.get("DeleteMarkers", [])]
+        if not answer.get("IsTruncated"):
+            return VersionPage(tuple(versions), None)
+        next_marker = VersionMarker(answer.get("NextKeyMarker", ""), answer.get("NextVersionIdMarker") or None)
+        if next_marker in (VersionMarker("", None), marker):
+            raise StoreRejected(
+                f"list the versions of {prefix} in {self.place}", "the store breaks the listing off in the middle"
+            )
+        return VersionPage(tuple(versions), next_marker)
+
+    def is_versioned(self) -> bool:
+        """Whether the bucket keeps the earlier versions of its objects."""
+        with self._requesting("ask for the versioning of", None) as boto:
+            return boto.get_bucket_versioning(Bucket=self.bucket).get("Status") == "Enabled"
+
+    def object_lock_rule(self) -> ObjectLockRule | None:
+        """What Object Lock does in the bucket, None where it is not enabled; a refusal mostly means that, too."""
+        with self._requesting("ask for the Object Lock of", None) as boto:
+            answer = boto.get_object_lock_configuration(Bucket=self.bucket)
+        found = answer.get("ObjectLockConfiguration", {})
+        if found.get("ObjectLockEnabled") != "Enabled":
+            return None
+        default = found.get("Rule", {}).get("DefaultRetention", {})
+        days = default.get("Days", 0) + 365 * default.get("Years", 0)
+        return ObjectLockRule(default.get("Mode"), days * 86400.0 if days else None)
+
+    def get_retention(self, key: str) -> Retention | None:
+        """That of the latest version of an object, which may be over; None where it has none.
+
+        Raises ObjectMissing.
+        """
+        try:
+            with self._requesting(f"ask for the retention of {key} in", key) as boto:
+                found = boto.get_object_retention(Bucket=self.bucket, Key=key).get("Retention", {})
+        except StoreRejected as error:
+            if error.code in _UNRETAINED_CODES:
+                return None
+            raise
+        mode, until = found.get("Mode"), found.get("RetainUntilDate")
+        return None if mode is None or until is None else Retention(mode, until.timestamp())
+
+    def put_retention(self, key: str, retention: Retention) -> None:
+        """Has the store keep the latest version of an object until then, or up to a second longer.
+
+        A store refuses what would end an earlier retention sooner, mostly as AccessDenied. Raises ObjectMissing,
+        ObjectLocked, and StoreRejected where the bucket has no Object Lock.
+        """
+        until = datetime.fromtimestamp(math.ceil(retention.until), UTC)
+        with self._requesting(f"retain {key} in", key) as boto:
+            boto.put_object_retention(
+                Bucket=self.bucket, Key=key, Retention={"Mode": retention.mode, "RetainUntilDate": until}
+            )
+
+    def clock_difference(self, prefix: str = "") -> float | None:
+        """How many seconds the store's clock is ahead of this machine's; None where its answer has no date.
+
+        The date is in whole seconds and taken for that of the middle of the request, so this is right to half of the
+        request's duration and a second.
+        """
+        with self._requesting("ask for the time of", None) as boto:
+            at, started = time.time(), time.monotonic()
+            answer = boto.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
+            elapsed = time.monotonic() - started
+        date = _parsed_date(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+        return None if date is None else date - (at + elapsed / 2)
+
     def delete_objects(self, keys: Sequence[str]) -> Mapping[str, StoreError]:
         """Deletes at most MAX_KEYS_PER_DELETE objects and returns those that failed.
 
@@ -272,6 +447,9 @@ class S3Client:
                 failures[key] = StoreUnavailable(
                     f"delete {key} from {self.place}", "the store says nothing about it", StoreReason.SERVER_ERROR
                 )
+        if keys and all(_is_denied(failures.get(key)) for key in keys):
+            # A store that looks at the permission key by key denies them all so, where others deny the request.
+            self._forget(boto)
         return failures
 
     @contextmanager
@@ -334,6 +512,10 @@ class S3Client:
             if key is not None:
                 return ObjectMissing(action, "there is no such object")
             return StoreUnavailable(action, "there is no such bucket", StoreReason.BUCKET_MISSING)
+        if key is not None and headers.get("x-amz-delete-marker") == "true":
+            return ObjectMissing(action, "it was deleted")
+        if code in _LOCKED_CODES or (code == "AccessDenied" and message and _LOCK_WORDS.search(message)):
+            return ObjectLocked(action, f"the store answers {code}, since the object is locked", code=code)
         reason = _reason(code, status)
         cause = f"the store answers {code}"
         if message and reason not in _REASONS_WITHOUT_QUOTE:
@@ -346,7 +528,7 @@ class S3Client:
             cause += f", and this machine's clock is {abs(ahead) / 60:.0f} minutes {way} the store's"
         if reason is not None:
             return StoreUnavailable(action, cause, reason, _retry_after(headers))
-        return (ChecksumRefused if code in _CHECKSUM_CODES else StoreRejected)(action, cause)
+        return (ChecksumRefused if code in _CHECKSUM_CODES else StoreRejected)(action, cause, code=code)
 
 
 def encode_crc32c(checksum: int) -> str:
@@ -373,6 +555,7 @@ def _make_client(options: StoreOptions, parallelism: int) -> BotoClient:
         # An endpoint from the environment or the profile; one of our own options was checked before.
         raise StoreRejected("reach the store", _first_line(str(error)), "Check AWS_ENDPOINT_URL.") from None
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+    client.meta.events.register("before-call.s3.PutObjectRetention", _add_content_md5)
     client.meta.events.register("before-call.s3.GetObject", _ask_for_checksums)
     client.meta.events.register("before-send.s3.PutObject", _expect_nothing_for_an_empty_body)
     return client
@@ -451,6 +634,28 @@ def _parsed_date(text: str) -> float | None:
         return email.utils.parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
         return None
+
+
+def _began_at(answer: Mapping[str, Any], elapsed: float) -> float | None:
+    """When a request began by the store's clock that took so many seconds."""
+    answered_at = _parsed_date(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+    return None if answered_at is None else answered_at - elapsed
+
+
+def _is_denied(error: StoreError | None) -> bool:
+    return isinstance(error, StoreUnavailable) and error.reason is StoreReason.ACCESS_DENIED
+
+
+def _version(found: Mapping[str, Any], *, is_delete_marker: bool) -> StoredVersion:
+    return StoredVersion(
+        found["Key"],
+        found.get("VersionId", "null"),
+        found.get("Size", 0),
+        _etag(found),
+        found["LastModified"].timestamp(),
+        bool(found.get("IsLatest")),
+        is_delete_marker,
+    )
 
 
 def _innermost_cause(error: BaseException) -> str:

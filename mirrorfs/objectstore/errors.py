@@ -44,7 +44,8 @@ _HINTS = {
     StoreReason.BUCKET_MISSING: "Check the bucket's name and the endpoint, or create the bucket; mirrorfs never does.",
     StoreReason.ACCESS_DENIED: (
         "Check the key, and that its policy grants ListBucket on the bucket and GetObject, PutObject and DeleteObject "
-        "below the prefix."
+        "below the prefix; with Object Lock also GetObjectRetention and PutObjectRetention, and for what was there in "
+        "the past ListBucketVersions and GetObjectVersion."
     ),
     StoreReason.WRONG_KEY: (
         "Check the access key and its secret: unknown, expired, or not belonging together. "
@@ -87,11 +88,27 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRejected(StoreError):
-    """The store refused this very request; to repeat it would not help."""
+    """The store refused this very request; to repeat it would not help.
+
+    `code` is the store's own word for why (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), or the
+    HTTP status in digits where it gave none; empty when it is not the store that refused.
+    """
+
+    def __init__(self, action: str, cause: str, hint: str = "", code: str = "") -> None:
+        super().__init__(action, cause, hint)
+        self.code = code
 
 
 class ChecksumRefused(StoreRejected):
     """What arrived at the store does not fit the checksum that was sent with it."""
+
+
+class CopyUnsupported(StoreRejected):
+    """The store does not copy objects by itself."""
+
+
+class ObjectLocked(StoreRejected):
+    """The store keeps this object as it is until its retention is over, whoever asks."""
 
 
 class ObjectMissing(StoreError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from mirrorfs.objectstore import (
     UNPROVEN,
     Confirmation,
     ConfirmationFailed,
+    ObjectLockRule,
+    ObjectMissing,
     ObjectStore,
     StoreReason,
+    StoreRejected,
     StoreUnavailable,
 )
 from tests.objectstore.conftest import open_at, use_credentials
@@ -35,11 +39,12 @@ pytestmark = [pytest.mark.ceph, pytest.mark.trio]
 class Ceph:
     """The gateway behind a proxy that counts requests, and a bucket in it."""
 
+    access: StoreAccess
     proxy: FaultProxy
     bucket: str
 
-    def open(self) -> ObjectStore:
-        return open_at(self.proxy.endpoint_url, self.bucket)
+    def open(self, bucket: str | None = None) -> ObjectStore:
+        return open_at(self.proxy.endpoint_url, bucket or self.bucket)
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def ceph(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ceph]:
     access = StoreAccess(described["endpoint_url"], described["access_key"], described["secret_key"])
     use_credentials(access, monkeypatch)
     with FaultProxy(access.endpoint_url) as proxy:
-        yield Ceph(proxy, described["bucket"])
+        yield Ceph(access, proxy, described["bucket"])
 
 
 @pytest.fixture
@@ -66,6 +71,7 @@ async def test_the_probe_finds_that_crc32c_is_ignored(ceph: Ceph, key: str) -> N
     assert capabilities.rejects_wrong_md5
     assert capabilities.etag_is_md5
     assert capabilities.confirmation is Confirmation.ETAG_MD5
+    assert (capabilities.copies, capabilities.versioned, capabilities.object_lock) == (True, False, None)
     assert await listed(ceph.open(), key) == []
 
 
@@ -108,6 +114,68 @@ async def test_listing_and_deleting(ceph: Ceph, key: str) -> None:
     assert await listed(objects, f"{key}/") == sorted(keys)
     await objects.delete([*keys, f"{key}/never-was"])
     assert await listed(objects, f"{key}/") == []
+
+
+async def test_a_copy_is_confirmed_by_its_etag(ceph: Ceph, key: str) -> None:
+    objects = ceph.open()
+    await objects.probe(f"{key}/probe")
+    # More than fits into one of its own objects.
+    body = b"content" * 1_000_000
+    stored = await objects.put(f"{key}/é b+&", body)
+    before = len(ceph.proxy.requests())
+    assert stored.crc32c is not None
+    await objects.copy(f"{key}/é b+&", f"{key}/copy", size=len(body), crc32c=stored.crc32c)
+    assert [seen.method for seen in ceph.proxy.requests()[before:]] == ["HEAD", "PUT", "HEAD"]
+    assert await objects.get(f"{key}/copy") == body
+    with pytest.raises(ObjectMissing):
+        await objects.copy(f"{key}/none", f"{key}/copy", size=1, crc32c=0)
+    await objects.delete([f"{key}/é b+&", f"{key}/copy"])
+
+
+async def test_versions_stay_behind_and_can_be_read(ceph: Ceph, key: str) -> None:
+    objects = ceph.open(ceph.access.create_bucket(versioned=True))
+    assert (await objects.probe("probe")).versioned
+    await objects.put(key, b"first")
+    await objects.put(key, b"the second")
+    assert await objects.delete_each([key]) == {}
+    assert await objects.head(key) is None
+    async with aclosing(objects.list_versions(f"{key}")) as found:
+        versions = [one async for one in found]
+    bodies = {await objects.get(key, one.version_id) for one in versions if not one.is_delete_marker}
+    assert bodies == {b"first", b"the second"}
+    (marker,) = [one for one in versions if one.is_delete_marker]
+    assert marker.is_latest
+    with pytest.raises(ObjectMissing):
+        await objects.get(key, marker.version_id)
+
+
+async def test_a_retention_is_extended_and_never_shortened(ceph: Ceph, key: str) -> None:
+    objects = ceph.open(ceph.access.create_bucket(locked=True))
+    assert (await objects.probe("probe")).object_lock == ObjectLockRule(None, None)
+    await objects.put(key, b"content")
+    assert await objects.retained_until(key) is None
+    until = time.time() + 60
+    await objects.retain(key, until, "GOVERNANCE")
+    await objects.retain(key, until + 60, "COMPLIANCE")
+    await objects.retain(key, until, "GOVERNANCE")
+    retained = await objects.retained_until(key)
+    assert retained is not None
+    assert until + 60 <= retained < until + 61
+    assert await objects.delete_each([key]) == {}
+    with pytest.raises(ObjectMissing):
+        await objects.retained_until(key)
+
+
+async def test_a_bucket_without_locks_retains_nothing(ceph: Ceph, key: str) -> None:
+    objects = ceph.open()
+    await objects.put(key, b"content")
+    assert await objects.retained_until(key) is None
+    with pytest.raises(StoreRejected):
+        await objects.retain(key, time.time() + 60, "GOVERNANCE")
+    difference = await objects.clock_difference()
+    assert difference is not None
+    assert abs(difference) < 3
+    await objects.delete([key])
 
 
 async def test_a_wrong_secret_and_a_missing_bucket_are_told_apart(

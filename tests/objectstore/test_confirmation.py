@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from typing import Any
 
 import crc32c
 import pytest
@@ -204,5 +205,6 @@ async def test_an_unknown_store_is_read_back() -> None:
 
 @pytest.mark.parametrize("field", ["put_returns_crc32c", "head_returns_crc32c"])
 async def test_a_checksum_that_is_only_echoed_proves_nothing(field: str) -> None:
-    echoing = dataclasses.replace(BY_READING, **{field: True})
+    changes: dict[str, Any] = {field: True}
+    echoing = dataclasses.replace(BY_READING, **changes)
     assert echoing.confirmation is Confirmation.READ_BACK

@@ -12,10 +12,9 @@ import botocore.httpsession
 import crc32c
 import pytest
 
-from mirrorfs.objectstore import AT_ONCE, StoreUnavailable
+from mirrorfs.objectstore import AT_ONCE, S3Client, StoreOptions, StoreUnavailable
+from mirrorfs.objectstore.client import Retention
 from tests.objectstore.conftest import open_at
-
-pytestmark = pytest.mark.trio
 
 
 @pytest.fixture
@@ -41,6 +40,7 @@ def headers_of(request: botocore.awsrequest.AWSPreparedRequest) -> dict[str, str
     }
 
 
+@pytest.mark.trio
 @pytest.mark.parametrize("endpoint", ["http://192.0.2.1", "https://192.0.2.1", "https://s3.example.org"])
 async def test_a_put_has_both_checksums_and_its_body_in_one_piece(
     endpoint: str, sent: list[botocore.awsrequest.AWSPreparedRequest]
@@ -61,6 +61,7 @@ async def test_a_put_has_both_checksums_and_its_body_in_one_piece(
     assert (sent_body if isinstance(sent_body, bytes) else sent_body.read()) == body
 
 
+@pytest.mark.trio
 async def test_an_empty_put_does_not_wait_to_be_told_to_go_on(
     sent: list[botocore.awsrequest.AWSPreparedRequest],
 ) -> None:
@@ -70,6 +71,7 @@ async def test_an_empty_put_does_not_wait_to_be_told_to_go_on(
     assert "expect" not in headers_of(request)
 
 
+@pytest.mark.trio
 @pytest.mark.parametrize("endpoint", ["http://192.0.2.1", "https://192.0.2.1"])
 async def test_a_delete_has_the_md5_that_many_stores_insist_on(
     endpoint: str, sent: list[botocore.awsrequest.AWSPreparedRequest]
@@ -79,3 +81,31 @@ async def test_a_delete_has_the_md5_that_many_stores_insist_on(
     (request,) = sent
     assert isinstance(request.body, bytes)
     assert headers_of(request)["content-md5"] == md5_of(request.body)
+
+
+@pytest.mark.parametrize("endpoint", ["http://192.0.2.1", "https://192.0.2.1"])
+def test_a_retention_has_the_md5_that_many_stores_insist_on_and_whole_seconds_in_utc(
+    endpoint: str, sent: list[botocore.awsrequest.AWSPreparedRequest]
+) -> None:
+    with pytest.raises(StoreUnavailable):
+        S3Client("bucket", StoreOptions(endpoint_url=endpoint)).put_retention(
+            "m/a", Retention("GOVERNANCE", 1_800_000_000.2)
+        )
+    (request,) = sent
+    assert isinstance(request.body, bytes)
+    assert request.url == f"{endpoint}/bucket/m/a?retention"
+    assert headers_of(request)["content-md5"] == md5_of(request.body)
+    assert b"<RetainUntilDate>2027-01-15T08:00:01Z</RetainUntilDate>" in request.body
+    assert "x-amz-bypass-governance-retention" not in headers_of(request)
+
+
+def test_a_copy_names_its_source_and_asks_for_nothing_else(
+    sent: list[botocore.awsrequest.AWSPreparedRequest],
+) -> None:
+    with pytest.raises(StoreUnavailable):
+        S3Client("bucket", StoreOptions(endpoint_url="http://192.0.2.1")).copy_object("m/\u00e9 b+&", "m/a")
+    (request,) = sent
+    headers = headers_of(request)
+    assert headers["x-amz-copy-source"] == "bucket/m/%C3%A9%20b%2B%26"
+    assert not any(name.startswith(("x-amz-metadata", "x-amz-checksum", "expect")) for name in headers)
+    assert not request.body

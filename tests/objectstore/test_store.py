@@ -32,6 +32,7 @@ RIGHTS = StoreCapabilities(
     put_returns_crc32c=True,
     head_returns_crc32c=True,
     etag_is_md5=True,
+    copies=True,
 )
 BY_ETAG = StoreCapabilities(False, True, False, False, True)
 BY_HEAD = StoreCapabilities(True, True, False, True, False)

@@ -8,7 +8,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, quote, unquote_plus
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -76,6 +76,19 @@ class ChangeMemory:
             self._latest[bucket, key] = version
             if len(self._latest) > _KEYS_REMEMBERED:
                 self._latest.popitem(last=False)
+
+    def note_copy(self, bucket: str, source_key: str, key: str, put_at: float) -> None:
+        """To be called when the store has answered a copy within the bucket with success."""
+        with self._lock:
+            source = self._latest.get((bucket, source_key))
+            self._note(bucket, key, self._latest.pop((bucket, key), None))
+            if source is not None:
+                self._latest[bucket, key] = replace(source, put_at=put_at)
+
+    def latest(self, bucket: str, key: str) -> Version | None:
+        """What is known of an object."""
+        with self._lock:
+            return self._latest.get((bucket, key))
 
     def note_delete(self, bucket: str, keys: Iterable[str]) -> None:
         """To be called when the store has answered a deletion with success."""

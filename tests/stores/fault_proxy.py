@@ -21,8 +21,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
 
-from tests.stores.fault_memory import HORIZON, ChangeMemory, Version, deleted_keys
+from tests.stores.fault_memory import HORIZON, NAMESPACE, ChangeMemory, Version, deleted_keys
 from tests.stores.fault_rules import WEATHER, Fault, Rule, Shape, Storm
 
 __all__ = ["WEATHER", "Fault", "FaultProxy", "Rule", "SeenRequest"]
@@ -394,6 +395,13 @@ class _Request:
     key: str
     query: str
     length: int
+    source_key: str | None = None
+
+    @property
+    def is_of_content(self) -> bool:
+        """Not of an object's retention and the like."""
+        parameters = parse_qs(self.query, keep_blank_values=True)
+        return not any(name in parameters for name in ("retention", "legal-hold", "tagging", "acl"))
 
     @property
     def is_listing(self) -> bool:
@@ -405,7 +413,7 @@ class _Request:
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.method, self.key, self.length > 0, self.is_listing)
+        return Shape(self.method, self.key, self.length > 0, self.is_listing, self.is_of_content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +468,9 @@ class _ForwardingHandler(BaseHTTPRequestHandler, abc.ABC):
     def request_of(self) -> _Request:
         parts = urlsplit(self.path)
         bucket, _, key = unquote(parts.path).removeprefix("/").partition("/")
-        return _Request(self.command, bucket, key, parts.query, int(self.headers.get("Content-Length", "0")))
+        length, source = int(self.headers.get("Content-Length", "0")), self.headers.get("x-amz-copy-source")
+        source_key = None if source is None else unquote(source.partition("?")[0]).removeprefix("/").partition("/")[2]
+        return _Request(self.command, bucket, key, parts.query, length, source_key)
 
     def forward(self, body: bytes) -> _Answer:
         upstream = self.server.proxy.connect_upstream()
@@ -573,7 +583,7 @@ class _Handler(_ForwardingHandler):
             answer = answer if rule.body is None else answer.with_body(rule.body)
             return answer if rule.retry_after is None else answer.with_header("Retry-After", rule.retry_after)
         if rule.fault is Fault.LOSE:
-            return self._acknowledge(body)
+            return self._acknowledge(request, body)
         if rule.fault is Fault.DELAY:
             rule.wait_for_release(rule.seconds)
         if rule.fault is Fault.HOLD:
@@ -624,12 +634,21 @@ class _Handler(_ForwardingHandler):
             return self.error(404, "NoSuchKey") if answer.status == 200 else answer
         return _Answer(200, version.headers(), b"")
 
-    def _acknowledge(self, body: bytes) -> _Answer:
+    def _acknowledge(self, request: _Request, body: bytes) -> _Answer:
+        if request.source_key is not None:
+            return self._acknowledge_copy(request.bucket, request.source_key)
         checksums = [
             (name, value) for name, value in self.headers.items() if name.lower().startswith("x-amz-checksum-crc")
         ]
         headers = [("ETag", f'"{_md5(body)}"'), ("Date", email.utils.formatdate(usegmt=True)), *checksums]
         return _Answer(200, headers, b"").with_body(b"")
+
+    def _acknowledge_copy(self, bucket: str, source_key: str) -> _Answer:
+        source = self.server.proxy.memory.latest(bucket, source_key)
+        etag = "" if source is None else source.etag
+        body = f'<CopyObjectResult xmlns="{NAMESPACE}"><ETag>{escape(etag)}</ETag></CopyObjectResult>'.encode()
+        headers = [("Content-Type", "application/xml"), ("Date", email.utils.formatdate(usegmt=True))]
+        return _Answer(200, headers, b"").with_body(body)
 
     def _forward(self, request: _Request, body: bytes, listing_age: float | None = None) -> _Answer:
         """Has the store answer, and remembers what that changes; see `aged` of the age."""
@@ -638,7 +657,9 @@ class _Handler(_ForwardingHandler):
         if request.is_listing:
             # Also without an age: a later page shows the same instant as its first one, whatever rules there are now.
             return self.aged(request, answer, listing_age)
-        if is_done and request.method == "PUT" and request.key:
+        if is_done and request.source_key is not None:
+            memory.note_copy(request.bucket, request.source_key, request.key, time.time())
+        elif is_done and request.method == "PUT" and request.key and request.is_of_content:
             checksum = answer.header("x-amz-checksum-crc32c")
             etag = answer.header("ETag") or f'"{_md5(body)}"'
             memory.note_put(request.bucket, request.key, Version(len(body), etag, checksum, time.time()))

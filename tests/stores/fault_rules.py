@@ -29,7 +29,7 @@ class Fault(Enum):
     CORRUPT_ANSWER = "one byte of the answer's body is changed, and none of its headers"
     TRUNCATE = "the connection breaks in the middle of the answer's body"
     SHORTEN = "the answer's body ends in the middle, and its Content-Length says so too"
-    LOSE = "a PUT is answered with 200, the right ETag and the checksum that was sent, but the store never sees it"
+    LOSE = "a PUT or copy is answered with 200, the right ETag and the checksum sent, but the store never sees it"
     STALE_HEAD = "a HEAD of an object is answered as `Rule.seconds` ago"
     STALE_LIST = "a ListObjectsV2 is answered as `Rule.seconds` ago: without new keys, with deleted ones"
     SKEW = "the Date header of the answer is off by `Rule.seconds`"
@@ -64,12 +64,16 @@ WEATHER = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What decides which faults can meet a request. A key of "" is a request on the bucket."""
+    """What decides which faults can meet a request. A key of "" is a request on the bucket.
+
+    `is_of_content` is false for what concerns an object's retention and the like.
+    """
 
     method: str
     key: str
     has_body: bool
     is_listing: bool
+    is_of_content: bool = True
 
     def can_meet(self, fault: Fault) -> bool:
         """Whether the fault would be one for such a request."""
@@ -77,12 +81,13 @@ class Shape:
             case Fault.DROP_DURING:
                 return self.has_body
             case Fault.CORRUPT | Fault.LOSE:
-                return self.method == "PUT" and self.key != "" and (self.has_body or fault is Fault.LOSE)
+                is_put = self.method == "PUT" and self.key != "" and self.is_of_content
+                return is_put and (self.has_body or fault is Fault.LOSE)
             case Fault.TRUNCATE | Fault.SHORTEN:
                 return self.method == "GET"
             case Fault.CORRUPT_ANSWER:
                 # Nothing in a listing could tell that a key in it is not the one that was sent.
-                return self.method == "GET" and self.key != ""
+                return self.method == "GET" and self.key != "" and self.is_of_content
             case Fault.STALE_HEAD:
                 return self.method == "HEAD" and self.key != ""
             case Fault.STALE_LIST:

@@ -115,9 +115,9 @@ class StoreServer:
         """See `StoreAccess.environment`."""
         return self.access.environment()
 
-    def create_bucket(self, name: str | None = None) -> str:
+    def create_bucket(self, name: str | None = None, *, versioned: bool = False, locked: bool = False) -> str:
         """See `StoreAccess.create_bucket`."""
-        return self.access.create_bucket(name)
+        return self.access.create_bucket(name, versioned=versioned, locked=locked)
 
     def start(self) -> None:
         """Starts on free ports and returns when an object could be put. Raises StoreLaunchError."""

@@ -59,10 +59,15 @@ class StoreAccess:
             ),
         )
 
-    def create_bucket(self, name: str | None = None) -> str:
-        """Makes a bucket, with a random name unless one is given, and returns its name."""
-        bucket = name or f"test-{secrets.token_hex(8)}"
-        self.client().create_bucket(Bucket=bucket)
+    def create_bucket(self, name: str | None = None, *, versioned: bool = False, locked: bool = False) -> str:
+        """Makes a bucket, with a random name unless one is given, and returns its name.
+
+        `locked` is with Object Lock, and so `versioned`, too; without a default retention.
+        """
+        bucket, client = name or f"test-{secrets.token_hex(8)}", self.client()
+        client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=locked)
+        if versioned and not locked:
+            client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
         return bucket
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:

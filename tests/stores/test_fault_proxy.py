@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import threading
 import time
@@ -255,6 +256,40 @@ def test_a_lagging_endpoint_without_lag_shows_what_is(
     lagging = StoreAccess(fault_proxy.lagging_endpoint(0.0), store.access_key, store.secret_key).client()
     client.put_object(Bucket=shared_bucket, Key=f"{prefix}/a", Body=b"a")
     assert listed(lagging, shared_bucket, prefix) == {f"{prefix}/a": 1}
+
+
+def test_a_copy_is_lost_and_seen_late_as_a_put_is(
+    fault_proxy: FaultProxy, client: S3Client, store: StoreServer, shared_bucket: str, prefix: str
+) -> None:
+    source, key = f"{prefix}/é b+&", f"{prefix}/copy"
+    client.put_object(Bucket=shared_bucket, Key=source, Body=b"content")
+    fault_proxy.lose(key, times=1)
+
+    def copy() -> str:
+        answer = client.copy_object(Bucket=shared_bucket, Key=key, CopySource={"Bucket": shared_bucket, "Key": source})
+        return answer["CopyObjectResult"]["ETag"].strip('"')
+
+    lost = copy()
+    assert key not in store.access.keys(shared_bucket, prefix)
+    assert copy() == lost == hashlib.md5(b"content").hexdigest()
+    assert store.access.keys(shared_bucket, prefix) == sorted([source, key])
+    fault_proxy.stale_head(60.0, key)
+    with pytest.raises(ClientError):
+        client.head_object(Bucket=shared_bucket, Key=key)
+
+
+def test_what_is_said_of_a_retention_is_no_content(fault_proxy: FaultProxy, store: StoreServer, prefix: str) -> None:
+    bucket = store.create_bucket(locked=True)
+    client = StoreAccess(fault_proxy.endpoint_url, store.access_key, store.secret_key).client()
+    client.put_object(Bucket=bucket, Key="a", Body=b"content")
+    version = fault_proxy.memory.latest(bucket, "a")
+    fault_proxy.storm(1, [Fault.LOSE, Fault.CORRUPT], probability=1.0)
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)
+    client.put_object_retention(Bucket=bucket, Key="a", Retention={"Mode": "GOVERNANCE", "RetainUntilDate": until})
+    assert fault_proxy.injected == {}
+    assert version is not None
+    assert fault_proxy.memory.latest(bucket, "a") == version
+    assert client.get_object_retention(Bucket=bucket, Key="a")["Retention"]["Mode"] == "GOVERNANCE"
 
 
 def weather_of(seed: int, shapes: list[Shape]) -> list[Fault | None]:
