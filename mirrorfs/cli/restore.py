@@ -16,6 +16,7 @@ import trio
 
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.view_options import view_options
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.objectstore.client import S3Client
@@ -24,9 +25,11 @@ from mirrorfs.objectstore.retry import Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.moment import format_moment
 from mirrorfs.recovery.ownership import Owner, default_owner, parse_owner
 from mirrorfs.recovery.restore import Problem, RestoreObserver, RestoreReport, restore_datastore
 from mirrorfs.recovery.selection import Plan, Selection
+from mirrorfs.recovery.source import View
 
 Value = TypeVar("Value")
 
@@ -72,6 +75,7 @@ _LINES_OF_CHECKING = 8
 @click.option(
     "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="How many objects to fetch at a time."
 )
+@view_options
 @store_options
 def command(
     address: StoreAddress,
@@ -82,6 +86,7 @@ def command(
     latest: int | None,
     owner: str | None,
     parallel: int,
+    view: View,
     store: StoreOptions,
 ) -> None:
     """Rebuild the datastore mirrored at URL (s3://BUCKET/NAME) in the directory TARGET, so that a PBS can use it.
@@ -91,14 +96,20 @@ def command(
     command says that it is done. An interrupted restore goes on where it stopped when the same command is given again.
     A snapshot of which something is missing or damaged in the bucket is left out and reported; the rest is restored.
 
+    --deleted restores snapshots that were removed and are still kept instead of published ones. --as-of restores what
+    was published then. The selection is made among these. To go on with a restore of --as-of and an age, give the time
+    that it has told.
+
     \b
     Examples:
       mirrorfs restore s3://backups/main /srv/datastore
       mirrorfs restore s3://backups/main /srv/datastore --latest 1
       mirrorfs restore s3://backups/main /srv/one --snapshot vm/100/2026-11-22T10:00:00Z
+      mirrorfs restore s3://backups/main /srv/back --deleted --group vm/100 --latest 1
+      mirrorfs restore s3://backups/main /srv/before --as-of '2026-11-22 10:00'
 
-    Exit codes: 0 everything asked for was restored; 1 something could not be restored, or the restore could not be
-    brought to its end; 2 wrong usage.
+    Exit codes: 0 everything asked for was restored; 1 something could not be restored, the restore could not be
+    brought to its end, or the bucket keeps no versions (--as-of); 2 wrong usage.
     """
     selection = Selection(
         tuple(_usage(_parse_namespace, text) for text in namespaces),
@@ -107,8 +118,10 @@ def command(
         latest,
     )
     chosen_owner = default_owner() if owner is None else _usage(parse_owner, owner)
+    if view.as_of is not None:
+        click.echo(f"Looking at {address}{view.suffix}.", err=True)
     progress = _ProgressBar() if sys.stderr.isatty() else _ProgressLines()
-    report = _run(address, target, selection, chosen_owner, parallel, store, progress)
+    report = _run(address, target, selection, view, chosen_owner, parallel, store, progress)
     _conclude(report, target)
 
 
@@ -116,6 +129,7 @@ def _run(
     address: StoreAddress,
     target: Path,
     selection: Selection,
+    view: View,
     owner: Owner,
     parallel: int,
     options: StoreOptions,
@@ -130,6 +144,7 @@ def _run(
             target,
             owner=owner,
             selection=selection,
+            view=view,
             parallelism=parallel,
             observer=progress,
             listing_store=ObjectStore(client, patience=_LISTING_PATIENCE),
@@ -145,12 +160,15 @@ def _run(
     except RestoreError as error:
         raise Failure(str(error)) from None
     except StoreError as error:
-        raise Failure(_going_on(str(error), progress)) from None
-    raise Failure(_going_on("Interrupted.", progress))
+        raise Failure(_going_on(str(error), view, progress)) from None
+    raise Failure(_going_on("Interrupted.", view, progress))
 
 
-def _going_on(reason: str, progress: _Progress) -> str:
-    return f"{reason} Give the same command again to go on." if progress.has_begun else reason
+def _going_on(reason: str, view: View, progress: _Progress) -> str:
+    if not progress.has_begun:
+        return reason
+    how = "" if view.as_of is None else f", with --as-of {format_moment(view.as_of)},"
+    return f"{reason} Give the same command again{how} to go on."
 
 
 def _conclude(report: RestoreReport, target: Path) -> None:

@@ -16,6 +16,7 @@ import trio
 
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.view_options import view_options
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import StoreError
@@ -23,10 +24,14 @@ from mirrorfs.objectstore.retry import Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.recovery.catalog import PublishedSnapshot, read_catalog
+from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.moment import format_moment
+from mirrorfs.recovery.source import View, open_source
 
 # Long enough to outlast a hiccup, short enough for somebody who waits in front of a screen.
 _PATIENCE = Patience(total=10.0)
 _COLUMNS = ("Snapshot", "Size", "Protected", "Verified", "Encrypted", "Notes")
+_COLUMNS_OF_DELETED = ("Snapshot", "Size", "Deleted", "Kept until", "Notes")
 
 
 @click.command("snapshots", short_help="List what a bucket holds.")
@@ -34,20 +39,25 @@ _COLUMNS = ("Snapshot", "Size", "Protected", "Verified", "Encrypted", "Notes")
 @click.option(
     "--json", "as_json", envvar="MIRRORFS_SNAPSHOTS_JSON", is_flag=True, help="Print JSON instead of a table."
 )
+@view_options
 @store_options
-def command(address: StoreAddress, as_json: bool, store: StoreOptions) -> None:
+def command(address: StoreAddress, as_json: bool, view: View, store: StoreOptions) -> None:
     """List the snapshots published at URL (s3://BUCKET/NAME), oldest first in each group.
 
     The first column can be given to `mirrorfs restore --snapshot` as it is. Sizes are those of the data before
-    deduplication and compression, as PBS shows them.
+    deduplication and compression, as PBS shows them. What --as-of and --deleted list is restored with the same options
+    of `mirrorfs restore`.
 
     \b
     Examples:
       mirrorfs snapshots s3://backups/main --endpoint-url https://s3.example.com
       mirrorfs snapshots s3://backups/main --json | jq '.snapshots[].path'
+      mirrorfs snapshots s3://backups/main --deleted
+      mirrorfs snapshots s3://backups/main --as-of 3d
 
     \b
-    With --json, one object: {"url": ..., "snapshots": [...]}, each snapshot with
+    With --json, one object: {"url": ..., "as_of": ..., "snapshots": [...]}; as_of is a time in seconds since
+    1970-01-01 UTC, or null; each snapshot with
       path        where it lies in the datastore, e.g. ns/a/vm/100/2026-11-22T10:00:00Z
       namespace   e.g. "a/b", "" for the root
       type, id    of the group, e.g. "vm" and "100"
@@ -57,34 +67,39 @@ def command(address: StoreAddress, as_json: bool, store: StoreOptions) -> None:
       verified    "ok" or "failed" as PBS last found, else null
       encrypted   true or false, null if the manifest is damaged
       notes       text or null
-      problem     null, or why the manifest is damaged
+      problem     null, or what is damaged: the manifest, or the record of the deletion
+    and with --deleted (in seconds since 1970-01-01 UTC, null if the record is damaged)
+      deleted     when it was deleted
+      until       until when it is kept
 
     Exit codes: 0 the list was printed, also when it is empty or tells of damaged manifests; 1 the bucket could not be
-    read; 2 wrong usage.
+    read, or keeps no versions (--as-of); 2 wrong usage.
     """
     client = S3Client(address.bucket, store)
 
     async def read() -> list[PublishedSnapshot]:
-        return await read_catalog(ObjectStore(client, patience=_PATIENCE), BucketLayout(address.prefix))
+        layout = BucketLayout(address.prefix)
+        return await read_catalog(open_source(view, ObjectStore(client, patience=_PATIENCE), layout), layout)
 
     try:
         catalog = trio.run(read)
-    except StoreError as error:
+    except (StoreError, RestoreError) as error:
         raise Failure(str(error)) from None
+    columns = _COLUMNS_OF_DELETED if view.deleted else _COLUMNS
     if as_json:
-        value = {"url": str(address), "snapshots": [_as_json(published) for published in catalog]}
-        click.echo(json.dumps(value, indent=2))
+        snapshots = [_as_json(published, view) for published in catalog]
+        click.echo(json.dumps({"url": str(address), "as_of": view.as_of, "snapshots": snapshots}, indent=2))
     elif not catalog:
-        click.echo(f"No snapshots at {address}.")
+        click.echo(f"No {'deleted ' if view.deleted else ''}snapshots at {address}{view.suffix}.")
     elif sys.stdout.isatty():
-        _print_table(catalog)
+        _print_table(columns, catalog)
     else:
-        _print_lines(catalog)
+        _print_lines(columns, catalog)
 
 
-def _as_json(published: PublishedSnapshot) -> dict[str, object]:
-    snapshot = published.snapshot
-    return {
+def _as_json(published: PublishedSnapshot, view: View) -> dict[str, object]:
+    snapshot, deletion = published.snapshot, published.deletion
+    value: dict[str, object] = {
         "path": snapshot.path,
         "namespace": snapshot.group.namespace.display,
         "type": snapshot.group.backup_type,
@@ -97,22 +112,35 @@ def _as_json(published: PublishedSnapshot) -> dict[str, object]:
         "notes": published.notes,
         "problem": published.problem,
     }
+    if view.deleted:
+        value["deleted"] = None if deletion is None else deletion.deleted
+        value["until"] = None if deletion is None else deletion.until
+    return value
 
 
-def _as_row(published: PublishedSnapshot) -> tuple[str, ...]:
-    return (
-        published.snapshot.path,
-        "?" if published.size is None else rich.filesize.decimal(published.size),
-        "yes" if published.protected else "no",
-        _printable(published.verify_state or "-"),
-        "?" if published.encrypted is None else "yes" if published.encrypted else "no",
-        _printable(published.problem or published.notes or ""),
-    )
+def _cell(column: str, published: PublishedSnapshot) -> str:
+    deletion = published.deletion
+    match column:
+        case "Snapshot":
+            return published.snapshot.path
+        case "Size":
+            return "?" if published.size is None else rich.filesize.decimal(published.size)
+        case "Protected":
+            return "yes" if published.protected else "no"
+        case "Verified":
+            return _printable(published.verify_state or "-")
+        case "Encrypted":
+            return "?" if published.encrypted is None else "yes" if published.encrypted else "no"
+        case "Deleted":
+            return "?" if deletion is None else format_moment(int(deletion.deleted))
+        case "Kept until":
+            return "?" if deletion is None else format_moment(int(deletion.until))
+    return _printable(published.problem or published.notes or "")
 
 
-def _print_table(catalog: Sequence[PublishedSnapshot]) -> None:
+def _print_table(columns: Sequence[str], catalog: Sequence[PublishedSnapshot]) -> None:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for column in _COLUMNS:
+    for column in columns:
         # The first column is there to be copied.
         table.add_column(
             column,
@@ -122,13 +150,13 @@ def _print_table(catalog: Sequence[PublishedSnapshot]) -> None:
         )
     for published in catalog:
         style = "red" if published.problem else ""
-        table.add_row(*(rich.text.Text(cell, style=style) for cell in _as_row(published)))
+        table.add_row(*(rich.text.Text(_cell(column, published), style=style) for column in columns))
     rich.console.Console().print(table)
 
 
-def _print_lines(catalog: Sequence[PublishedSnapshot]) -> None:
-    rows = [_COLUMNS, *(_as_row(published) for published in catalog)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+def _print_lines(columns: Sequence[str], catalog: Sequence[PublishedSnapshot]) -> None:
+    rows = [tuple(columns), *(tuple(_cell(column, published) for column in columns) for published in catalog)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -14,10 +14,16 @@ from mirrorfs.datastore.names import (
     GroupFileName,
     NamespaceDirectoryName,
     NamespaceId,
+    SnapshotDirectoryName,
     SnapshotFileName,
     chunk_path,
     classify,
 )
+
+DELETED_MARKER_NAME = "deleted.json"
+"""The object beside the files of a deleted snapshot that says since when and until when; no file of a snapshot is
+called so.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,15 @@ class BucketLayout:
     def own_key(self, name: str) -> str:
         """The key of a record that mirrorfs keeps for itself."""
         return f"{self.prefix}/.mirrorfs/{name}"
+
+    def deleted_key(self, path: str, filename: str) -> str:
+        """The key of a file of the deleted snapshot that was at ``path`` in the datastore."""
+        return f"{self.deleted_prefix}{path}/{filename}"
+
+    @property
+    def deleted_prefix(self) -> str:
+        """What the keys of all deleted snapshots begin with that are kept for a while."""
+        return self.own_key("deleted/")
 
     @property
     def in_use_key(self) -> str:
@@ -75,6 +90,20 @@ class BucketLayout:
             known = isinstance(classify(directory), NamespaceDirectoryName)
         else:
             known = isinstance(classify(path), SnapshotFileName | GroupFileName)
+        return path.decode() if known else None
+
+    def deleted_path(self, key: str) -> str | None:
+        """The path that the file of a deleted snapshot had in the datastore, by its key; None for any other or
+        hostile key.
+
+        What says since when it is deleted gives its path beside them: ``vm/100/2026-11-22T10:00:00Z/deleted.json``.
+        """
+        path = self._below(self.deleted_prefix, key)
+        directory, _, filename = path.rpartition(b"/")
+        if filename == DELETED_MARKER_NAME.encode():
+            known = isinstance(classify(directory), SnapshotDirectoryName)
+        else:
+            known = isinstance(classify(path), SnapshotFileName)
         return path.decode() if known else None
 
     @staticmethod

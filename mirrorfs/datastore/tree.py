@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import (
@@ -18,6 +19,7 @@ from mirrorfs.datastore.names import (
     GroupId,
     InternalName,
     NamespaceId,
+    QuarantinedChunkName,
     SnapshotDirectoryName,
     SnapshotFileName,
     SnapshotId,
@@ -40,6 +42,8 @@ _LONGEST_CHUNK = 32 * _MIB
 _LONGEST_BLOB = 128 * _MIB
 _LONGEST_INDEX = 2048 * _MIB
 _LONGEST_LINE_FILE = _MIB
+# PBS numbers the corrupt copies of a chunk from 0 to 9.
+_QUARANTINE_NUMBERS = range(10)
 
 Unreadable = Callable[[str, OSError], None]
 """Told of each directory (its path in the datastore) that the file system refuses to list, and why."""
@@ -47,6 +51,26 @@ Unreadable = Callable[[str, OSError], None]
 
 class WrongKindError(DatastoreError):
     """A symbolic link, or another kind of file than expected, stands on or at the end of a path."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFile:
+    """A chunk in the datastore: the size of its file in bytes, None when there is none, and whether a corrupt copy of
+    it stands in quarantine.
+    """
+
+    size: int | None
+    is_quarantined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFiles:
+    """What stands in a chunk directory: the sizes of its chunks in bytes, None where the disk fails to tell, and which
+    have a copy in quarantine.
+    """
+
+    sizes: dict[bytes, int | None] = field(default_factory=dict)
+    quarantined: set[bytes] = field(default_factory=set)
 
 
 class Tree:
@@ -110,6 +134,18 @@ class Tree:
         status = self._status(chunk_path(digest))
         return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
+    def chunk(self, digest: bytes) -> ChunkFile:
+        """What stands under the name of a chunk, and under its names in quarantine."""
+        path = chunk_path(digest)
+        try:
+            with self._parent(path) as (directory, name):
+                size = _size_of_file(directory, name)
+                # In this order: what is being quarantined is seen under one name at least.
+                copies = (_size_of_file(directory, f"{name}.{number}.bad") for number in _QUARANTINE_NUMBERS)
+                return ChunkFile(size, any(copy is not None for copy in copies))
+        except (FileNotFoundError, WrongKindError):
+            return ChunkFile(None, is_quarantined=False)
+
     def exists(self, path: str) -> bool:
         """Whether a regular file or a directory stands at ``path``."""
         status = self._status(path)
@@ -129,6 +165,24 @@ class Tree:
                 if isinstance(name, ChunkName) and entry.is_file(follow_symlinks=False):
                     digests.append(name.digest)
         return digests
+
+    def chunk_files(self, number: int) -> ChunkFiles:
+        """What stands in ``.chunks/<number as four hexadecimal digits>``. Looks at the inode of each chunk."""
+        prefix = f"{CHUNKS_NAME}/{number:04x}/".encode()
+        files = ChunkFiles()
+        with self._scan(prefix.decode().rstrip("/")) as entries:
+            for entry in entries:
+                match classify(prefix + os.fsencode(entry.name)):
+                    case ChunkName(digest=digest) if entry.is_file(follow_symlinks=False):
+                        try:
+                            files.sizes[digest] = entry.stat(follow_symlinks=False).st_size
+                        except FileNotFoundError:
+                            continue
+                        except OSError:
+                            files.sizes[digest] = None
+                    case QuarantinedChunkName(digest=digest) if entry.is_file(follow_symlinks=False):
+                        files.quarantined.add(digest)
+        return files
 
     def foreign(self, below: str = "", unreadable: Unreadable | None = None) -> Iterator[bytes]:
         """The paths in the directory ``below``, outside ``.chunks``, of what PBS did not make: malformed names,
@@ -213,6 +267,14 @@ class Tree:
                 os.close(descriptor)
             descriptor = following
         return descriptor
+
+
+def _size_of_file(directory: int, name: str) -> int | None:
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def longest_file(path: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from mirrorfs.datastore.deletion import Deletion
 from mirrorfs.datastore.errors import DatastoreError, ManifestError
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.manifest import Manifest, parse_manifest
@@ -22,8 +23,8 @@ from mirrorfs.datastore.names import (
     classify,
 )
 from mirrorfs.objectstore.errors import ObjectMissing
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.recovery.concurrency import for_each
+from mirrorfs.recovery.source import Source
 
 # PBS accepts manifests of at most 128 MiB; more is no manifest, and must not fill the memory.
 MAXIMUM_MANIFEST_SIZE = 128 * 1024 * 1024
@@ -56,14 +57,18 @@ class BucketContents:
 
 @dataclass(frozen=True, slots=True)
 class PublishedSnapshot:
-    """A snapshot that has a manifest in the bucket; `manifest` is None and `problem` says why when it is
-    damaged.
+    """A snapshot that has a manifest in the bucket, or had one at the time that is looked at; `manifest` is None and
+    `problem` says why when it is damaged.
+
+    Of a deleted snapshot that is still kept, `deletion` says since when and until when; it is None and `problem` says
+    why where that is not known. Such a snapshot can be restored nevertheless.
     """
 
     snapshot: SnapshotId
     protected: bool
     manifest: Manifest | None
     problem: str | None
+    deletion: Deletion | None = None
 
     @property
     def size(self) -> int | None:
@@ -88,13 +93,13 @@ class PublishedSnapshot:
         return None if self.manifest is None else self.manifest.is_encrypted
 
 
-async def list_contents(store: ObjectStore, layout: BucketLayout) -> BucketContents:
+async def list_contents(source: Source, layout: BucketLayout) -> BucketContents:
     """List what the bucket holds of the datastore; one request per thousand objects. Raises StoreError."""
     namespaces = {NamespaceId()}
     groups: dict[GroupId, dict[str, int]] = defaultdict(dict)
     snapshots: dict[SnapshotId, dict[str, int]] = defaultdict(dict)
     foreign: list[str] = []
-    async with aclosing(store.list(layout.content_prefix)) as objects:
+    async with aclosing(source.list(layout.content_prefix)) as objects:
         async for found in objects:
             path = layout.content_path(found.key)
             if path is None:
@@ -112,46 +117,50 @@ async def list_contents(store: ObjectStore, layout: BucketLayout) -> BucketConte
     return BucketContents(frozenset(namespaces), dict(groups), dict(snapshots), tuple(sorted(foreign)))
 
 
-async def read_catalog(store: ObjectStore, layout: BucketLayout, *, parallelism: int = 8) -> list[PublishedSnapshot]:
+async def read_catalog(source: Source, layout: BucketLayout, *, parallelism: int = 8) -> list[PublishedSnapshot]:
     """The published snapshots with what their manifests say, sorted; damaged manifests are reported, not
     raised.
 
     A snapshot that goes while the catalog is read is left out. Raises StoreError.
     """
-    contents = await list_contents(store, layout)
+    contents = await list_contents(source, layout)
     catalog: list[PublishedSnapshot] = []
 
     async def read(snapshot: SnapshotId) -> None:
         files = contents.snapshots[snapshot]
-        manifest = problem = None
+        manifest = deletion = problem = None
         try:
-            manifest = await read_manifest(store, layout, snapshot, files[MANIFEST_NAME])
+            manifest = await read_manifest(source, layout, snapshot, files[MANIFEST_NAME])
         except ObjectMissing:
             return
         except DatastoreError as error:
             problem = str(error)
-        catalog.append(PublishedSnapshot(snapshot, PROTECTED_NAME in files, manifest, problem))
+        try:
+            deletion = await source.deletion(snapshot)
+        except DatastoreError as error:
+            problem = problem or str(error)
+        catalog.append(PublishedSnapshot(snapshot, PROTECTED_NAME in files, manifest, problem, deletion))
 
     await for_each(contents.published, read, parallelism)
     return sorted(catalog, key=lambda published: published.snapshot)
 
 
-async def read_manifest(store: ObjectStore, layout: BucketLayout, snapshot: SnapshotId, size: int) -> Manifest:
+async def read_manifest(source: Source, layout: BucketLayout, snapshot: SnapshotId, size: int) -> Manifest:
     """Read and check the manifest object of `snapshot`; `size` is that of the listing.
 
     Raises ManifestError, and StoreError (ObjectMissing when the snapshot is gone).
     """
-    manifest, _ = await read_manifest_object(store, layout, snapshot, size)
+    manifest, _ = await read_manifest_object(source, layout, snapshot, size)
     return manifest
 
 
 async def read_manifest_object(
-    store: ObjectStore, layout: BucketLayout, snapshot: SnapshotId, size: int
+    source: Source, layout: BucketLayout, snapshot: SnapshotId, size: int
 ) -> tuple[Manifest, bytes]:
     """As `read_manifest`, with the object's bytes."""
     if size > MAXIMUM_MANIFEST_SIZE:
         raise ManifestError(f"the manifest has {size} bytes, more than any manifest")
-    data = await store.get(layout.content_key(snapshot.manifest_path))
+    data = await source.get(layout.content_key(snapshot.manifest_path))
     return parse_manifest(data), data
 
 

@@ -31,6 +31,7 @@ from mirrorfs.recovery.concurrency import for_each
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.ownership import Owner
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
+from mirrorfs.recovery.source import Source, View, open_source
 from mirrorfs.recovery.target import CHUNK_DIRECTORIES, Target, open_target
 
 Result = TypeVar("Result")
@@ -101,13 +102,15 @@ async def restore_datastore(
     *,
     owner: Owner,
     selection: Selection = Selection(),  # noqa: B008 - immutable
+    view: View = View(),  # noqa: B008 - immutable
     parallelism: int = 8,
     observer: RestoreObserver | None = None,
     listing_store: ObjectStore | None = None,
 ) -> RestoreReport:
-    """Rebuild the datastore at `address`, or the selected parts of it, in an empty or absent directory.
+    """Rebuild the datastore at `address` as the `view` shows it, or the selected parts of it, in an empty or absent
+    directory.
 
-    Continues what an interrupted restore of the same address left there. A damaged or missing object makes
+    Continues what an interrupted restore of the same address and view left there. A damaged or missing object makes
     its snapshot incomplete: that one is left out and reported, the rest goes on. When this returns,
     everything is on stable storage. At most `parallelism` objects are under way, and held in memory, at a
     time. The bucket is listed through `listing_store`, where given: one with less patience tells of a wrong
@@ -117,14 +120,15 @@ async def restore_datastore(
     has been restored up to then stays and is used by the next run.
     """
     layout = BucketLayout(address.prefix)
-    contents = await list_contents(listing_store or store, layout)
-    if contents.is_empty:
-        raise RestoreError(f"There is no datastore at {address}: nothing stands below {layout.content_prefix}")
-    plan = plan_restore(contents, selection)
-    with open_target(target, str(address), owner) as opened:
+    source = open_source(view, store, layout, listing_store)
+    contents = await list_contents(source, layout)
+    if contents.is_empty or (view.deleted and not contents.published):
+        raise _nothing_there(address, view, layout)
+    plan = plan_restore(contents, selection, view)
+    with open_target(target, str(address), owner, view) as opened:
         observer = observer or RestoreObserver()
         observer.planned(plan, is_resumed=opened.is_resumed)
-        return await _Restore(store, layout, contents, opened, parallelism, observer).run(plan)
+        return await _Restore(source, layout, contents, opened, parallelism, observer).run(plan)
 
 
 class _Restore:
@@ -132,14 +136,14 @@ class _Restore:
 
     def __init__(
         self,
-        store: ObjectStore,
+        source: Source,
         layout: BucketLayout,
         contents: BucketContents,
         target: Target,
         parallelism: int,
         observer: RestoreObserver,
     ) -> None:
-        self._store = store
+        self._source = source
         self._layout = layout
         self._contents = contents
         self._target = target
@@ -220,7 +224,7 @@ class _Restore:
 
     async def _restore_files(self, snapshot: SnapshotId) -> None:
         objects = self._contents.snapshots[snapshot]
-        manifest, data = await read_manifest_object(self._store, self._layout, snapshot, objects[MANIFEST_NAME])
+        manifest, data = await read_manifest_object(self._source, self._layout, snapshot, objects[MANIFEST_NAME])
         await trio.to_thread.run_sync(
             self._target.keep_only, snapshot, frozenset(file.filename for file in manifest.files)
         )
@@ -306,12 +310,11 @@ class _Restore:
         more: it may have been damaged on the way only.
         """
         try:
-            return await self._fetch_once(key, check, write)
+            return await self._take(await self._source.get(key), check, write)
         except DatastoreError:
-            return await self._fetch_once(key, check, write)
+            return await self._take(await self._source.get_again(key), check, write)
 
-    async def _fetch_once(self, key: str, check: Callable[[bytes], Result], write: Callable[[bytes], None]) -> Result:
-        data = await self._store.get(key)
+    async def _take(self, data: bytes, check: Callable[[bytes], Result], write: Callable[[bytes], None]) -> Result:
         self._bytes_downloaded += len(data)
         self._observer.downloaded(len(data))
 
@@ -326,6 +329,20 @@ class _Restore:
         problem = Problem(path, reason)
         self._problems.append(problem)
         return problem
+
+
+def _nothing_there(address: StoreAddress, view: View, layout: BucketLayout) -> RestoreError:
+    if view.deleted:
+        return RestoreError(
+            f"There are no deleted snapshots at {address}{view.suffix}. They are kept only where, and as long as, the "
+            "mirror's setting retention.delete_after says so."
+        )
+    if view.as_of is not None:
+        return RestoreError(
+            f"There was no datastore at {address}{view.suffix}. See what there was at another time with: "
+            "mirrorfs snapshots URL --as-of TIME"
+        )
+    return RestoreError(f"There is no datastore at {address}: nothing stands below {layout.content_prefix}")
 
 
 def _take_as_it_is(_data: bytes) -> None:

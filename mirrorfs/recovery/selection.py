@@ -11,6 +11,7 @@ from itertools import groupby
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.recovery.catalog import BucketContents
 from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.source import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,12 @@ class Plan:
     snapshots: tuple[SnapshotId, ...]
 
 
-def plan_restore(contents: BucketContents, selection: Selection) -> Plan:
-    """Apply a selection to what a bucket holds. Raises RestoreError when something chosen is not there."""
+def plan_restore(contents: BucketContents, selection: Selection, view: View = View()) -> Plan:  # noqa: B008 - immutable
+    """Apply a selection to what a bucket holds, as seen in the view. Raises RestoreError when something chosen is not
+    there.
+    """
     published = contents.published
-    _check_existence(contents, published, selection)
+    _check_existence(contents, published, selection, view)
     snapshots = [snapshot for snapshot in published if _is_chosen(snapshot, selection)]
     if selection.latest is not None:
         snapshots = _latest_of_each_group(snapshots, selection.latest)
@@ -56,7 +59,9 @@ def plan_restore(contents: BucketContents, selection: Selection) -> Plan:
     return Plan(tuple(sorted(namespaces)), tuple(sorted(groups)), tuple(snapshots))
 
 
-def _check_existence(contents: BucketContents, published: Sequence[SnapshotId], selection: Selection) -> None:
+def _check_existence(
+    contents: BucketContents, published: Sequence[SnapshotId], selection: Selection, view: View
+) -> None:
     known_groups = contents.groups.keys() | {snapshot.group for snapshot in published}
     missing = [
         *(f"namespace {found.display}" for found in selection.namespaces if found not in contents.namespaces),
@@ -64,8 +69,10 @@ def _check_existence(contents: BucketContents, published: Sequence[SnapshotId], 
         *(f"snapshot {found.path}" for found in selection.snapshots if found not in published),
     ]
     if missing:
+        kind = "deleted " if view.deleted else ""
         raise RestoreError(
-            f"The bucket holds no {', no '.join(missing)}. See what it holds with: mirrorfs snapshots URL"
+            f"The bucket holds no {kind}{f', no {kind}'.join(missing)}{view.suffix}. "
+            f"See what it holds with: mirrorfs snapshots URL{view.options}"
         )
 
 

@@ -13,7 +13,7 @@ import os
 import secrets
 import stat
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mirrorfs.datastore.blob import check_chunk
@@ -22,10 +22,13 @@ from mirrorfs.datastore.names import CHUNKS_NAME, MANIFEST_NAME, SnapshotId, chu
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.ownership import Owner
+from mirrorfs.recovery.source import View
 
 MARKER_NAME = ".mirrorfs-restore.json"
 CHUNK_DIRECTORIES = 65536
-_MARKER_FORMAT = 1
+_MARKER_FORMAT = 2
+# The year 10000, which no date can be of.
+_END_OF_TIME = 253402300800
 _TEMPORARY_PREFIX = ".mirrorfs-"
 _TEMPORARY_SUFFIX = ".tmp"
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -37,22 +40,44 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class _Marker:
-    """What an unfinished restore notes in its target: where from, and which snapshots it may have begun."""
+    """What an unfinished restore notes in its target: where from, how that was looked at, and which snapshots it may
+    have begun.
+    """
 
     url: str
+    view: View
     snapshots: frozenset[SnapshotId]
 
     def encode(self) -> bytes:
-        paths = sorted(snapshot.path for snapshot in self.snapshots)
-        return json.dumps({"format": _MARKER_FORMAT, "url": self.url, "snapshots": paths}).encode()
+        value = {
+            "format": _MARKER_FORMAT,
+            "url": self.url,
+            "as_of": self.view.as_of,
+            "deleted": self.view.deleted,
+            "snapshots": sorted(snapshot.path for snapshot in self.snapshots),
+        }
+        return json.dumps(value).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> _Marker:
         """Raises ValueError or DatastoreError."""
         match json.loads(data):
+            case {
+                "format": 2,
+                "url": str(url),
+                "as_of": None | float() | int() as as_of,
+                "deleted": bool(deleted),
+                "snapshots": list(paths),
+            } if as_of is None or 0 <= as_of < _END_OF_TIME:
+                return cls(url, View(as_of, deleted), _parse_snapshots(paths))
+            # Written before there were views.
             case {"format": 1, "url": str(url), "snapshots": list(paths)}:
-                return cls(url, frozenset(SnapshotId.parse(str(path)) for path in paths))
+                return cls(url, View(), _parse_snapshots(paths))
         raise ValueError
+
+
+def _parse_snapshots(paths: Iterable[object]) -> frozenset[SnapshotId]:
+    return frozenset(SnapshotId.parse(str(path)) for path in paths)
 
 
 class Target:
@@ -77,7 +102,7 @@ class Target:
         """
         wanted = frozenset(snapshots)
         abandoned = self._marker.snapshots - wanted
-        self._marker = _Marker(self._marker.url, self._marker.snapshots | wanted)
+        self._marker = replace(self._marker, snapshots=self._marker.snapshots | wanted)
         self.write_file(MARKER_NAME, self._marker.encode())
         with self._explaining("prepare"):
             os.fchmod(self._root, 0o755)
@@ -265,12 +290,12 @@ class Target:
 
 
 @contextlib.contextmanager
-def open_target(path: Path, url: str, owner: Owner) -> Iterator[Target]:
+def open_target(path: Path, url: str, owner: Owner, view: View) -> Iterator[Target]:
     """Open the directory to restore into; it is made when it does not exist, and closed at the end of the
     context.
 
     Nothing is written yet. Raises RestoreError when it is not empty and not what an interrupted restore of
-    the same `url` left, when another restore is running in it, and when this process cannot give files to
+    the same `url` and `view` left, when another restore is running in it, and when this process cannot give files to
     `owner`.
     """
     if os.geteuid() != 0 and owner != Owner(os.geteuid(), os.getegid()):
@@ -278,8 +303,8 @@ def open_target(path: Path, url: str, owner: Owner) -> Iterator[Target]:
     descriptor = _open_root(path)
     try:
         _lock(descriptor, path)
-        marker = _read_marker(descriptor, path, url)
-        yield Target(path, descriptor, owner, marker or _Marker(url, frozenset()), is_resumed=marker is not None)
+        marker = _read_marker(descriptor, path, url, view)
+        yield Target(path, descriptor, owner, marker or _Marker(url, view, frozenset()), is_resumed=marker is not None)
     finally:
         os.close(descriptor)
 
@@ -300,7 +325,7 @@ def _lock(descriptor: int, path: Path) -> None:
         raise RestoreError(f"Another process is restoring into {path}, or has locked it.") from None
 
 
-def _read_marker(descriptor: int, path: Path, url: str) -> _Marker | None:
+def _read_marker(descriptor: int, path: Path, url: str, view: View) -> _Marker | None:
     try:
         marker = _Marker.decode(Tree(descriptor).read(MARKER_NAME))
     except FileNotFoundError:
@@ -311,9 +336,9 @@ def _read_marker(descriptor: int, path: Path, url: str) -> _Marker | None:
         return None
     except (OSError, ValueError, DatastoreError):
         raise RestoreError(f"{MARKER_NAME} in {path} cannot be understood. Restore into an empty directory.") from None
-    if marker.url != url:
+    if (marker.url, marker.view) != (url, view):
         raise RestoreError(
-            f"{path} holds an interrupted restore of {marker.url}. "
+            f"{path} holds an interrupted restore: mirrorfs restore {marker.url} {path}{marker.view.options}. "
             "Go on with that one, or restore into an empty directory."
         )
     return marker

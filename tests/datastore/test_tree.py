@@ -11,7 +11,7 @@ import pytest
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId, chunk_path
-from mirrorfs.datastore.tree import Tree, WrongKindError
+from mirrorfs.datastore.tree import ChunkFile, ChunkFiles, Tree, WrongKindError
 
 SNAPSHOT = "vm/100/2026-11-22T10:00:00Z"
 DIGEST = bytes(range(32))
@@ -79,6 +79,15 @@ def test_chunk_directory_lists_well_named_files_only(tree: Tree, root: Path) -> 
     (directory / f"{name[:-1]}1").mkdir()
     assert tree.chunk_directory(0x0001) == [DIGEST]
     assert tree.chunk_directory(0xFFFF) == []
+    (directory / f"{name[:-1]}2.9.bad").touch()
+    (directory / f"{name[:-1]}3.1.bad").mkdir()
+    other = bytes.fromhex(f"{name[:-1]}2")
+    assert tree.chunk_files(0x0001) == ChunkFiles({DIGEST: 5}, {DIGEST, other})
+    assert tree.chunk_files(0xFFFF) == ChunkFiles()
+    assert tree.chunk(DIGEST) == ChunkFile(5, is_quarantined=True)
+    assert tree.chunk(other) == ChunkFile(None, is_quarantined=True)
+    assert tree.chunk(bytes.fromhex(f"{name[:-1]}0")) == ChunkFile(None, is_quarantined=False)
+    assert tree.chunk(bytes(32)) == ChunkFile(None, is_quarantined=False)
 
 
 @pytest.mark.parametrize("path", ["../secret", "vm/../../secret", "/etc/passwd", "vm//100", ".", "..", "", "a\0b"])

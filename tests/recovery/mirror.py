@@ -21,6 +21,7 @@ from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.recovery.ownership import Owner, default_owner
 from mirrorfs.recovery.restore import RestoreReport, restore_datastore
 from mirrorfs.recovery.selection import Selection
+from mirrorfs.recovery.source import View
 from tests.harness.content import MEBIBYTE, plan_of_size
 from tests.harness.writer import DatastoreWriter
 from tests.stores.server import StoreAccess
@@ -136,6 +137,11 @@ class TamperedClient(S3Client):
                 body = spoiled
         return body if self._tampering.on_get is None else self._tampering.on_get(key, body)
 
+    def get_version(self, key: str, version_id: str) -> bytes:
+        self._tampering.gets.append(f"{key}?versionId={version_id}")
+        body = super().get_version(key, version_id)
+        return body if self._tampering.on_get is None else self._tampering.on_get(key, body)
+
     def list_page(self, prefix: str, token: str | None) -> ListPage:
         page = super().list_page(prefix, token)
         extra = tuple(StoredObject(key, 7, "", None) for key in self._tampering.extra_keys)
@@ -180,6 +186,7 @@ class Mirror:
         selection: Selection | None = None,
         *,
         owner: Owner | None = None,
+        view: View = View(),  # noqa: B008 - immutable
         tampering: Tampering | None = None,
     ) -> RestoreReport:
         """Restore from it."""
@@ -191,6 +198,7 @@ class Mirror:
                 target,
                 owner=owner or default_owner(),
                 selection=selection or Selection(),
+                view=view,
             )
 
         return trio.run(run)

@@ -6,6 +6,7 @@ import trio
 
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.recovery.catalog import BucketContents, PublishedSnapshot, list_contents, read_catalog
+from mirrorfs.recovery.source import PresentSource
 from tests.recovery.mirror import Mirror, Tampering, upload
 
 SECOND = "vm/100/2026-01-01T01:00:00Z"
@@ -22,14 +23,14 @@ PATHS = [
 
 def catalog_of(mirror: Mirror, tampering: Tampering | None = None) -> dict[str, PublishedSnapshot]:
     async def read() -> list[PublishedSnapshot]:
-        return await read_catalog(mirror.store(tampering), BucketLayout(mirror.prefix))
+        return await read_catalog(PresentSource(mirror.store(tampering)), BucketLayout(mirror.prefix))
 
     return {published.snapshot.path: published for published in trio.run(read)}
 
 
 def contents_of(mirror: Mirror, tampering: Tampering | None = None) -> BucketContents:
     async def list_all() -> BucketContents:
-        return await list_contents(mirror.store(tampering), BucketLayout(mirror.prefix))
+        return await list_contents(PresentSource(mirror.store(tampering)), BucketLayout(mirror.prefix))
 
     return trio.run(list_all)
 
