@@ -8,7 +8,7 @@ import click
 
 from mirrorfs import __version__
 
-_COMMANDS = ("mount", "umount", "status", "wait", "reconcile", "metrics", "snapshots", "restore")
+_COMMANDS = ("mount", "umount", "status", "wait", "reconcile", "retention", "metrics", "snapshots", "restore")
 
 
 class _Commands(click.Group):

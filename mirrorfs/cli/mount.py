@@ -9,13 +9,19 @@ import sys
 
 import click
 
+from mirrorfs.cli.durations import Duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.settings_file import DatastoreCommand
 from mirrorfs.journal.directory import StateDirectory, default_state_directory
 from mirrorfs.journal.errors import JournalError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
-from mirrorfs.replication.settings import DEFAULT_PARALLEL, DEFAULT_RETRY_CEILING, UploaderSettings
+from mirrorfs.replication.settings import (
+    DEFAULT_PARALLEL,
+    DEFAULT_RETRY_CEILING,
+    RetentionSettings,
+    UploaderSettings,
+)
 from mirrorfs.supervision.foreground import run_in_foreground
 from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
 
@@ -55,6 +61,26 @@ from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
     help="Remove from the mirror what the datastore does not hold any more, even if that is most of it.",
 )
 @click.option(
+    "--retention-delete-after",
+    type=Duration(),
+    default="0",
+    metavar="DURATION",
+    help="Keep removed snapshots restorable for so long (30d, 12h), with their chunks. 0: they go at once.",
+)
+@click.option(
+    "--retention-max-delete-fraction",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    metavar="SHARE",
+    help="Hold removals when more than this share of the snapshots goes in a day, until 'mirrorfs retention approve'.",
+)
+@click.option(
+    "--retention-lock-for",
+    type=Duration(),
+    metavar="DURATION",
+    help="In a bucket with Object Lock: lock what live snapshots need for so long, again and again. "
+    "Default: the bucket's own default retention.",
+)
+@click.option(
     "-o",
     "--options",
     "mount_options",
@@ -76,6 +102,9 @@ def command(
     require_store: bool,
     take_over: bool,
     allow_removals: bool,
+    retention_delete_after: float,
+    retention_max_delete_fraction: float | None,
+    retention_lock_for: float | None,
     mount_options: tuple[str, ...],
     verbose: bool,
 ) -> None:
@@ -85,8 +114,9 @@ def command(
     What the datastore holds already is mirrored too. Nothing in it is changed.
 
     Options may also stand in /etc/mirrorfs/NAME.toml, where NAME is the path with dashes for slashes
-    (mnt-datastore-store1.toml): keys are the long options, as in endpoint-url = "https://s3.example.com".
-    Flags win over the environment, the environment wins over the file.
+    (mnt-datastore-store1.toml): keys are the long options, as in endpoint-url = "https://s3.example.com",
+    those of retention may stand in a table [retention], as in delete_after = "30d". Flags win over
+    the environment, the environment wins over the file.
 
     \b
     Example:
@@ -113,6 +143,7 @@ def command(
         take_over=take_over,
         allow_removals=allow_removals,
         verbose=verbose,
+        retention=RetentionSettings(retention_delete_after, retention_max_delete_fraction, retention_lock_for),
     )
     settings = MountSettings(
         mountpoint=datastore if mountpoint is None else os.path.realpath(mountpoint),

@@ -17,8 +17,9 @@ class DatastoreCommand(click.Command):
     """A command about a DATASTORE whose options may also stand in that datastore's settings file.
 
     The file is named after the datastore's path, as its state directory is: `mnt-datastore-store1.toml` for
-    /mnt/datastore/store1. Its keys are the long options without their dashes (`endpoint-url = "https://…"`). Flags win
-    over the environment, the environment wins over the file.
+    /mnt/datastore/store1. Its keys are the long options without their dashes (`endpoint-url = "https://…"`); those that
+    begin with the same word may stand in a table of that name (`[retention]`, `delete_after = "30d"`). Flags win over
+    the environment, the environment wins over the file.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -46,9 +47,20 @@ class DatastoreCommand(click.Command):
             if option.startswith("--")
         }
         defaults = {}
-        for key, value in settings.items():
+        for key, value in _flattened(settings).items():
             name = names.get(key)
             if name is None:
                 raise click.UsageError(f"the settings file {path} has {key!r}, which is no option of '{self.name}'")
             defaults[name] = value
         return defaults
+
+
+def _flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name what stands in a table as the option that it is: `delete_after` in `[retention]`, retention-delete-after."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(_flattened(value, f"{prefix}{key}-"))
+        else:
+            flat[f"{prefix}{key}".replace("_", "-")] = value
+    return flat

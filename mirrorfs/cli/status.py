@@ -123,14 +123,53 @@ def _describe(answer: Answer) -> list[str]:
         f"sent        {uploaded['objects']} objects, {_size(uploaded['bytes'])} since the uploader started; "
         f"now {_size(uploaded['bytes_per_second'])}/s"
     )
+    if not store["clock_is_trusted"]:
+        lines.append(
+            f"clock       the store's differs by {store['clock_difference']:.0f} s: nothing goes because of its age "
+            "until one is set right"
+        )
     if answer["journal_broken_since"] is not None:
         lines.append(f"journal     {describe_broken_journal(answer['journal_broken_since'])}")
     if answer["foreign"]["count"]:
         lines.append(f"foreign     {answer['foreign']['count']} names that are none of PBS's, passed through only")
         lines += [f"              {name!r}" for name in answer["foreign"]["examples"]]
+    lines += _describe_quarantine(answer["quarantined"])
+    lines += _describe_retention(answer["retention"])
     if answer["problems"]:
         lines.append(f"problems    {len(answer['problems'])}")
         lines += [f"              {problem['name']}: {problem['reason']}" for problem in answer["problems"]]
+    return lines
+
+
+def _describe_quarantine(quarantined: dict[str, Any]) -> list[str]:
+    if not quarantined["count"]:
+        return []
+    lines = [f"quarantine  {quarantined['count']} chunks that PBS found corrupt"]
+    for chunk in quarantined["examples"]:
+        copy = "the bucket has a good copy" if chunk["bucket_has_a_good_copy"] else "the bucket has NO good copy"
+        lines.append(f"              {chunk['chunk']}: {copy}")
+    return lines
+
+
+def _describe_retention(retention: dict[str, Any]) -> list[str]:
+    lines = []
+    if retention["held"]:
+        lines.append(
+            f"held        {len(retention['held'])} snapshots are gone from the datastore, more than may go in a day; "
+            "they stay in the bucket until 'mirrorfs retention approve'"
+        )
+        lines += [f"              {removal['snapshot']}" for removal in retention["held"]]
+    if retention["deleted"]:
+        next_end = min(snapshot["until"] for snapshot in retention["deleted"])
+        lines.append(
+            f"deleted     {len(retention['deleted'])} removed snapshots are still restorable, the first until "
+            f"{_time(next_end)}; see 'mirrorfs snapshots --deleted'"
+        )
+    if retention["refused"]["count"]:
+        lines.append(f"refused     {retention['refused']['count']} deletions that the store does not allow for now")
+        lines += [
+            f"              {refusal['name']}: {refusal['reason']}" for refusal in retention["refused"]["examples"]
+        ]
     return lines
 
 
@@ -139,8 +178,11 @@ def _describe_store(store: dict[str, Any], phase: str) -> str:
         return f"{store['place']} has not answered yet"
     if store["up"]:
         return f"{store['place']} answers; confirmed by {store['confirmation']}"
-    since = datetime.fromtimestamp(store["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f"{store['place']} is not usable since {since}: {store['last_error']}"
+    return f"{store['place']} is not usable since {_time(store['since'])}: {store['last_error']}"
+
+
+def _time(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _size(count: float) -> str:

@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from mirrorfs.journal import retention
+from mirrorfs.journal.entries import SHARED_KEY_PREFIX, decoded, path_key
 from mirrorfs.journal.environment import Environment, Transaction
 from mirrorfs.journal.errors import DatabaseCorrupt, ForeignState
 from mirrorfs.journal.journal import Position
+from mirrorfs.journal.retention import RetentionRecords
 
 FORMAT_VERSION = 1
 
@@ -29,10 +32,10 @@ _CONTENTS = b"contents"
 _SNAPSHOTS = b"snapshots"
 _PROBLEMS = b"problems"
 _FOREIGN = b"foreign"
+_QUARANTINED = b"quarantined"
+_SAME_FILES = b"same-files"
 _CHUNK_VALUE = struct.Struct("<III")
-# LMDB keys end at 511 bytes; longer paths keep this much of themselves, so that a prefix still finds them.
-_LONGEST_PLAIN_KEY = 480
-_SHARED_KEY_PREFIX = 440
+_SINCE = struct.Struct(">d")
 
 Result = TypeVar("Result")
 
@@ -95,6 +98,15 @@ class SnapshotState:
 
 
 @dataclass(frozen=True, slots=True)
+class QuarantinedChunk:
+    """A chunk that PBS found corrupt (Unix time `since`), and whether a confirmed copy of it is in the bucket."""
+
+    digest: bytes
+    since: float
+    has_good_copy: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Why something cannot be mirrored now: `name` is a path in the datastore, `reason` a sentence."""
 
@@ -129,7 +141,17 @@ class State:
         self._directory = directory
         self._environment = Environment(
             directory,
-            databases=(_META, _CHUNKS, _CONTENTS, _SNAPSHOTS, _PROBLEMS, _FOREIGN),
+            databases=(
+                _META,
+                _CHUNKS,
+                _CONTENTS,
+                _SNAPSHOTS,
+                _PROBLEMS,
+                _FOREIGN,
+                _QUARANTINED,
+                _SAME_FILES,
+                *retention.DATABASES,
+            ),
             format_version=FORMAT_VERSION,
             read_only=read_only,
         )
@@ -164,13 +186,14 @@ class StateTransaction:
     def __init__(self, transaction: Transaction, environment: Environment) -> None:
         self._transaction = transaction
         self._databases = environment.databases
+        self.retention = RetentionRecords(transaction, self._databases, self._databases[_META])
 
     # --- identity and position
 
     def identity(self) -> Identity | None:
         """Tell what the state is about, None while it is new."""
         stored = self._transaction.get(b"identity", db=self._databases[_META])
-        return None if stored is None else _decoded(stored, lambda value: Identity(**value))
+        return None if stored is None else decoded(stored, lambda value: Identity(**value))
 
     def set_identity(self, identity: Identity) -> None:
         """Say what the state is about."""
@@ -193,7 +216,7 @@ class StateTransaction:
     def epochs(self) -> Epochs:
         """Tell which claims in the bucket this state knows to be its own."""
         stored = self._transaction.get(b"epochs", db=self._databases[_META])
-        return Epochs() if stored is None else _decoded(stored, lambda value: Epochs(**value))
+        return Epochs() if stored is None else decoded(stored, lambda value: Epochs(**value))
 
     def set_epochs(self, epochs: Epochs) -> None:
         """Note which claims in the bucket are this state's own."""
@@ -207,8 +230,9 @@ class StateTransaction:
 
     def forget_bucket(self) -> None:
         """Forget everything known of the bucket: it was changed by somebody else, or this state is an old copy."""
-        for database in (_CHUNKS, _CONTENTS, _SNAPSHOTS):
+        for database in (_CHUNKS, _CONTENTS, _SNAPSHOTS, _SAME_FILES):
             self._transaction.drop(self._databases[database], delete=False)
+        self.retention.forget_bucket()
         self._transaction.delete(b"adopted", db=self._databases[_META])
         self._transaction.delete(b"inspecting", db=self._databases[_META])
 
@@ -226,7 +250,7 @@ class StateTransaction:
     def position(self) -> Position | None:
         """Tell how far the journal has been dealt with."""
         stored = self._transaction.get(b"position", db=self._databases[_META])
-        return None if stored is None else _decoded(stored, lambda value: Position(**value))
+        return None if stored is None else decoded(stored, lambda value: Position(**value))
 
     def set_position(self, position: Position) -> None:
         """Note how far the journal has been dealt with."""
@@ -255,10 +279,12 @@ class StateTransaction:
         """Note that the chunk object is there, or may be, but with what content is not known any more."""
         known = self.chunk(digest)
         self._put_chunk(digest, ChunkState(0, 0, known.references if known else 0))
+        self.retention.forget_chunk_locks([digest])
 
     def forget_chunk(self, digest: bytes) -> None:
         """Note that the chunk object is gone."""
         self._transaction.delete(digest, db=self._databases[_CHUNKS])
+        self.retention.forget_chunk_locks([digest])
 
     def unconfirmed(self, digests: Iterable[bytes]) -> list[bytes]:
         """Return those of `digests` whose chunk objects are not confirmed, sorted."""
@@ -296,9 +322,9 @@ class StateTransaction:
     def commit_snapshot(self, path: str, snapshot: SnapshotState, digests: Iterable[bytes]) -> None:
         """Note where a snapshot stands and count one more reference to each of the chunks it needs."""
         self.set_snapshot(path, snapshot)
-        for digest in sorted(digests):
-            known = self.chunk(digest) or ChunkState(0, 0, 0)
-            self._put_chunk(digest, ChunkState(known.size, known.crc32c, known.references + 1))
+        # It may have other objects than those that were locked.
+        self.retention.forget_snapshot_lock(path)
+        self.add_references(digests)
 
     def release_snapshot(self, path: str, snapshot: SnapshotState, digests: Iterable[bytes]) -> list[bytes]:
         """Note where a snapshot stands and count one reference less to each of the chunks it needed.
@@ -309,6 +335,21 @@ class StateTransaction:
             DatabaseCorrupt: a count would fall below zero.
         """
         self.set_snapshot(path, snapshot)
+        self.retention.forget_snapshot_lock(path)
+        return self.give_back_references(digests)
+
+    def add_references(self, digests: Iterable[bytes]) -> None:
+        """Count one more reference to each chunk."""
+        for digest in sorted(digests):
+            known = self.chunk(digest) or ChunkState(0, 0, 0)
+            self._put_chunk(digest, ChunkState(known.size, known.crc32c, known.references + 1))
+
+    def give_back_references(self, digests: Iterable[bytes]) -> list[bytes]:
+        """Count one reference less to each chunk; returns those that nobody references any more.
+
+        Raises:
+            DatabaseCorrupt: a count would fall below zero.
+        """
         unreferenced = []
         for digest in sorted(digests):
             known = self.chunk(digest)
@@ -323,12 +364,47 @@ class StateTransaction:
         value = _CHUNK_VALUE.pack(chunk.size, chunk.crc32c, chunk.references)
         self._transaction.put(digest, value, db=self._databases[_CHUNKS])
 
+    # --- quarantined chunks
+
+    def set_quarantined(self, digest: bytes, since: float | None) -> None:
+        """Note since when (Unix time) the datastore has a corrupt copy of a chunk in quarantine; None: it has none."""
+        if since is None:
+            self._transaction.delete(digest, db=self._databases[_QUARANTINED])
+        else:
+            self._transaction.put(digest, _SINCE.pack(since), db=self._databases[_QUARANTINED])
+
+    def quarantined_since(self, digest: bytes) -> float | None:
+        """Tell since when a chunk is known to be in quarantine, None if it is not."""
+        stored = self._transaction.get(digest, db=self._databases[_QUARANTINED])
+        return None if stored is None else _since(stored)
+
+    def quarantined_in_directory(self, number: int) -> set[bytes]:
+        """Return the digests of `.chunks/<number as 4 hex digits>` that are known to be in quarantine."""
+        prefix = number.to_bytes(2, "big")
+        found = set()
+        cursor = self._transaction.cursor(db=self._databases[_QUARANTINED])
+        if cursor.set_range(prefix):
+            for digest in cursor.iternext(keys=True, values=False):
+                if not digest.startswith(prefix):
+                    break
+                found.add(digest)
+        return found
+
+    def quarantined(self, maximum: int) -> tuple[int, list[QuarantinedChunk]]:
+        """Count the chunks in quarantine, and return up to `maximum` of them."""
+        database = self._databases[_QUARANTINED]
+        examples = []
+        for digest, stored in itertools.islice(self._transaction.cursor(db=database), maximum):
+            known = self.chunk(digest)
+            examples.append(QuarantinedChunk(digest, _since(stored), known is not None and known.confirmed))
+        return int(self._transaction.stat(database)["entries"]), examples
+
     # --- objects below .cnt
 
     def content(self, path: str) -> ContentState | None:
         """Tell what is known of the object of a datastore path."""
-        stored = self._transaction.get(_path_key(path), db=self._databases[_CONTENTS])
-        return None if stored is None else _decoded(stored, lambda value: ContentState(**value))
+        stored = self._transaction.get(path_key(path), db=self._databases[_CONTENTS])
+        return None if stored is None else decoded(stored, lambda value: ContentState(**value))
 
     def intend_contents(self, paths: Iterable[str]) -> None:
         """Note that objects are about to be PUT or deleted; what was confirmed of them before holds no more."""
@@ -342,29 +418,27 @@ class StateTransaction:
     def forget_contents(self, paths: Iterable[str]) -> None:
         """Note that the objects are gone."""
         for path in paths:
-            self._transaction.delete(_path_key(path), db=self._databases[_CONTENTS])
+            self._transaction.delete(path_key(path), db=self._databases[_CONTENTS])
 
     def contents(self, below: str = "") -> Iterator[ContentState]:
         """Yield what is known of the objects whose path is `below` or lies in it."""
-        prefix = _path_key(below)[:_SHARED_KEY_PREFIX] if below else b""
+        prefix = path_key(below)[:SHARED_KEY_PREFIX] if below else b""
         cursor = self._transaction.cursor(db=self._databases[_CONTENTS])
         if not cursor.set_range(prefix):
             return
         for key, stored in cursor:
             if not key.startswith(prefix):
                 return
-            content = _decoded(stored, lambda value: ContentState(**value))
+            content = decoded(stored, lambda value: ContentState(**value))
             if not below or content.path == below or content.path.startswith(below + "/"):
                 yield content
 
     def contents_after(self, path: str, maximum: int) -> list[ContentState]:
         """Return what is known of up to `maximum` objects that come after `path`, in the order of their keys here."""
         cursor = self._transaction.cursor(db=self._databases[_CONTENTS])
-        if not cursor.set_range(_path_key(path) + b"\0" if path else b"\0"):
+        if not cursor.set_range(path_key(path) + b"\0" if path else b"\0"):
             return []
-        return [
-            _decoded(stored, lambda value: ContentState(**value)) for _, stored in itertools.islice(cursor, maximum)
-        ]
+        return [decoded(stored, lambda value: ContentState(**value)) for _, stored in itertools.islice(cursor, maximum)]
 
     def _put_content(self, content: ContentState) -> None:
         value = {
@@ -373,14 +447,14 @@ class StateTransaction:
             "crc32c": content.crc32c,
             "confirmed": content.confirmed,
         }
-        self._transaction.put(_path_key(content.path), json.dumps(value).encode(), db=self._databases[_CONTENTS])
+        self._transaction.put(path_key(content.path), json.dumps(value).encode(), db=self._databases[_CONTENTS])
 
     # --- snapshots
 
     def snapshot(self, path: str) -> SnapshotState | None:
         """Tell where a snapshot stands, None if nothing of it is in the bucket."""
-        stored = self._transaction.get(_path_key(path), db=self._databases[_SNAPSHOTS])
-        return None if stored is None else _decoded(stored, _snapshot)
+        stored = self._transaction.get(path_key(path), db=self._databases[_SNAPSHOTS])
+        return None if stored is None else decoded(stored, _snapshot)
 
     def set_snapshot(self, path: str, snapshot: SnapshotState) -> None:
         """Note where a snapshot stands."""
@@ -390,22 +464,32 @@ class StateTransaction:
             "files": snapshot.files,
             "since": snapshot.since,
         }
-        self._transaction.put(_path_key(path), json.dumps(value).encode(), db=self._databases[_SNAPSHOTS])
+        self._transaction.put(path_key(path), json.dumps(value).encode(), db=self._databases[_SNAPSHOTS])
+        if snapshot.phase.counts_references:
+            self._transaction.put(_files_key(snapshot.files), path.encode(), db=self._databases[_SAME_FILES])
 
     def forget_snapshot(self, path: str) -> None:
         """Note that nothing of a snapshot is left in the bucket."""
-        self._transaction.delete(_path_key(path), db=self._databases[_SNAPSHOTS])
+        known = self.snapshot(path)
+        if known is not None and self.snapshot_with(known.files) == path:
+            self._transaction.delete(_files_key(known.files), db=self._databases[_SAME_FILES])
+        self._transaction.delete(path_key(path), db=self._databases[_SNAPSHOTS])
+
+    def snapshot_with(self, files: dict[str, str]) -> str | None:
+        """Return the path of a snapshot that stood in the bucket with the same listed files; it need not any more."""
+        stored = self._transaction.get(_files_key(files), db=self._databases[_SAME_FILES])
+        return None if stored is None else stored.decode()
 
     def snapshots(self, below: str = "") -> Iterator[tuple[str, SnapshotState]]:
         """Yield the known snapshots whose path is `below` or lies in it."""
-        prefix = _path_key(below)[:_SHARED_KEY_PREFIX] if below else b""
+        prefix = path_key(below)[:SHARED_KEY_PREFIX] if below else b""
         cursor = self._transaction.cursor(db=self._databases[_SNAPSHOTS])
         if not cursor.set_range(prefix):
             return
         for key, stored in cursor:
             if not key.startswith(prefix):
                 return
-            path, snapshot = _decoded(stored, lambda value: (str(value["path"]), _snapshot(value)))
+            path, snapshot = decoded(stored, lambda value: (str(value["path"]), _snapshot(value)))
             if not below or path == below or path.startswith(below + "/"):
                 yield path, snapshot
 
@@ -413,26 +497,26 @@ class StateTransaction:
 
     def problem(self, name: str) -> Problem | None:
         """Tell why `name` cannot be mirrored, None if nothing is known against it."""
-        stored = self._transaction.get(_path_key(name), db=self._databases[_PROBLEMS])
-        return None if stored is None else _decoded(stored, lambda value: Problem(**value))
+        stored = self._transaction.get(path_key(name), db=self._databases[_PROBLEMS])
+        return None if stored is None else decoded(stored, lambda value: Problem(**value))
 
     def set_problem(self, problem: Problem) -> None:
         """Note why something cannot be mirrored."""
         value = {"name": problem.name, "reason": problem.reason, "since": problem.since}
-        self._transaction.put(_path_key(problem.name), json.dumps(value).encode(), db=self._databases[_PROBLEMS])
+        self._transaction.put(path_key(problem.name), json.dumps(value).encode(), db=self._databases[_PROBLEMS])
 
     def clear_problem(self, name: str) -> bool:
         """Note that all is well with `name`; tells whether a problem was known."""
-        return bool(self._transaction.delete(_path_key(name), db=self._databases[_PROBLEMS]))
+        return bool(self._transaction.delete(path_key(name), db=self._databases[_PROBLEMS]))
 
     def problems(self) -> Iterator[Problem]:
         """Yield everything that cannot be mirrored now."""
         for _, stored in self._transaction.cursor(db=self._databases[_PROBLEMS]):
-            yield _decoded(stored, lambda value: Problem(**value))
+            yield decoded(stored, lambda value: Problem(**value))
 
     def set_foreign(self, path: bytes, present: bool) -> None:
         """Note whether a name that PBS would not make stands in the datastore."""
-        key = _path_key(path.decode("utf-8", "surrogateescape"))
+        key = path_key(path.decode("utf-8", "surrogateescape"))
         if present:
             self._transaction.put(key, path, db=self._databases[_FOREIGN])
         else:
@@ -476,13 +560,6 @@ def check_identity(stored: Identity | None, expected: Identity, directory: str) 
     return stored
 
 
-def _decoded(stored: bytes, make: Callable[[Any], Result]) -> Result:
-    try:
-        return make(json.loads(stored))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DatabaseCorrupt(f"an entry of the state is damaged: {error}") from error
-
-
 def _chunk(stored: bytes) -> ChunkState:
     if len(stored) != _CHUNK_VALUE.size:
         raise DatabaseCorrupt(f"the state's entry for a chunk is damaged: it has {len(stored)} bytes")
@@ -496,9 +573,11 @@ def _snapshot(value: dict[str, object]) -> SnapshotState:
     return SnapshotState(SnapshotPhase(value["phase"]), files, float(since))
 
 
-def _path_key(path: str) -> bytes:
-    # LMDB knows no empty key; "." is no path in a datastore.
-    encoded = path.encode("utf-8", "surrogateescape") or b"."
-    if len(encoded) <= _LONGEST_PLAIN_KEY:
-        return encoded
-    return encoded[:_SHARED_KEY_PREFIX] + b"\0" + sha256(encoded).digest()[:24]
+def _since(stored: bytes) -> float:
+    if len(stored) != _SINCE.size:
+        raise DatabaseCorrupt("the state's entry for a chunk in quarantine is damaged")
+    return float(_SINCE.unpack(stored)[0])
+
+
+def _files_key(files: dict[str, str]) -> bytes:
+    return sha256(json.dumps(files, sort_keys=True).encode()).digest()

@@ -15,6 +15,7 @@ from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
+from mirrorfs.replication.grace import Grace
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ class Adoption:
     """Reads the bucket once, when a state begins.
 
     Objects are noted as there but unconfirmed: whoever handles them compares checksums before sending anything again.
-    Published snapshots get their references counted, so that no chunk that they need is deleted (P5).
+    Published snapshots, and deleted ones that are kept, get their references counted, so that no chunk that they need
+    is deleted (P5).
     """
 
     def __init__(self, layout: BucketLayout, store: ObjectStore, state: State, commits: StateCommits) -> None:
@@ -35,7 +37,7 @@ class Adoption:
         self._state = state
         self._commits = commits
 
-    async def adopt(self) -> None:
+    async def adopt(self, grace: Grace) -> None:
         """Take the bucket's content in, unless that has been done; can be repeated after a crash in the middle."""
         if self._state.view(lambda transaction: transaction.adopted()):
             return
@@ -43,6 +45,7 @@ class Adoption:
         await self._adopt_chunks()
         for snapshot in await self._adopt_contents():
             await self.adopt_snapshot(snapshot)
+        await grace.adopt()
         reach("adoption.before-end")
         await self._commits.apply(lambda transaction: transaction.set_adopted())
         reach("adoption.ended")

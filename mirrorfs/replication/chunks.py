@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import crc32c
 import trio
@@ -15,7 +16,7 @@ from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import ChunkState, State
-from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing, StoreRejected
+from mirrorfs.objectstore.errors import ConfirmationFailed, CopyUnsupported, ObjectMissing, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.exclusion import Exclusion
@@ -25,7 +26,7 @@ from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
-_QUARANTINE_NUMBERS = range(10)
+_STAGING = "staging/"
 
 
 class ChunkMirror:
@@ -33,6 +34,7 @@ class ChunkMirror:
 
     A chunk is deleted only while it is neither referenced in the state nor pinned by a publication that is under way;
     whoever pins looks afterwards at what is being handled at that moment, so that no deletion slips in between (P5).
+    An object is replaced by a copy inside the bucket of what was confirmed there before, where the store can do that.
     """
 
     def __init__(
@@ -45,15 +47,12 @@ class ChunkMirror:
         *,
         parallel: int,
         healed: Callable[[bytes], None],
-        unpinned: Callable[[bytes], None],
-        postpone: Callable[[bytes], bool],
+        look_again: Callable[[bytes], None],
     ) -> None:
         """`parallel` bounds the chunks in memory.
 
-        `healed` is called with each digest that has become confirmed, `unpinned` with each that a publication alone
-        has kept from being deleted, when it does so no more. `postpone` is asked before a deletion whether that
-        shall wait: a snapshot that moves goes under one name and comes under another, and its chunks, which perhaps
-        only the bucket has any more, must not go in between.
+        `healed` is called with each digest that has become confirmed, `look_again` with each that others alone have
+        kept from being deleted: when they pin it no more, or at once if they work on it, which is to be waited for.
         """
         self._tree = tree
         self._layout = layout
@@ -61,8 +60,7 @@ class ChunkMirror:
         self._state = state
         self._commits = commits
         self._healed = healed
-        self._unpinned = unpinned
-        self._postpone = postpone
+        self._look_again = look_again
         self._kept_by_pins: set[bytes] = set()
         self._busy = Exclusion[bytes]()
         self._pins: list[set[bytes]] = []
@@ -81,16 +79,33 @@ class ChunkMirror:
         finally:
             # By identity: two publications may pin equal sets.
             self._pins = [pin for pin in self._pins if pin is not digests]
-            self._look_again_at(digests & self._kept_by_pins)
+            self._tell_unpinned(digests & self._kept_by_pins)
 
-    def _look_again_at(self, unpinned: set[bytes]) -> None:
-        for digest in unpinned:
+    def _tell_unpinned(self, digests: set[bytes]) -> None:
+        for digest in digests:
             if not self._is_pinned(digest):
                 self._kept_by_pins.discard(digest)
-                self._unpinned(digest)
+                self._look_again(digest)
 
     def _is_pinned(self, digest: bytes) -> bool:
         return any(digest in pin for pin in self._pins)
+
+    @contextmanager
+    def deletable(self, digests: Iterable[bytes]) -> Iterator[list[bytes]]:
+        """Keep others from working on `digests`, and give those that nobody works on or pins.
+
+        Whoever pins one of these from now on finds it being handled.
+        """
+        with self._busy.hold_free(digests) as free:
+            for digest in set(digests).difference(free):
+                self._look_again(digest)
+            yield [digest for digest in free if not self._is_kept_by_pin(digest)]
+
+    def _is_kept_by_pin(self, digest: bytes) -> bool:
+        if self._is_pinned(digest):
+            self._kept_by_pins.add(digest)
+            return True
+        return False
 
     async def ensure(self, digest: bytes) -> None:
         """Have the chunk confirmed in the bucket, from the local file if it is not yet.
@@ -109,48 +124,36 @@ class ChunkMirror:
                 if known is None or not await self._confirm_object(digest):
                     raise
 
-    async def settle(self, digest: bytes) -> None:
+    async def settle(self, digest: bytes) -> bool:
         """Have the bucket agree with what the datastore holds now under the chunk's name.
+
+        Deletes nothing: returns False where the file is gone, and an object may be left that nobody is known to need.
 
         Raises:
             CannotMirror: see `ensure`.
         """
         async with self._busy.hold(digest):
-            while True:
-                known = self._known(digest)
-                if await trio.to_thread.run_sync(self._tree.chunk_size, digest) is not None:
-                    await self._upload(digest, known)
-                    return
-                if known is None or await self._needed(digest) or self._postpone(digest):
-                    return
-                if await self._delete(digest):
-                    return
+            file = await trio.to_thread.run_sync(self._tree.chunk, digest)
+            await self._note_quarantine(digest, file.is_quarantined)
+            known = self._known(digest)
+            if file.size is not None:
+                await self._upload(digest, known)
+                return True
+            is_needed = file.is_quarantined or known is None or known.references > 0
+            return is_needed or self._is_kept_by_pin(digest)
 
     def _known(self, digest: bytes) -> ChunkState | None:
         return self._state.view(lambda transaction: transaction.chunk(digest))
 
-    async def _needed(self, digest: bytes) -> bool:
-        if await trio.to_thread.run_sync(self._quarantined, digest):
-            return True
-        known = self._known(digest)
-        if known is None or known.references > 0:
-            return known is not None
-        if self._is_pinned(digest):
-            self._kept_by_pins.add(digest)
-            return True
-        return False
-
-    def _quarantined(self, digest: bytes) -> bool:
-        return any(self._tree.exists(f"{chunk_path(digest)}.{number}.bad") for number in _QUARANTINE_NUMBERS)
-
-    async def _delete(self, digest: bytes) -> bool:
-        await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
-        reach("chunk.before-delete")
-        await self._store.delete([self._layout.chunk_key(digest)])
-        reach("chunk.after-delete")
-        await self._commits.apply(lambda transaction: transaction.forget_chunk(digest))
-        reach("chunk.forgotten")
-        return await trio.to_thread.run_sync(self._tree.chunk_size, digest) is None
+    async def _note_quarantine(self, digest: bytes, is_quarantined: bool) -> None:
+        since = self._state.view(lambda transaction: transaction.quarantined_since(digest))
+        if (since is not None) == is_quarantined:
+            return
+        now = time.time() if is_quarantined else None
+        await self._commits.apply(lambda transaction: transaction.set_quarantined(digest, now))
+        reach("chunk.quarantine-recorded")
+        if is_quarantined:
+            log.warning("%s is in quarantine: PBS has found it corrupt; its object is kept", chunk_path(digest))
 
     async def _upload(self, digest: bytes, known: ChunkState | None) -> None:
         async with self._in_memory:
@@ -158,16 +161,82 @@ class ChunkMirror:
             checksum = crc32c.crc32c(data)
             if known is not None and (known.size, known.crc32c) == (len(data), checksum):
                 return
-            key = self._layout.chunk_key(digest)
             try:
-                there = known is not None and not known.confirmed and await holds(self._store, key, data)
-                if not there:
-                    await self._put(digest, key, data, known)
+                await self._put(digest, data, checksum, known)
             except (StoreRejected, ConfirmationFailed) as error:
                 raise CannotMirror(chunk_path(digest), str(error), (digest,)) from error
-            await self._commits.apply(lambda transaction: transaction.confirm_chunk(digest, len(data), checksum))
-        reach("chunk.recorded")
         self._healed(digest)
+
+    async def _put(self, digest: bytes, data: bytes, checksum: int, known: ChunkState | None) -> None:
+        key = self._layout.chunk_key(digest)
+        if known is None:
+            reach("chunk.before-intention")
+            await self._commits.apply(lambda transaction: transaction.intend_chunks([digest]))
+        elif not known.confirmed and await holds(self._store, key, data):
+            await self._confirm(digest, len(data), checksum)
+            return
+        elif self._store.capabilities.copies and (known.confirmed or await self._store.head(key) is not None):
+            await self._replace(digest, data, checksum, known)
+            return
+        elif known.confirmed:
+            await self._doubt(digest)
+        reach("chunk.before-put")
+        await self._store.put(key, data)
+        reach("chunk.after-put")
+        await self._confirm(digest, len(data), checksum)
+
+    async def _replace(self, digest: bytes, data: bytes, checksum: int, known: ChunkState) -> None:
+        """Replace a chunk's object; what comes in its place is known to be good before."""
+        key, staged = self._layout.chunk_key(digest), self._staging_key(digest)
+        await self._doubt(digest)
+        try:
+            await self._store.put(staged, data)
+        except (StoreRejected, ConfirmationFailed):
+            if known.confirmed:
+                await self._confirm(digest, known.size, known.crc32c)
+            raise
+        reach("chunk.staged")
+        try:
+            await self._store.copy(staged, key, size=len(data), crc32c=checksum)
+        except (CopyUnsupported, ObjectMissing) as error:
+            log.debug("%s", error)
+            await self._store.put(key, data)
+        reach("chunk.replaced")
+        await self._confirm(digest, len(data), checksum)
+        await self._unstage([staged])
+
+    async def clear_staging(self) -> None:
+        """Delete what replacements that were interrupted have left in the bucket; none may be under way."""
+        prefix = self._layout.own_key(_STAGING)
+        async with aclosing(self._store.list(prefix)) as objects:
+            left = [stored.key async for stored in objects if self._is_staging_key(stored.key)]
+        if left:
+            await self._unstage(left)
+
+    async def _unstage(self, keys: list[str]) -> None:
+        try:
+            refused = await self._store.delete_each(keys)
+        except StoreRejected as error:
+            refused = dict.fromkeys(keys, error)
+        for refusal in refused.values():
+            log.debug("it is tried again at the next start: %s", refusal)
+        reach("chunk.unstaged")
+
+    def _staging_key(self, digest: bytes) -> str:
+        return self._layout.own_key(f"{_STAGING}{digest.hex()}")
+
+    def _is_staging_key(self, key: str) -> bool:
+        name = key.removeprefix(self._layout.own_key(_STAGING))
+        # Only what could be a chunk's: others may keep something there, too.
+        return self._layout.chunk_digest(f"{self._layout.chunks_prefix}{name[:4]}/{name}") is not None
+
+    async def _doubt(self, digest: bytes) -> None:
+        await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
+        reach("chunk.doubted")
+
+    async def _confirm(self, digest: bytes, size: int, checksum: int) -> None:
+        await self._commits.apply(lambda transaction: transaction.confirm_chunk(digest, size, checksum))
+        reach("chunk.recorded")
 
     async def _confirm_object(self, digest: bytes) -> bool:
         """Read the chunk's object and confirm it if it is sound."""
@@ -177,20 +246,8 @@ class ChunkMirror:
                 await trio.to_thread.run_sync(lambda: check_chunk(data, digest, content=True))
             except (ObjectMissing, StoreRejected, BlobError):
                 return False
-            checksum = crc32c.crc32c(data)
-            await self._commits.apply(lambda transaction: transaction.confirm_chunk(digest, len(data), checksum))
-        reach("chunk.recorded")
+            await self._confirm(digest, len(data), crc32c.crc32c(data))
         return True
-
-    async def _put(self, digest: bytes, key: str, data: bytes, known: ChunkState | None) -> None:
-        reach("chunk.before-intention")
-        if known is None:
-            await self._commits.apply(lambda transaction: transaction.intend_chunks([digest]))
-        elif known.confirmed:
-            await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
-        reach("chunk.before-put")
-        await self._store.put(key, data)
-        reach("chunk.after-put")
 
     def _read(self, digest: bytes) -> bytes:
         try:

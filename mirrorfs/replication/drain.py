@@ -8,6 +8,7 @@ import trio
 
 from mirrorfs.journal.journal import JournalReader, Position
 from mirrorfs.journal.state import State
+from mirrorfs.replication.chunk_removal import CHUNKS_A_BATCH
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.items import item_of
 from mirrorfs.replication.mirror import Mirror
@@ -56,11 +57,12 @@ class Drain:
                     self._worklist.add(item, record.sequence)
                 self._read = record.sequence
             reach("drain.records-listed")
-            if not records and self._read < newest:
+            has_news = bool(records) or self._read < newest
+            if not records:
                 # What was between has been trimmed, on behalf of a state that is lost.
-                self._read = newest
-                self._worklist.notify()
-            elif records:
+                self._read = max(self._read, newest)
+            self._worklist.has_read(self._read)
+            if has_news:
                 self._worklist.notify()
             else:
                 await self._news.wait()
@@ -78,6 +80,22 @@ class Drain:
             item = await self._worklist.take_tree()
             await self._mirror.handle(item)
             self._worklist.done(item)
+
+    async def handle_chunk_removals(self) -> None:
+        """Remove chunks from the bucket that are gone from the datastore, for ever."""
+        while True:
+            items = await self._worklist.take_chunk_removals(CHUNKS_A_BATCH)
+            await self._mirror.remove_chunks(items)
+            for item in items:
+                self._worklist.done(item)
+
+    async def handle_snapshot_removals(self) -> None:
+        """Remove snapshots from the bucket that are gone from the datastore, for ever."""
+        while True:
+            snapshots = await self._worklist.take_snapshot_removals(self._mirror.quiet_before_removals)
+            await self._mirror.remove_snapshots(snapshots)
+            for snapshot in snapshots:
+                self._worklist.done(snapshot)
 
     async def reconcile(self) -> None:
         """List everything that may differ; `settled` waits for this to have been done once."""

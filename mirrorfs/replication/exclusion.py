@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Hashable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Generic, TypeVar
 
 import trio
@@ -27,6 +27,17 @@ class Exclusion(Generic[Key]):
             yield
         finally:
             self._held.pop(key).set()
+
+    @contextmanager
+    def hold_free(self, keys: Iterable[Key]) -> Iterator[list[Key]]:
+        """Hold those of `keys` that nobody holds, which it gives, without waiting for the others."""
+        free = [key for key in dict.fromkeys(keys) if key not in self._held]
+        self._held.update((key, trio.Event()) for key in free)
+        try:
+            yield free
+        finally:
+            for key in free:
+                self._held.pop(key).set()
 
     def held(self) -> set[Key]:
         """Return the keys that somebody holds."""

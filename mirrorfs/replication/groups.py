@@ -14,11 +14,15 @@ from mirrorfs.replication.problems import CannotMirror
 from mirrorfs.replication.replica import Replica
 from mirrorfs.steps import reach
 
-_FILES = ("owner", "notes")
+_OWNER, _NOTES = "owner", "notes"
 
 
 class GroupMirror:
-    """A group's owner and notes stand in the bucket as long as a snapshot of the group does."""
+    """A group's owner and notes stand in the bucket as long as a snapshot of the group does.
+
+    A group always has an owner in PBS. One that has none any more is about to go as a whole: then both stay until the
+    last of its snapshots has left the bucket.
+    """
 
     def __init__(self, tree: Tree, replica: Replica, state: State) -> None:
         self._tree = tree
@@ -35,7 +39,7 @@ class GroupMirror:
         """
         reasons: list[str] = []
         async with self._exclusion.hold(group):
-            for name in _FILES:
+            for name in (_OWNER, _NOTES):
                 try:
                     await self._settle_file(group, f"{group.path}/{name}")
                 except CannotMirror as failure:
@@ -46,15 +50,14 @@ class GroupMirror:
             raise CannotMirror(group.path, "; ".join(reasons))
 
     async def _settle_file(self, group: GroupId, path: str) -> None:
-        data = None
-        if self._state.view(lambda transaction: _has_snapshots(transaction, group)):
-            data = await trio.to_thread.run_sync(self._read, group, path)
-        if data is None:
-            await self._replica.delete([path])
-            reach("group.file-deleted")
-        else:
+        stays = self._state.view(lambda transaction: _has_snapshots(transaction, group))
+        data = await trio.to_thread.run_sync(self._read, group, path) if stays else None
+        if data is not None:
             await self._replica.put(path, data)
             reach("group.file-put")
+        elif not stays or await trio.to_thread.run_sync(self._tree.exists, f"{group.path}/{_OWNER}"):
+            await self._replica.delete([path])
+            reach("group.file-deleted")
 
     def _read(self, group: GroupId, path: str) -> bytes | None:
         try:
@@ -68,23 +71,29 @@ class GroupMirror:
 class NamespaceMirror:
     """A namespace has a marker object, so that an empty one is not lost."""
 
-    def __init__(self, tree: Tree, replica: Replica) -> None:
+    def __init__(self, tree: Tree, replica: Replica, state: State) -> None:
         self._tree = tree
         self._replica = replica
+        self._state = state
         self._exclusion = Exclusion[NamespaceId]()
 
     async def settle(self, namespace: NamespaceId) -> None:
-        """Have the marker there exactly if the namespace's directory is."""
+        """Have the marker there exactly if the namespace's directory is, or a snapshot in it is still in the bucket."""
         if namespace.parent is None:
             return
         async with self._exclusion.hold(namespace):
             marker = f"{namespace.path}/.namespace"
-            if await trio.to_thread.run_sync(self._tree.exists, namespace.path):
+            if await trio.to_thread.run_sync(self._is_wanted, namespace):
                 await self._replica.put(marker, b"")
                 reach("namespace.marker-put")
             else:
                 await self._replica.delete([marker])
                 reach("namespace.marker-deleted")
+
+    def _is_wanted(self, namespace: NamespaceId) -> bool:
+        return self._tree.exists(namespace.path) or self._state.view(
+            lambda transaction: _has_snapshots(transaction, namespace)
+        )
 
     async def settle_with_parents(self, namespace: NamespaceId) -> None:
         """Settle a namespace and all that it lies in, outermost first."""
@@ -93,5 +102,5 @@ class NamespaceMirror:
             await self.settle(namespace)
 
 
-def _has_snapshots(transaction: StateTransaction, group: GroupId) -> bool:
-    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots(group.path))
+def _has_snapshots(transaction: StateTransaction, within: GroupId | NamespaceId) -> bool:
+    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots(within.path))

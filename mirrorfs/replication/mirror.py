@@ -3,42 +3,68 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Sequence
 
 import trio
 
-from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.journal.state import State
-from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
+from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.chunk_removal import ChunkRemoval
 from mirrorfs.replication.chunks import ChunkMirror
+from mirrorfs.replication.clock import StoreClock
 from mirrorfs.replication.commits import StateCommits
+from mirrorfs.replication.grace import Grace
 from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.inspection import BucketInspection
 from mirrorfs.replication.items import ChunkItem, ForeignItem, Item, SubtreeItem, item_of_problem, problem_name
-from mirrorfs.replication.problems import CannotMirror, Problems
+from mirrorfs.replication.locks import SnapshotLocks
+from mirrorfs.replication.problems import Problems
 from mirrorfs.replication.publication import SnapshotPublication
 from mirrorfs.replication.reconcile import Reconciler
-from mirrorfs.replication.removal import SnapshotRemoval
+from mirrorfs.replication.removal import SnapshotRemoval, Unreferenced
 from mirrorfs.replication.replica import Replica
+from mirrorfs.replication.retention import SnapshotRetention
+from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.survey import Survey
+from mirrorfs.replication.wave import RemovalWaves
 from mirrorfs.replication.worklist import Worklist
 from mirrorfs.steps import reach
 
+_ALIGNED = RetentionSettings()
+
 
 class Mirror:
-    """Makes the bucket equal to the datastore, one item at a time."""
+    """Makes the bucket equal to the datastore, one item at a time; what is to leave it goes together."""
 
     def __init__(
-        self, tree: Tree, layout: BucketLayout, store: ObjectStore, state: State, worklist: Worklist, *, parallel: int
+        self,
+        tree: Tree,
+        layout: BucketLayout,
+        store: ObjectStore,
+        state: State,
+        worklist: Worklist,
+        *,
+        parallel: int,
+        newest: Callable[[], int],
+        retention: RetentionSettings = _ALIGNED,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """`parallel` bounds the chunks that are sent at once, and so the memory."""
+        """`parallel` bounds the chunks that are sent at once, and so the memory.
+
+        `newest` tells the newest sequence that the journal has given; it is called in a thread. `now` tells the Unix
+        time by which something becomes old.
+        """
         self.commits = StateCommits(state)
         self.problems = Problems(state, self.commits)
+        self.clock = StoreClock(store, layout.own_key(""))
         self._tree = tree
+        self._state = state
         self._worklist = worklist
+        self._newest = newest
         self.reconciler = Reconciler(tree, state, self.commits, worklist, self.problems)
         replica = Replica(layout, store, state, self.commits)
         self._chunks = ChunkMirror(
@@ -49,13 +75,23 @@ class Mirror:
             self.commits,
             parallel=parallel,
             healed=self._publish_what_waited_for,
-            unpinned=self._look_at_chunk,
-            postpone=lambda digest: worklist.postpone(ChunkItem(digest)),
+            look_again=self._look_at_chunk,
+        )
+        self._chunk_removal = ChunkRemoval(
+            tree,
+            layout,
+            store,
+            state,
+            self.commits,
+            self._chunks,
+            self.problems,
+            look_again=self._look_at_chunk,
         )
         self._groups = GroupMirror(tree, replica, state)
-        self._namespaces = NamespaceMirror(tree, replica)
-        removal = SnapshotRemoval(tree, replica, state, self.commits, unreferenced=self._look_at_chunk)
-        publication = SnapshotPublication(
+        self._namespaces = NamespaceMirror(tree, replica, state)
+        unreferenced = Unreferenced(tree, self._look_at_chunk)
+        removal = SnapshotRemoval(replica, state, self.commits, unreferenced)
+        self.publication = SnapshotPublication(
             tree,
             replica,
             state,
@@ -67,32 +103,51 @@ class Mirror:
             self.problems,
             parallel=parallel,
         )
-        self.publication = publication
-        self.inspection = BucketInspection(tree, layout, store, state, self.commits, publication, parallel=parallel)
-        self.survey = Survey(tree, layout, state, self.reconciler, publication)
+        self.grace = Grace(
+            layout, store, state, self.commits, unreferenced, self.clock, delete_after=retention.delete_after, now=now
+        )
+        self.locks = SnapshotLocks(
+            layout, store, state, self.commits, self.clock, lock_for=retention.lock_for, parallel=parallel, now=now
+        )
+        self._waves = RemovalWaves(
+            state, self.commits, self.clock, max_delete_fraction=retention.max_delete_fraction, now=now
+        )
+        self._retention = SnapshotRetention(
+            tree,
+            store,
+            state,
+            self.commits,
+            self.publication,
+            removal,
+            self.grace,
+            self._waves,
+            self._groups,
+            self._namespaces,
+            self.problems,
+            now=now,
+        )
+        self.inspection = BucketInspection(
+            tree, layout, store, state, self.commits, self.publication, parallel=parallel
+        )
+        self.survey = Survey(tree, layout, state, self.reconciler, self.publication)
 
     async def handle(self, item: Item) -> None:
-        """Have the bucket agree with the datastore about one item; what keeps it from that becomes a problem."""
-        name = problem_name(item)
-        try:
-            await self._settle(item)
-        except CannotMirror as failure:
-            await self.problems.note(failure.name, failure.reason)
-            if failure.name != name:
-                await self.problems.clear(name)
-        except (StoreRejected, ConfirmationFailed, DatastoreError) as error:
-            await self.problems.note(name, str(error))
-        except OSError as error:
-            await self.problems.note(name, f"it cannot be read: {error.strerror}")
-        else:
-            await self.problems.clear(name)
+        """Have the bucket agree with the datastore about one item; what keeps it from that becomes a problem.
 
-    async def _settle(self, item: Item) -> None:
+        Where something has to leave the bucket, that is postponed.
+        """
+        name = problem_name(item)
+        async with self.problems.noting(name):
+            # Whether all is well with what is postponed is known when it has been removed.
+            if await self._settle(item):
+                await self.problems.clear(name)
+
+    async def _settle(self, item: Item) -> bool:
         match item:
             case ChunkItem(digest=digest):
-                await self._chunks.settle(digest)
+                return await self._chunks.settle(digest) or await self._postpone(item)
             case SnapshotId():
-                await self.publication.settle(item, at_a_glance=self._worklist.handles_at_a_glance())
+                return await self._settle_snapshot(item) or await self._postpone(item)
             case GroupId():
                 await self._groups.settle(item)
             case NamespaceId():
@@ -106,6 +161,53 @@ class Mirror:
                 present = await trio.to_thread.run_sync(self._tree.is_taken, os.fsdecode(path))
                 await self.commits.apply(lambda transaction: transaction.set_foreign(path, present))
                 reach("foreign.recorded")
+        return True
+
+    async def _postpone(self, item: ChunkItem | SnapshotId) -> bool:
+        self._worklist.postpone(item, await trio.to_thread.run_sync(self._newest))
+        return False
+
+    async def _settle_snapshot(self, snapshot: SnapshotId) -> bool:
+        before = self._known(snapshot)
+        if not await self.publication.settle(snapshot, at_a_glance=self._worklist.handles_at_a_glance()):
+            return False
+        known = self._known(snapshot)
+        if known is not None and known.phase is SnapshotPhase.PUBLISHED:
+            await self._retention.returned(snapshot)
+            if known != before:
+                self.locks.look_again()
+        return True
+
+    def _known(self, snapshot: SnapshotId) -> SnapshotState | None:
+        return self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+
+    @property
+    def quiet_before_removals(self) -> float:
+        """For how many seconds no snapshot must have gone before those that have are judged together."""
+        return self._waves.quiet
+
+    async def remove_chunks(self, items: Sequence[ChunkItem]) -> None:
+        """Remove chunks from the bucket that are gone and that nobody needs, with one request."""
+        await self._chunk_removal.remove([item.digest for item in items])
+
+    async def remove_snapshots(self, snapshots: Sequence[SnapshotId]) -> None:
+        """Remove snapshots from the bucket that are gone, as far as retention lets them go."""
+        await self._retention.remove(snapshots)
+
+    async def approve_removals(self) -> list[SnapshotId]:
+        """Approve of all removals that are held, and have them done; returns them."""
+        approved = await self._waves.approve()
+        for snapshot in approved:
+            self._worklist.add(snapshot, self._worklist.inherited())
+        return approved
+
+    async def look_again_at_refused(self) -> None:
+        """Have the store asked again to delete the chunks that it has refused to, where it is time for that."""
+        await self._chunk_removal.look_again_at_refused()
+
+    async def clear_staging(self) -> None:
+        """Delete what an earlier uploader has left behind in the bucket; to be called before anything is handled."""
+        await self._chunks.clear_staging()
 
     def look_again_at_problems(self, sequence: int | None = None) -> None:
         """List everything that could not be mirrored as work, in case it was repaired beneath the mount.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from mirrorfs.datastore.names import CHUNKS_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, Position
-from mirrorfs.journal.state import State
+from mirrorfs.journal.state import State, StateTransaction
 
 _RECORDS_AT_ONCE = 1000
 
@@ -20,9 +20,7 @@ def doubt_about(datastore: str, tree: Tree, state: State, journal: JournalReader
     Snapshots that went while mirrorfs was watching, as the journal tells, went on purpose. Blocks for a look at each
     snapshot that the bucket holds.
     """
-    held = state.view(
-        lambda transaction: [path for path, snapshot in transaction.snapshots() if snapshot.phase.counts_references]
-    )
+    held = state.view(_mirrored)
     if not held:
         return None
     advice = (
@@ -43,6 +41,15 @@ def doubt_about(datastore: str, tree: Tree, state: State, journal: JournalReader
             f"and went while mirrorfs was not watching. {advice}"
         )
     return None
+
+
+def _mirrored(transaction: StateTransaction) -> list[str]:
+    """Return the snapshots in the mirror, without those whose removal is held, or was and is approved of."""
+    return [
+        path
+        for path, snapshot in transaction.snapshots()
+        if snapshot.phase.counts_references and transaction.retention.held(path) is None
+    ]
 
 
 def _is_there(tree: Tree, path: str) -> bool:

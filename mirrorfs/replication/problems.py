@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.journal.state import Problem, State
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.steps import reach
 
@@ -34,6 +38,20 @@ class Problems:
     def __init__(self, state: State, commits: StateCommits) -> None:
         self._state = state
         self._commits = commits
+
+    @asynccontextmanager
+    async def noting(self, name: str) -> AsyncIterator[None]:
+        """Have whatever keeps the work in it from being done become a problem of `name`, or of what it is about."""
+        try:
+            yield
+        except CannotMirror as failure:
+            await self.note(failure.name, failure.reason)
+            if failure.name != name:
+                await self.clear(name)
+        except (StoreRejected, ConfirmationFailed, DatastoreError) as error:
+            await self.note(name, str(error))
+        except OSError as error:
+            await self.note(name, f"it cannot be read: {error.strerror}")
 
     async def note(self, name: str, reason: str) -> None:
         """Register why `name` cannot be mirrored; says so in the log unless that is known."""

@@ -101,10 +101,11 @@ class SnapshotPublication:
         """Return, once, the snapshots that could not be published because of a chunk."""
         return self._blocked.pop(digest, set())
 
-    async def settle(self, snapshot: SnapshotId, *, at_a_glance: bool = False) -> None:
+    async def settle(self, snapshot: SnapshotId, *, at_a_glance: bool = False) -> bool:
         """Have the bucket agree with what the datastore holds now under the snapshot's name.
 
-        `at_a_glance`, listed files are not read if the manifest is the one that was published.
+        Removes nothing: returns False where the snapshot is gone from the datastore, and something of it is left in the
+        bucket. `at_a_glance`, listed files are not read if the manifest is the one that was published.
 
         Raises:
             CannotMirror: the snapshot, or part of it, cannot be published as it is.
@@ -112,14 +113,18 @@ class SnapshotPublication:
         async with self._alone.hold(snapshot):
             local = await trio.to_thread.run_sync(self._read_manifest, snapshot)
             if local is None:
-                await self._remove(snapshot)
                 await self._note_extras(snapshot, {})
-                return
+                return self._state.view(lambda transaction: _leaves_nothing(transaction, snapshot.path))
             try:
                 await self._publish(snapshot, local, at_a_glance)
                 await self._settle_extras(snapshot, local)
             except (StoreRejected, ConfirmationFailed) as error:
                 raise CannotMirror(snapshot.path, str(error)) from error
+            return True
+
+    def manifest_key(self, snapshot: SnapshotId) -> str:
+        """Return the key of a snapshot's manifest object."""
+        return self._replica.layout.content_key(snapshot.manifest_path)
 
     def alone(self, snapshot: SnapshotId) -> AbstractAsyncContextManager[None]:
         """Keep a snapshot from being settled, after whoever settles it now."""
@@ -158,13 +163,6 @@ class SnapshotPublication:
         return bool(stored - expected) or not all(
             self._replica.is_confirmed(f"{snapshot.path}/{name}", data) for name, data in extras.items()
         )
-
-    async def _remove(self, snapshot: SnapshotId) -> None:
-        if self._state.view(lambda transaction: _leaves_nothing(transaction, snapshot.path)):
-            return
-        await self._removal.remove(snapshot)
-        await self._groups.settle(snapshot.group)
-        log.info("%s removed from the bucket", snapshot.path)
 
     async def _publish(self, snapshot: SnapshotId, local: LocalManifest, at_a_glance: bool) -> None:
         path = snapshot.path
@@ -252,8 +250,11 @@ class SnapshotPublication:
             # Not before everything that takes its place is known to be good.
             if self._state.view(lambda transaction: _may_be_published(transaction, snapshot)):
                 await self._removal.remove(snapshot)
+            # If it was moved here, it still stands under its earlier name.
+            twin = self._state.view(lambda transaction: transaction.snapshot_with(local.files))
             for name, data in closure.files.items():
-                await self._replica.put(f"{snapshot.path}/{name}", data)
+                same_as = None if twin is None else f"{twin}/{name}"
+                await self._replica.put(f"{snapshot.path}/{name}", data, same_as=same_as)
                 reach("publication.file-put")
             reach("publication.before-commit")
             committed = SnapshotState(SnapshotPhase.COMMITTED, local.files, time.time())

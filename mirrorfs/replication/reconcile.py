@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import trio
 
 from mirrorfs.datastore.names import CHUNKS_NAME, GroupId, NamespaceId, SnapshotId
-from mirrorfs.datastore.tree import Tree, Unreadable
+from mirrorfs.datastore.tree import ChunkFiles, Tree, Unreadable
 from mirrorfs.journal.state import ChunkState, State, StateTransaction
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.items import ChunkItem, Item, SubtreeItem, item_of, item_of_problem, problem_name
@@ -170,22 +170,41 @@ class Reconciler:
         await self._note(found, own)
 
     def differing_chunks(self, numbers: range) -> Found:
-        """Return the chunks of these directories that are to be sent, compared or deleted. Blocks for the disk."""
+        """Return the chunks of these directories that are to be sent, compared, deleted or noted as in quarantine.
+
+        Sizes are compared, no content: another compression of the same content has another size practically always.
+        Blocks for the disk.
+        """
         found = Found()
         for number in numbers:
             try:
-                local = set(self._tree.chunk_directory(number))
+                files = self._tree.chunk_files(number)
             except OSError as error:
                 found.refused(f"{CHUNKS_NAME}/{number:04x}", error)
-                continue
-            known = self._known_chunks(number)
-            differing = [digest for digest in local if digest not in known or not known[digest].confirmed]
-            differing += (digest for digest, chunk in known.items() if digest not in local and chunk.references == 0)
-            found.items.extend(map(ChunkItem, differing))
+            else:
+                known, quarantined = self._known_chunks(number)
+                found.items.extend(map(ChunkItem, _differing(files, known, quarantined)))
         return found
 
-    def _known_chunks(self, number: int) -> dict[bytes, ChunkState]:
-        return dict(self._state.view(lambda transaction: transaction.chunks_of_directory(number)))
+    def _known_chunks(self, number: int) -> tuple[dict[bytes, ChunkState], set[bytes]]:
+        return self._state.view(
+            lambda transaction: (
+                dict(transaction.chunks_of_directory(number)),
+                transaction.quarantined_in_directory(number),
+            )
+        )
+
+
+def _differing(files: ChunkFiles, known: dict[bytes, ChunkState], quarantined: set[bytes]) -> list[bytes]:
+    differing = [digest for digest, size in files.sizes.items() if not _is_mirrored(known.get(digest), size)]
+    for digest, chunk in known.items():
+        if digest not in files.sizes and digest not in files.quarantined and chunk.references == 0:
+            differing.append(digest)
+    return list(dict.fromkeys([*differing, *(files.quarantined ^ quarantined)]))
+
+
+def _is_mirrored(known: ChunkState | None, size: int | None) -> bool:
+    return known is not None and known.confirmed and size in (known.size, None)
 
 
 def _chunk_directory_number(path: str) -> int | None:

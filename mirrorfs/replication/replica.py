@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 
 import crc32c
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.journal.state import State
-from mirrorfs.objectstore.errors import ObjectMissing
+from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
 
 
 class Replica:
@@ -24,8 +27,10 @@ class Replica:
         self._state = state
         self._commits = commits
 
-    async def put(self, path: str, data: bytes) -> None:
+    async def put(self, path: str, data: bytes, *, same_as: str | None = None) -> None:
         """Have the object of datastore path `path` equal `data`, confirmed; does nothing where it does.
+
+        `same_as` is a path whose object may have the same content: then the store copies it by itself, if it can.
 
         Raises:
             StoreError: the store refuses it for good.
@@ -38,10 +43,21 @@ class Replica:
         if not there:
             await self._commits.apply(lambda transaction: transaction.intend_contents([path]))
             reach("content.before-put")
-            await self.store.put(key, data)
+            if not await self._copy(same_as, key, data):
+                await self.store.put(key, data)
             reach("content.after-put")
         await self._commits.apply(lambda transaction: transaction.confirm_content(path, len(data), crc32c.crc32c(data)))
         reach("content.recorded")
+
+    async def _copy(self, source: str | None, key: str, data: bytes) -> bool:
+        if source is None or not self.store.capabilities.copies or not self.is_confirmed(source, data):
+            return False
+        try:
+            await self.store.copy(self.layout.content_key(source), key, size=len(data), crc32c=crc32c.crc32c(data))
+        except (CopyUnsupported, ObjectMissing) as error:
+            log.debug("%s", error)
+            return False
+        return True
 
     def is_confirmed(self, path: str, data: bytes | None = None) -> bool:
         """Tell whether the object of a datastore path is confirmed, and, with `data`, that it equals that."""

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 DEFAULT_PARALLEL = 8
 DEFAULT_RETRY_CEILING = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionSettings:
+    """How what leaves the datastore leaves the bucket.
+
+    `delete_after`: seconds for which a removed snapshot stays restorable. `max_delete_fraction`: the share of the
+    snapshots that may go in a day without an administrator's approval, None for all. `lock_for`: seconds for which
+    objects are locked where the bucket has Object Lock, None for the bucket's own default.
+    """
+
+    delete_after: float = 0.0
+    max_delete_fraction: float | None = None
+    lock_for: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,7 @@ class UploaderSettings:
     take_over: bool = False
     allow_removals: bool = False
     verbose: bool = False
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
 
     def encode(self) -> bytes:
         """Write as one line."""
@@ -38,4 +54,9 @@ class UploaderSettings:
     @classmethod
     def decode(cls, line: bytes) -> UploaderSettings:
         """Read what `encode` wrote."""
-        return cls(**json.loads(line))
+        return cls.from_json(json.loads(line))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> UploaderSettings:
+        """Make settings of what `dataclasses.asdict` gave."""
+        return cls(**{**value, "retention": RetentionSettings(**value["retention"])})

@@ -9,28 +9,32 @@ from typing import Any
 
 import trio
 
+from mirrorfs.datastore.names import chunk_path
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader
+from mirrorfs.journal.retention import DeletedPhase, RetentionRecords
 from mirrorfs.journal.state import State, StateTransaction
 from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.clock import StoreClock
 from mirrorfs.replication.drain import Drain
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.worklist import Worklist
 
 _RATE_SECONDS = 60.0
-_FOREIGN_EXAMPLES = 20
+_EXAMPLES = 20
 
 
 class UploaderStatus:
     """Collects the answer to `status`; its keys are documented in docs/operator.md and only ever added to."""
 
-    def __init__(self, settings: UploaderSettings, store: ObjectStore, state: State) -> None:
+    def __init__(self, settings: UploaderSettings, store: ObjectStore, state: State, clock: StoreClock) -> None:
         self.phase = "waiting for the store"
         self.refused: str | None = None
         self._settings = settings
         self._store = store
         self._state = state
+        self._clock = clock
         self._started = time.time()
         self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
@@ -78,6 +82,10 @@ class UploaderStatus:
             "last_error": None if error is None else str(error),
             "last_error_at": condition.last_error_at,
             "confirmation": self._store.capabilities.confirmation.value,
+            "versioned": self._store.capabilities.versioned,
+            "object_lock": self._store.capabilities.object_lock is not None,
+            "clock_difference": self._clock.difference,
+            "clock_is_trusted": self._clock.is_trusted,
         }
 
     def _uploaded_answer(self) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def _size(tree: Tree, digest: bytes) -> int:
 
 
 def _state_answer(transaction: StateTransaction) -> dict[str, Any]:
-    count, examples = transaction.foreign(_FOREIGN_EXAMPLES)
+    count, examples = transaction.foreign(_EXAMPLES)
     return {
         "snapshots": [
             {"snapshot": path, "phase": snapshot.phase.value, "since": snapshot.since}
@@ -115,4 +123,33 @@ def _state_answer(transaction: StateTransaction) -> dict[str, Any]:
             for problem in transaction.problems()
         ],
         "foreign": {"count": count, "examples": [os.fsdecode(path) for path in examples]},
+        "quarantined": _quarantined_answer(transaction),
+        "retention": _retention_answer(transaction.retention),
+    }
+
+
+def _quarantined_answer(transaction: StateTransaction) -> dict[str, Any]:
+    count, chunks = transaction.quarantined(_EXAMPLES)
+    examples = [
+        {"chunk": chunk_path(chunk.digest), "since": chunk.since, "bucket_has_a_good_copy": chunk.has_good_copy}
+        for chunk in chunks
+    ]
+    return {"count": count, "examples": examples}
+
+
+def _retention_answer(retention: RetentionRecords) -> dict[str, Any]:
+    held = [removal for removal in retention.all_held() if not removal.approved]
+    deleted = [snapshot for snapshot in retention.all_deleted() if snapshot.phase is DeletedPhase.KEPT]
+    count, refusals = retention.refusals(_EXAMPLES)
+    return {
+        "held": [{"snapshot": removal.path, "since": removal.since} for removal in held],
+        "deleted": [
+            {"snapshot": snapshot.path, "deleted": snapshot.deleted, "until": snapshot.until} for snapshot in deleted
+        ],
+        "refused": {
+            "count": count,
+            "examples": [
+                {"name": refusal.key, "reason": refusal.reason, "retry_at": refusal.retry_at} for refusal in refusals
+            ],
+        },
     }

@@ -54,7 +54,8 @@ class Survey:
     def _differences(self, item: Item) -> list[Difference]:
         match item:
             case ChunkItem(digest=digest):
-                return [self._of_chunk(digest)]
+                difference = self._of_chunk(digest)
+                return [] if difference is None else [difference]
             case SnapshotId():
                 return self._of_snapshot(item)
             case GroupId():
@@ -67,16 +68,25 @@ class Survey:
                 return self._of_namespace(item)
         return []
 
-    def _of_chunk(self, digest: bytes) -> Difference:
+    def _of_chunk(self, digest: bytes) -> Difference | None:
         key = self._layout.chunk_key(digest)
         try:
-            is_here = self._tree.chunk_size(digest) is not None
+            file = self._tree.chunk(digest)
         except OSError as error:
             return Difference(key, f"it cannot be read: {error.strerror}", Remedy.NONE)
-        if not is_here:
-            return Difference(key, f"{_LEFT}, and no snapshot needs it", Remedy.DELETE)
         known = self._state.view(lambda transaction: transaction.chunk(digest))
-        return Difference(key, _NOT_MIRRORED, Remedy.SEND if known is None else Remedy.COMPARE)
+        if file.size is None:
+            may_go = known is not None and not known.references and not file.is_quarantined
+            return Difference(key, f"{_LEFT}, and no snapshot needs it", Remedy.DELETE) if may_go else None
+        if known is None:
+            return Difference(key, _NOT_MIRRORED, Remedy.SEND)
+        if not known.confirmed:
+            return Difference(key, _NOT_MIRRORED, Remedy.COMPARE)
+        if known.size != file.size:
+            return Difference(
+                key, f"the datastore has {file.size} bytes of it, the bucket has {known.size}", Remedy.SEND
+            )
+        return None
 
     def _of_snapshot(self, snapshot: SnapshotId) -> list[Difference]:
         outlook = self._publication.outlook(snapshot)

@@ -85,10 +85,17 @@ class Uploader:
         )
         self._worklist = Worklist()
         self._mirror = Mirror(
-            self._tree, self._layout, self._store, self._state, self._worklist, parallel=settings.parallel
+            self._tree,
+            self._layout,
+            self._store,
+            self._state,
+            self._worklist,
+            parallel=settings.parallel,
+            newest=self._journal.last_sequence,
+            retention=settings.retention,
         )
         self._drain = Drain(self._journal, self._state, self._mirror.commits, self._worklist, self._mirror)
-        self._status = UploaderStatus(settings, self._store, self._state)
+        self._status = UploaderStatus(settings, self._store, self._state, self._mirror.clock)
         self._works = trio.Event()
         self._reconciling = trio.Lock()
         self._refused = trio.Event()
@@ -120,7 +127,7 @@ class Uploader:
             nursery.start_soon(
                 serve_control,
                 self._control_path,
-                {"status": self._answer_status, "wait": self._answer_wait},
+                {"status": self._answer_status, "wait": self._answer_wait, "approve": self._answer_approve},
                 {"reconcile": self._answer_reconcile},
             )
             if await self._become_owner():
@@ -200,7 +207,8 @@ class Uploader:
             try:
                 await self._store.probe(self._layout.own_key("probe"))
                 self._status.phase = "reading the bucket"
-                await Adoption(self._layout, self._store, self._state, self._mirror.commits).adopt()
+                await Adoption(self._layout, self._store, self._state, self._mirror.commits).adopt(self._mirror.grace)
+                await self._mirror.clear_staging()
                 if is_in_doubt:
                     await self._compare_bucket()
             except (StoreRejected, ConfirmationFailed) as error:
@@ -237,6 +245,11 @@ class Uploader:
             nursery.start_soon(self._drain.handle_chunks)
         for _ in range(_TREE_WORKERS):
             nursery.start_soon(self._drain.handle_tree)
+        nursery.start_soon(self._drain.handle_chunk_removals)
+        nursery.start_soon(self._drain.handle_snapshot_removals)
+        nursery.start_soon(self._mirror.clock.keep_checking)
+        nursery.start_soon(self._mirror.grace.end_when_due)
+        nursery.start_soon(self._mirror.locks.keep_locked)
         await self._drain.reconcile()
         self._status.phase = "mirroring"
         await self._look_again_at_problems()
@@ -249,6 +262,7 @@ class Uploader:
             delay = _FIRST_RECHECK_SECONDS if names - known else min(delay * 2, _LONGEST_RECHECK_SECONDS)
             known = names
             self._mirror.look_again_at_problems()
+            await self._mirror.look_again_at_refused()
 
     async def _follow_parent(self, scope: trio.CancelScope) -> None:
         async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
@@ -272,6 +286,11 @@ class Uploader:
         if self._status.refused is not None:
             return {"error": self._status.refused}
         return await self._answer_status()
+
+    async def _answer_approve(self) -> Answer:
+        """Approve of the removals that are held, and have them done."""
+        approved = await self._mirror.approve_removals()
+        return {"approved": [snapshot.path for snapshot in approved]}
 
     async def _answer_reconcile(self, request: Mapping[str, Any], tell: Tell) -> Answer:
         """Compare anew, deal with what is found, and tell how much it was; or, "dry_run", tell all of it only."""

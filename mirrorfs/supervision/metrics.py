@@ -193,6 +193,29 @@ _MEASURES = (
         "Names in the datastore that are none of PBS's: passed through, never mirrored.",
         _at("foreign", "count"),
     ),
+    _Measure(
+        "mirrorfs_quarantined_chunks", "Chunks that PBS has found corrupt and renamed.", _at("quarantined", "count")
+    ),
+    _Measure(
+        "mirrorfs_removals_held",
+        "Snapshots that are gone from the datastore and wait for 'mirrorfs retention approve'.",
+        lambda answer: float(len(answer["retention"]["held"])),
+    ),
+    _Measure(
+        "mirrorfs_deleted_snapshots",
+        "Removed snapshots that are kept for a while.",
+        lambda answer: float(len(answer["retention"]["deleted"])),
+    ),
+    _Measure(
+        "mirrorfs_deletions_refused",
+        "Objects that the store does not let go for now.",
+        _at("retention", "refused", "count"),
+    ),
+    _Measure(
+        "mirrorfs_store_clock_difference_seconds",
+        "By how much the store's clock was ahead when it was asked last; missing if it was not.",
+        _at("store", "clock_difference"),
+    ),
 )
 
 

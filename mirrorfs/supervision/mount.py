@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import trio
@@ -59,7 +59,7 @@ class MountSettings:
     def decode(cls, data: bytes) -> MountSettings:
         """Read what `encode` wrote."""
         value = json.loads(data)
-        value["uploader"] = UploaderSettings(**value["uploader"])
+        value["uploader"] = UploaderSettings.from_json(value["uploader"])
         value["mount_options"] = tuple(value["mount_options"])
         return cls(**value)
 
@@ -294,4 +294,4 @@ def _check_state(settings: UploaderSettings, directory: StateDirectory) -> str:
 
 
 def _with_descriptor(settings: UploaderSettings, root_descriptor: int) -> UploaderSettings:
-    return UploaderSettings(**{**asdict(settings), "root_descriptor": root_descriptor})
+    return replace(settings, root_descriptor=root_descriptor)

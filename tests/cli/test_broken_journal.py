@@ -17,12 +17,14 @@ ANSWER = {
     "bucket": "b",
     "prefix": "n",
     "uploader": {"refused": None, "phase": "mirroring"},
-    "store": {"up": True, "place": "s3://b", "confirmation": "put-checksum"},
+    "store": {"up": True, "place": "s3://b", "confirmation": "put-checksum", "clock_is_trusted": True},
     "uploaded": {"objects": 0, "bytes": 0, "bytes_per_second": 0.0},
     "snapshots": [],
     "chunks": 0,
     "foreign": {"count": 0, "examples": []},
     "problems": [],
+    "quarantined": {"count": 0, "examples": []},
+    "retention": {"held": [], "deleted": [], "refused": {"count": 0, "examples": []}},
 }
 
 

@@ -17,8 +17,9 @@ from mirrorfs.cli.settings_file import DatastoreCommand
 @click.option("--to", "address", required=True)
 @click.option("--parallel", type=click.IntRange(1, 64), default=8)
 @click.option("--foreground", is_flag=True)
-def command(datastore: str, address: str, parallel: int, foreground: bool) -> None:
-    click.echo(f"{datastore} {address} {parallel} {foreground}")
+@click.option("--retention-delete-after", default="")
+def command(datastore: str, address: str, parallel: int, foreground: bool, retention_delete_after: str) -> None:
+    click.echo(f"{datastore} {address} {parallel} {foreground}{retention_delete_after}")
 
 
 @pytest.fixture
@@ -42,6 +43,20 @@ def test_the_file_may_hold_what_is_required(settings: Path) -> None:
     assert _run("/srv/other").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[retention]\ndelete_after = " 30d"',
+        '[retention]\ndelete-after = " 30d"',
+        'retention.delete_after = " 30d"',
+        'retention-delete-after = " 30d"',
+    ],
+)
+def test_options_of_one_kind_may_stand_in_a_table(settings: Path, text: str) -> None:
+    settings.write_text(f'to = "s3://a/b"\n{text}\n')
+    assert _run("/srv/store1").output == "/srv/store1 s3://a/b 8 False 30d\n"
+
+
 def test_precedence(settings: Path) -> None:
     settings.write_text('to = "s3://file/x"\nparallel = 3\n')
     assert _run("/srv/store1", TRY_PARALLEL="4").output == "/srv/store1 s3://file/x 4 False\n"
@@ -53,6 +68,7 @@ def test_precedence(settings: Path) -> None:
     [
         ("to = ", "cannot read the settings file"),
         ('secret-key = "x"', "which is no option of 'try'"),
+        ('[retention]\nsecret_key = "x"', "has 'retention-secret-key', which is no option of 'try'"),
         ('to = "s3://a/b"\nparallel = 100', "100"),
     ],
 )

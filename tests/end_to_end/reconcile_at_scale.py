@@ -62,8 +62,11 @@ async def _reconcile(datastore: str, directory: str) -> dict[str, int]:
     store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=_HONEST)
     tree = Tree(os.open(datastore, os.O_RDONLY | os.O_DIRECTORY))
     worklist = Worklist()
-    mirror = Mirror(tree, BucketLayout("many"), store, state, worklist, parallel=_PARALLEL)
-    drain = Drain(JournalReader(f"{directory}/journal"), state, mirror.commits, worklist, mirror)
+    journal = JournalReader(f"{directory}/journal")
+    mirror = Mirror(
+        tree, BucketLayout("many"), store, state, worklist, parallel=_PARALLEL, newest=journal.last_sequence
+    )
+    drain = Drain(journal, state, mirror.commits, worklist, mirror)
     before = _memory("VmRSS")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mirror.commits.run)
@@ -72,6 +75,8 @@ async def _reconcile(datastore: str, directory: str) -> dict[str, int]:
             nursery.start_soon(drain.handle_chunks)
         for _ in range(4):
             nursery.start_soon(drain.handle_tree)
+        nursery.start_soon(drain.handle_chunk_removals)
+        nursery.start_soon(drain.handle_snapshot_removals)
         await drain.reconcile()
         await drain.settled()
         nursery.cancel_scope.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from tests.replication.datastore import (
     published,
     referenced,
 )
-from tests.replication.world import Running, World, perhaps_killed
+from tests.replication.world import Killed, Running, World, perhaps_killed
 
 pytestmark = pytest.mark.trio
 
@@ -62,6 +62,19 @@ def replaced_chunk(datastore: Datastore) -> list[str]:
     return [path_of("b")]
 
 
+def quarantined_and_stored_again(datastore: Datastore) -> list[str]:
+    datastore.quarantine_chunk("b")
+    datastore.write_chunk("b", version=1)
+    return [path_of("b"), f"{path_of('b')}.0.bad"]
+
+
+def collected_garbage(datastore: Datastore) -> list[str]:
+    """Three of them nobody needs; one, which is gone all the same, a snapshot does."""
+    for label in ("lonely", "lonelier", "loneliest", "a"):
+        datastore.remove_chunk(label)
+    return [path_of(label) for label in ("lonely", "a", "lonelier", "loneliest")]
+
+
 def moved_group(datastore: Datastore) -> list[str]:
     (datastore.root / "ns/b/vm").mkdir(parents=True)
     (datastore.root / "vm/100").rename(datastore.root / "ns/b/vm/100")
@@ -79,15 +92,30 @@ CHANGES = [
     forgotten_snapshot,
     forgotten_group,
     replaced_chunk,
+    quarantined_and_stored_again,
+    collected_garbage,
     moved_group,
 ]
+# Where no request is sent in between, too.
+STEPS_OF: dict[Callable[[Datastore], list[str]], list[str]] = {
+    replaced_chunk: ["chunk.doubted", "chunk.staged", "chunk.replaced", "chunk.recorded", "chunk.unstaged"],
+    quarantined_and_stored_again: ["chunk.quarantine-recorded", "chunk.doubted", "chunk.replaced"],
+    collected_garbage: [
+        "chunk-removal.before-doubt",
+        "chunk-removal.before-delete",
+        "chunk-removal.after-delete",
+        "chunk-removal.recorded",
+    ],
+    forgotten_group: ["removal.released", "chunk-removal.before-delete", "chunk-removal.recorded"],
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_kill_at_every_step(world: World, change: Callable[[Datastore], list[str]]) -> None:
     world.datastore.back_up(FIRST, ["a", "b"])
     world.datastore.back_up(SECOND, ["b", "b"])
-    world.datastore.write_chunk("lonely")
+    for label in ("lonely", "lonelier", "loneliest"):
+        world.datastore.write_chunk(label)
     await world.converge()
     world.check()
     state, objects = world.state_directory, dict(world.store.objects)
@@ -98,18 +126,74 @@ async def test_a_kill_at_every_step(world: World, change: Callable[[Datastore], 
         world.state_directory = copy_of(state, step)
         world.store.objects = dict(objects)
         world.store.steps, world.store.dies_at = 0, step
-        with perhaps_killed():
-            async with world.running(reconciles=False) as running:
-                running.changed(*paths)
-                await running.settled()
+        if not await dies_of(world, paths):
             break
-        assert broken_snapshots(world.store.objects) == []
         world.store.dies_at = None
-        assert await world.converge() == {}
-        world.check()
-        check_references(world)
+        await check_recovery(world)
     world.check()
     assert step > 2
+
+
+@pytest.mark.parametrize("change", STEPS_OF)
+async def test_a_kill_at_named_steps_between_the_requests(
+    world: World, change: Callable[[Datastore], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    world.datastore.back_up(SECOND, ["b", "b"])
+    for label in ("lonely", "lonelier", "loneliest"):
+        world.datastore.write_chunk(label)
+    await world.converge()
+    state, objects = world.state_directory, dict(world.store.objects)
+    paths = change(world.datastore)
+    copies = 0
+    for step in STEPS_OF[change]:
+        times = 0
+        died = True
+        while died:
+            times, copies = times + 1, copies + 1
+            world.state_directory = copy_of(state, copies)
+            world.store.objects = dict(objects)
+            with monkeypatch.context() as patch:
+                die_at(patch, step, times)
+                died = await dies_of(world, paths)
+            await check_recovery(world, paths)
+        assert times > 1, f"{step} is not reached"
+
+
+def die_at(patch: pytest.MonkeyPatch, step: str, times: int) -> None:
+    """Kill at a step when it has been reached so many times."""
+    reached = 0
+
+    def look(_: str, now: str) -> None:
+        nonlocal reached
+        reached += now == step
+        if now == step and reached == times:
+            raise Killed
+
+    patch.setattr("mirrorfs.steps._file", "armed")
+    patch.setattr("mirrorfs.steps._look", look)
+
+
+async def dies_of(world: World, paths: list[str]) -> bool:
+    """Have a change mirrored; tells whether the uploader was killed."""
+    with perhaps_killed():
+        async with world.running(reconciles=False) as running:
+            running.changed(*paths)
+            await running.settled()
+        return False
+    return True
+
+
+async def check_recovery(world: World, paths: Sequence[str] = ()) -> None:
+    """P1 after a kill, and P2 after the next start; with `paths`, the journal still has their records."""
+    assert broken_snapshots(world.store.objects) == []
+    async with world.running() as running:
+        running.changed(*paths)
+        await running.settled()
+        assert running.problems() == {}
+    world.check()
+    check_references(world)
+    assert not any(key.startswith("mirror/.mirrorfs/") for key in world.store.objects)
 
 
 def copy_of(state: Path, number: int) -> Path:

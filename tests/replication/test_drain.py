@@ -32,7 +32,7 @@ def record(directory: Path, *paths: str, trimmed_to: int = 0) -> Position:
 @asynccontextmanager
 async def draining(world: World, directory: Path, saved: list[Position]) -> AsyncIterator[Drain]:
     journal = JournalReader(str(directory))
-    async with world.running(reconciles=False) as running:
+    async with world.running(reconciles=False, newest=journal.last_sequence) as running:
         mirror = running.mirror
         drain = Drain(journal, running.state, mirror.commits, running.worklist, mirror)
         async with trio.open_nursery() as nursery:

@@ -17,6 +17,7 @@ from tests.replication.datastore import (
     FIRST,
     INDEX,
     MANIFEST,
+    PREFIX,
     SECOND,
     Datastore,
     chunk_key,
@@ -180,7 +181,8 @@ async def test_a_chunk_in_another_compression_is_replaced(world: World) -> None:
         running.changed(chunk_path(digest_of("a")))
         running.changed(chunk_path(digest_of("a")))
         await running.settled()
-    assert world.store.keys_of("put", "delete") == [chunk_key("a")]
+    staging = f"{PREFIX}/.mirrorfs/staging/{digest_of('a').hex()}"
+    assert world.store.keys_of("put", "copy", "delete") == [staging, chunk_key("a"), staging]
     world.check()
 
 

@@ -13,8 +13,10 @@ import pytest
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.differences import Difference, Remedy
 from mirrorfs.replication.items import SubtreeItem
 from mirrorfs.replication.replica import holds
+from tests.datastore import formats as make
 from tests.replication.datastore import (
     CONFIG,
     ELSEWHERE,
@@ -57,6 +59,49 @@ async def test_reconciling_what_agrees_asks_the_store_for_nothing(world: World) 
     world.store.requests.clear()
     await world.converge()
     assert world.store.requests == []
+
+
+async def test_a_chunk_of_another_size_is_found_without_its_record(world: World) -> None:
+    """Inserted again with another compression while the journal could not be written."""
+    world.datastore.back_up(FIRST, ["a", "b"])
+    await world.converge()
+    path = chunk_path(digest_of("a"))
+    world.datastore.write(path, make.encrypted_blob(b"compressed better"))
+    world.store.requests.clear()
+    async with world.running(reconciles=False) as running:
+        survey: list[Difference] = []
+
+        async def add(difference: Difference) -> None:
+            survey.append(difference)
+
+        await running.mirror.survey.survey(add)
+        assert [(difference.key, difference.remedy) for difference in survey] == [(chunk_key("a"), Remedy.SEND)]
+    assert await world.converge() == {}
+    assert world.store.objects[chunk_key("a")] == (world.datastore.root / path).read_bytes()
+    assert chunk_key("b") not in world.store.keys_of("put", "copy", "get", "head")
+    world.check()
+
+
+async def test_chunks_in_quarantine_are_found_and_lost_without_their_records(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    world.datastore.write_chunk("lonely")
+    await world.converge()
+    world.datastore.quarantine_chunk("a")
+    world.datastore.quarantine_chunk("lonely")
+    world.store.requests.clear()
+    async with world.running() as running:
+        await running.settled()
+        count, chunks = running.state.view(lambda transaction: transaction.quarantined(9))
+        assert (count, {chunk.digest for chunk in chunks}) == (2, {digest_of("a"), digest_of("lonely")})
+        assert await running.reconcile() == [], "it is as it should be"
+    assert world.store.requests == []
+    world.datastore.remove(f"{chunk_path(digest_of('a'))}.0.bad")
+    world.datastore.remove(f"{chunk_path(digest_of('lonely'))}.0.bad")
+    async with world.running() as running:
+        await running.settled()
+        assert running.state.view(lambda transaction: transaction.quarantined(9)) == (0, [])
+    assert world.store.keys_of("delete") == [chunk_key("lonely")]
+    world.check()
 
 
 async def test_a_lost_record_has_everything_looked_at(world: World) -> None:
@@ -174,7 +219,8 @@ async def test_an_object_of_the_right_name_with_other_content_is_sent_again(worl
     world.store.objects[chunk_key("a")] = bytes(len(world.store.objects[chunk_key("a")]))
     world.store.requests.clear()
     assert await world.converge() == {}
-    assert world.store.keys_of("put") == [chunk_key("a")]
+    assert world.store.keys_of("copy") == [chunk_key("a")]
+    assert len(world.store.keys_of("put")) == 1
     world.check()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,13 +19,15 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import State, StateTransaction
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import StoredObject
-from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
+from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, StoreError, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.adoption import Adoption
+from mirrorfs.replication.chunk_removal import CHUNKS_A_BATCH
 from mirrorfs.replication.differences import Difference
 from mirrorfs.replication.inspection import no_report
 from mirrorfs.replication.items import Item, item_of
 from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.worklist import Worklist
 from tests.replication.datastore import (
     MANIFEST,
@@ -36,7 +39,7 @@ from tests.replication.datastore import (
 )
 
 _WORKERS = 3
-_HONEST = StoreCapabilities(True, True, True, True, True)
+_HONEST = StoreCapabilities(True, True, True, True, True, copies=True)
 
 
 Keys = list[str]
@@ -56,18 +59,33 @@ class Gate:
 
 @dataclass(slots=True)
 class FakeStore:
-    """Stands in for ObjectStore. `broken` collects every instant at which P1 did not hold."""
+    """Stands in for ObjectStore. `broken` collects every instant at which P1 did not hold.
+
+    What is `rejected` can be neither stored nor copied, what is `kept` not be deleted; `deletions` has the keys of each
+    request that deletes.
+    """
 
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     rejected: set[str] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
+    locks: dict[str, float] = field(default_factory=dict)
+    clock_ahead: float | None = 0.0
+    place: str = "a dictionary"
+    deletions: list[Keys] = field(default_factory=list)
     gates: dict[tuple[str, str], Gate] = field(default_factory=dict)
     on_change: Callable[[str, str], None] | None = None
     dies_at: int | None = None
     steps: int = 0
     watches: bool = True
     capabilities: StoreCapabilities = _HONEST
+    refuses_copies: bool = False
+
+    def cannot_copy(self, *, announced: bool) -> None:
+        """Let it copy nothing from now on; `announced`: as it was found when it was probed."""
+        self.refuses_copies = True
+        self.capabilities = replace(self.capabilities, copies=not announced)
 
     def gate(self, operation: str, key: str) -> Gate:
         """Have the next such request wait, before it has any effect."""
@@ -83,14 +101,54 @@ class FakeStore:
         self._step()
         return _stored(key, body)
 
+    async def copy(
+        self, source_key: str, key: str, *, size: int, crc32c: int, body_md5: bytes | None = None
+    ) -> StoredObject:
+        await self._begin("copy", key)
+        if self.refuses_copies or key in self.rejected:
+            raise CopyUnsupported(f"copy {source_key}", "it is refused")
+        if source_key not in self.objects:
+            raise ObjectMissing(f"copy {source_key}", "there is none")
+        self._step()
+        self.objects[key] = self.objects[source_key]
+        stored = _stored(key, self.objects[key])
+        assert (stored.size, stored.crc32c) == (size, crc32c)
+        self._changed("copy", key)
+        self._step()
+        return stored
+
     async def delete(self, keys: Sequence[str]) -> None:
+        for error in (await self.delete_each(keys)).values():
+            raise error
+
+    async def delete_each(self, keys: Sequence[str]) -> Mapping[str, StoreError]:
+        self.deletions.append(list(keys))
+        refused: dict[str, StoreError] = {}
         # A store deletes in the order that it likes; the worst one is manifests last.
         for key in sorted(keys, key=lambda key: key.endswith(MANIFEST)):
             await self._begin("delete", key)
             self._step()
-            self.objects.pop(key, None)
-            self._changed("delete", key)
+            if key in self.kept:
+                refused[key] = StoreRejected(f"delete {key}", "it is locked")
+            else:
+                self.objects.pop(key, None)
+                self._changed("delete", key)
             self._step()
+        return refused
+
+    async def retain(self, key: str, until: float, mode: str) -> None:
+        await self._begin("retain", key)
+        if key not in self.objects:
+            raise ObjectMissing(f"lock {key}", "there is none")
+        self.locks[key] = until
+
+    async def retained_until(self, key: str) -> float | None:
+        await self._begin("retained-until", key)
+        return None
+
+    async def clock_difference(self, prefix: str = "") -> float | None:
+        await self._begin("clock-difference", prefix)
+        return self.clock_ahead
 
     async def get(self, key: str) -> bytes:
         await self._begin("get", key)
@@ -110,7 +168,8 @@ class FakeStore:
     async def _begin(self, operation: str, key: str) -> None:
         self.requests.append((operation, key))
         await trio.lowlevel.checkpoint()
-        gate = self.gates.pop((operation, key), None)
+        # A copy is a PUT of the key that it is made for.
+        gate = self.gates.pop(("put" if operation == "copy" else operation, key), None)
         if gate is not None:
             gate.reached.set()
             await gate.opened.wait()
@@ -188,25 +247,42 @@ class World:
     datastore: Datastore
     state_directory: Path
     store: FakeStore = field(default_factory=FakeStore)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
+    now: float = field(default_factory=time.time)
 
     @asynccontextmanager
-    async def running(self, *, reconciles: bool = True) -> AsyncIterator[Running]:
-        """An uploader from start to end, as `Uploader` puts it together."""
+    async def running(
+        self, *, reconciles: bool = True, newest: Callable[[], int] = lambda: 0
+    ) -> AsyncIterator[Running]:
+        """An uploader from start to end, as `Uploader` puts it together; `newest` is what the journal would say."""
         state = State(str(self.state_directory))
         descriptor = os.open(self.datastore.root, os.O_RDONLY | os.O_DIRECTORY)
         worklist = Worklist()
         store, layout = cast(ObjectStore, self.store), BucketLayout(PREFIX)
-        mirror = Mirror(Tree(descriptor), layout, store, state, worklist, parallel=_WORKERS)
+        mirror = Mirror(
+            Tree(descriptor),
+            layout,
+            store,
+            state,
+            worklist,
+            parallel=_WORKERS,
+            newest=newest,
+            retention=self.retention,
+            now=lambda: self.now,
+        )
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(mirror.commits.run)
                 if reconciles:
-                    await Adoption(layout, store, state, mirror.commits).adopt()
+                    await Adoption(layout, store, state, mirror.commits).adopt(mirror.grace)
+                    await mirror.clear_staging()
                     if state.view(lambda transaction: transaction.inspecting()):
                         await mirror.inspection.inspect(no_report)
                 for _ in range(_WORKERS):
                     nursery.start_soon(_work, mirror, worklist, worklist.take_chunk)
                     nursery.start_soon(_work, mirror, worklist, worklist.take_tree)
+                nursery.start_soon(_remove_chunks, mirror, worklist)
+                nursery.start_soon(_remove_snapshots, mirror, worklist)
                 if reconciles:
                     await mirror.reconciler.reconcile(0)
                     mirror.look_again_at_problems()
@@ -265,3 +341,19 @@ async def _work(mirror: Mirror, worklist: Worklist, take: Callable[[], Awaitable
         item = await take()
         await mirror.handle(item)
         worklist.done(item)
+
+
+async def _remove_chunks(mirror: Mirror, worklist: Worklist) -> None:
+    while True:
+        items = await worklist.take_chunk_removals(CHUNKS_A_BATCH)
+        await mirror.remove_chunks(items)
+        for item in items:
+            worklist.done(item)
+
+
+async def _remove_snapshots(mirror: Mirror, worklist: Worklist) -> None:
+    while True:
+        snapshots = await worklist.take_snapshot_removals()
+        await mirror.remove_snapshots(snapshots)
+        for snapshot in snapshots:
+            worklist.done(snapshot)

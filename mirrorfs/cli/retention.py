@@ -1,0 +1,72 @@
+"""`mirrorfs retention`: what an administrator decides about leaving the bucket."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.options import PATH
+from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.replication.control import ask
+from mirrorfs.supervision.registry import mountpoint_of, state_directory_of
+
+_ANSWER_SECONDS = 60.0
+
+
+@click.group("retention", short_help="Approve of removals that are held.")
+def command() -> None:
+    """Decide about snapshots that are gone from a datastore and whose removal from the bucket is held.
+
+    With `mirrorfs mount --retention-max-delete-fraction`, a wave of removals that is larger than that share of the
+    snapshots in a day is held: `mirrorfs status` names it, and the bucket keeps them.
+
+    \b
+    Example:
+      mirrorfs status /mnt/datastore/store1
+      mirrorfs retention approve /mnt/datastore/store1
+    """
+
+
+@command.command("approve")
+@click.argument("datastore", type=PATH)
+@click.option(
+    "--json", "as_json", envvar="MIRRORFS_RETENTION_APPROVE_JSON", is_flag=True, help="Print JSON instead of lines."
+)
+def approve(datastore: str, as_json: bool) -> None:
+    """Approve of every removal in DATASTORE that is held now: these snapshots go from the bucket.
+
+    Where removed snapshots are kept for a while (--retention-delete-after), they are kept from then on. What is not to
+    go must be brought back into the datastore first (mirrorfs restore), and is never touched then.
+
+    \b
+    Example:
+      mirrorfs retention approve /mnt/datastore/store1
+
+    Exit codes: 0 approved, also if nothing was held; 1 it could not be done; 2 wrong usage.
+    """
+    require_root("decide about removals")
+    path = mountpoint_of(os.path.realpath(datastore))
+    if is_dead(path):
+        raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
+    if not is_mounted(path):
+        raise Failure(f"no mirrorfs is mounted on {path}: mount it first, what is held stays held")
+    directory = state_directory_of(path)
+    try:
+        answer = ask(directory.control_socket, "approve", _ANSWER_SECONDS)
+    except (ConnectionError, FileNotFoundError, TimeoutError):
+        raise Failure(
+            f"the uploader of {path} does not answer; the mount starts it again if it has ended. Try again in a "
+            f"minute; if this lasts, see {directory.log_file}"
+        ) from None
+    if "error" in answer:
+        raise Failure(f"nothing was approved: {answer['error']}")
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    for snapshot in answer["approved"]:
+        click.echo(f"approved  {snapshot}")
+    if not answer["approved"]:
+        click.echo("no removal is held")
