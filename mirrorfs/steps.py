@@ -124,6 +124,7 @@ STEPS: Final[tuple[str, ...]] = (
     "grace.ended",
     "grace.adopted",
     "retention.refusal-recorded",
+    "retention.refusal-over",
     "locks.chunks-recorded",
     "locks.snapshot-recorded",
     "problem.recorded",

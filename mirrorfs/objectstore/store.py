@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -119,7 +119,7 @@ class _Deletion:
         """Where nothing could be deleted, it may be the credentials, or the store as a whole."""
         if error.reason is StoreReason.SERVER_ERROR:
             return self.has_deleted and self.answers >= _ANSWERS_BEFORE_A_KEY_IS_REFUSED
-        return self.has_deleted and error.reason is StoreReason.ACCESS_DENIED
+        return self.has_deleted and _is_denied(error)
 
 
 class ObjectStore:
@@ -152,6 +152,7 @@ class ObjectStore:
         self._client = client
         self._observer = observer
         self._limiter = trio.CapacityLimiter(parallelism)
+        self._own_key: str | None = None
         self._persistence = Persistence(patience, condition or Condition())
 
     @property
@@ -324,6 +325,7 @@ class ObjectStore:
         locks, means that it has none.
         """
         keys = [f"{prefix}/probe-{name}" for name in ("right", "wrong-crc32c", "wrong-md5", "copy")]
+        self._own_key = keys[0]
         right, wrong_crc32c, wrong_md5, copy = (_Sent.seal(key, _PROBE_BODY) for key in keys)
         try:
             receipt, head = await self._put_and_look(right)
@@ -464,14 +466,27 @@ class ObjectStore:
         deletion = _Deletion(keys)
 
         async def delete_remaining() -> None:
-            deletion.note(
-                await self._in_thread(lambda: self._client.delete_objects(deletion.remaining), may_abandon=False)
-            )
+            failures = await self._delete_once(deletion.remaining)
+            if not deletion.has_deleted and len(failures) == len(deletion.remaining):
+                deletion.has_deleted = await self._may_delete(failures.values())
+            deletion.note(failures)
 
         self._observe("before-delete", keys)
         await self._persistence.repeat(delete_remaining)
         self._observe("after-delete", [key for key in keys if key not in deletion.refused])
         return deletion.refused
+
+    async def _may_delete(self, failures: Iterable[StoreError]) -> bool:
+        """Whether a permission that all these keys were denied is only theirs: one of our own can be deleted.
+
+        The probe has deleted it before, and nobody locks it.
+        """
+        if self._own_key is None or not all(map(_is_denied, failures)):
+            return False
+        return not await self._delete_once([self._own_key])
+
+    async def _delete_once(self, keys: Sequence[str]) -> Mapping[str, StoreError]:
+        return await self._in_thread(lambda: self._client.delete_objects(keys), may_abandon=False)
 
     async def _read(self, request: Callable[[], Result]) -> Result:
         return await self._persistence.repeat(lambda: self._in_thread(request, may_abandon=True))
@@ -499,6 +514,10 @@ def open_store(
     """An ObjectStore for this bucket; nothing is sent yet."""
     client = S3Client(bucket, options, parallelism=parallelism)
     return ObjectStore(client, parallelism=parallelism, patience=patience, observer=observer)
+
+
+def _is_denied(error: StoreError) -> bool:
+    return isinstance(error, StoreUnavailable) and error.reason is StoreReason.ACCESS_DENIED
 
 
 def _is_older(head: StoredObject, receipt: PutReceipt) -> bool:

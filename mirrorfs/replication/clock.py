@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 
 import trio
 
@@ -18,10 +20,11 @@ _CHECK_SECONDS = 600.0
 class StoreClock:
     """The store's clock as a witness: a clock that is wrong must not make anything old."""
 
-    def __init__(self, store: ObjectStore, prefix: str) -> None:
-        """`prefix` is one below which the bucket may be listed."""
+    def __init__(self, store: ObjectStore, prefix: str, now: Callable[[], float] = time.time) -> None:
+        """`prefix` is one below which the bucket may be listed; `now` tells our own time."""
         self._store = store
         self._prefix = prefix
+        self._now = now
         self.difference: float | None = None
         """By how many seconds the store's clock was ahead of ours when it was asked last; None if it does not tell."""
 
@@ -39,6 +42,11 @@ class StoreClock:
                 # Whether the store can be reached is told elsewhere.
                 log.debug("the store's time is not known: %s", error)
             await trio.sleep(_CHECK_SECONDS)
+
+    async def time(self) -> float:
+        """Ask the store for its time; ours, if it tells none. Raises StoreError."""
+        await self.check()
+        return self._now() + (self.difference or 0.0)
 
     async def check(self) -> bool:
         """Ask the store for its time, and tell whether an age may be relied upon. Raises StoreError."""

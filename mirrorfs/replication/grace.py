@@ -89,7 +89,8 @@ class Grace:
             await self._end(snapshot.path)
 
     async def _copy(self, snapshot: SnapshotId, known: SnapshotState, contents: list[ContentState]) -> None:
-        now = self._now()
+        # Not ours, which may be about to be set right.
+        now = await self._clock.time()
         files = [content for content in contents if content.path != snapshot.manifest_path]
         names = (*(_filename(content) for content in files), DELETED_MARKER_NAME, MANIFEST_NAME)
         deleted = DeletedSnapshot(
@@ -98,7 +99,12 @@ class Grace:
         await self._commits.apply(lambda transaction: transaction.retention.set_deleted(deleted))
         reach("grace.begun")
         for content in files:
-            await self._copy_object(snapshot, content)
+            try:
+                await self._copy_object(snapshot, content)
+            except ObjectMissing:
+                # What no manifest lists may never have been put.
+                if _filename(content) in known.files:
+                    raise
             reach("grace.file-copied")
         await self._store.put(self._key(snapshot.path, DELETED_MARKER_NAME), await self._marker(snapshot, deleted))
         reach("grace.marker-put")
@@ -175,12 +181,11 @@ class Grace:
     async def end_due(self) -> float:
         """End what is due; returns for how long nothing else is, in seconds, at most a minute: clocks may be set."""
         kept = self._state.view(lambda transaction: list(transaction.retention.all_deleted()))
-        due = [
-            deleted for deleted in kept if deleted.phase is not DeletedPhase.COPYING and deleted.until <= self._now()
-        ]
+        due = [deleted for deleted in kept if _is_due(deleted, self._now())]
         try:
-            if due and await self._clock.check():
-                for deleted in due:
+            moment = await self._clock.time() if due else 0.0
+            for deleted in due:
+                if _is_due(deleted, moment if self._clock.is_trusted else float("-inf")):
                     await self.end(deleted.path)
                     log.info("the deleted snapshot %s is not kept any longer", deleted.path)
         except StoreError as error:
@@ -257,6 +262,16 @@ def _give_back(transaction: StateTransaction, deleted: DeletedSnapshot, digests:
 def _take_in(transaction: StateTransaction, deleted: DeletedSnapshot, digests: set[bytes]) -> None:
     transaction.retention.set_deleted(deleted)
     transaction.add_references(digests)
+
+
+def _is_due(deleted: DeletedSnapshot, moment: float) -> bool:
+    match deleted.phase:
+        case DeletedPhase.COPYING:
+            return False
+        case DeletedPhase.KEPT:
+            return deleted.until <= moment
+        case DeletedPhase.ENDING:
+            return True
 
 
 def _filename(content: ContentState) -> str:

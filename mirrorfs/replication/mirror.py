@@ -60,7 +60,7 @@ class Mirror:
         """
         self.commits = StateCommits(state)
         self.problems = Problems(state, self.commits)
-        self.clock = StoreClock(store, layout.own_key(""))
+        self.clock = StoreClock(store, layout.own_key(""), now)
         self._tree = tree
         self._state = state
         self._worklist = worklist

@@ -114,7 +114,12 @@ class SnapshotPublication:
             local = await trio.to_thread.run_sync(self._read_manifest, snapshot)
             if local is None:
                 await self._note_extras(snapshot, {})
-                return self._state.view(lambda transaction: _leaves_nothing(transaction, snapshot.path))
+                if not self._state.view(lambda transaction: _leaves_nothing(transaction, snapshot.path)):
+                    return False
+                # Had it been there, or on its way, it would have kept these.
+                await self._settle_group(snapshot.group)
+                await self._namespaces.settle_with_parents(snapshot.group.namespace)
+                return True
             try:
                 await self._publish(snapshot, local, at_a_glance)
                 await self._settle_extras(snapshot, local)

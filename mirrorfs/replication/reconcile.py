@@ -62,6 +62,7 @@ class Reconciler:
         What is found stands for the journal's `sequence`: whoever waits for that record waits for all of it.
         """
         reach("reconcile.begun")
+        self._look_again_at_what_is_handled("", sequence)
         found = await trio.to_thread.run_sync(self.look_below, "")
         for item in found.items:
             await self._worklist.room()
@@ -92,6 +93,7 @@ class Reconciler:
         if number is not None:
             await self._reconcile_chunks(range(number, number + 1), sequence, own=path)
             return
+        self._look_again_at_what_is_handled(path, sequence)
         found = await trio.to_thread.run_sync(self.look_below, path)
         for item in found.items:
             self._worklist.add(item, sequence)
@@ -101,6 +103,11 @@ class Reconciler:
                 self._worklist.add(problem, sequence)
         foreign = await self._count_foreign(path)
         await self._note(Found(unreadable=found.unreadable | foreign.unreadable), own=path)
+
+    def _look_again_at_what_is_handled(self, path: str, sequence: int) -> None:
+        """Whoever handles a name now may have looked before it moved, and the state know nothing of it yet."""
+        for item in self._worklist.handled_below(path):
+            self._worklist.add(item, sequence)
 
     async def _note(self, found: Found, own: str | None = None) -> None:
         for directory, reason in found.unreadable.items():

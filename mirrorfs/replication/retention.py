@@ -72,8 +72,14 @@ class SnapshotRetention:
 
     async def returned(self, snapshot: SnapshotId) -> None:
         """To be called when a snapshot is published: whatever its earlier removal has left is over."""
-        await self._waves.forget(snapshot)
+        await self._forget_what_held_it(snapshot)
         await self._grace.end(snapshot.path)
+
+    async def _forget_what_held_it(self, snapshot: SnapshotId) -> None:
+        await self._waves.forget(snapshot)
+        if self._state.view(lambda transaction: transaction.retention.refused(snapshot.path)) is not None:
+            await self._commits.apply(lambda transaction: transaction.retention.clear_refused([snapshot.path]))
+            reach("retention.refusal-over")
 
     def _is_gone(self, snapshot: SnapshotId) -> bool:
         return not self._tree.exists(snapshot.manifest_path)
@@ -90,7 +96,7 @@ class SnapshotRetention:
             raise await self._refused(snapshot, error) from error
         except ConfirmationFailed as error:
             raise CannotMirror(snapshot.path, str(error)) from error
-        await self._waves.forget(snapshot)
+        await self._forget_what_held_it(snapshot)
         log.info("%s removed from the bucket", snapshot.path)
 
     async def _refuse_if_protected(self, snapshot: SnapshotId) -> None:

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from mirrorfs.datastore.names import SnapshotId
+from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.replication.items import ChunkItem, Item
 
 # Beyond this many items the journal is left unread: what is not read needs no memory.
@@ -371,6 +371,15 @@ class Worklist:
         removed = self._chunk_removals.under_way
         listed = [*self._chunks.waiting, *self._active]
         return [item.digest for item in listed if isinstance(item, ChunkItem) and item not in removed]
+
+    def handled_below(self, path: str) -> list[Item]:
+        """Return what is being handled of the tree in the directory `path`, which it may have looked at before now."""
+        inside = f"{path}/" if path else ""
+        return [
+            item
+            for item in self._active
+            if isinstance(item, SnapshotId | GroupId | NamespaceId) and f"{item.path}/".startswith(inside)
+        ]
 
     def waits_for_removal(self) -> WaitingRemovals:
         """Tell how much is gone from the datastore and not yet from the bucket."""

@@ -174,6 +174,37 @@ async def test_no_grace_ends_while_the_clocks_disagree(world: World, ahead: floa
         assert not deleted_objects(world)
 
 
+async def test_a_grace_is_counted_by_the_clock_of_the_store(world: World) -> None:
+    """Our own may be behind when a snapshot goes, and set right later."""
+    world.retention = KEPT
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        world.now -= 400.0
+        world.store.clock_ahead = 400.0
+        await forget(running, world, FIRST)
+        world.now += 400.0 + 10 * DAY - 10.0
+        world.store.clock_ahead = 0.0
+        await end_due(running)
+        assert deleted_snapshots(world) == {FIRST}
+        world.now += 11.0
+        await end_due(running)
+        assert not deleted_objects(world)
+
+
+async def test_what_was_never_put_does_not_keep_a_snapshot_from_being_kept(world: World) -> None:
+    world.retention = KEPT
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        await running.mirror.commits.apply(
+            lambda transaction: transaction.intend_contents([f"{FIRST}/client.log.blob"])
+        )
+        await forget(running, world, FIRST)
+    assert deleted_snapshots(world) == {FIRST}
+    world.check()
+
+
 async def test_a_new_state_adopts_what_is_kept(world: World) -> None:
     world.retention = KEPT
     watch_deleted_snapshots(world)
@@ -463,6 +494,7 @@ async def test_a_manifest_that_the_store_refuses_to_delete_keeps_its_chunks(worl
         running.mirror.look_again_at_problems()
         await running.settled()
         assert running.problems() == {}
+        assert running.state.view(lambda transaction: transaction.retention.refusals(9)) == (0, [])
     world.check()
 
 
@@ -486,6 +518,21 @@ async def test_a_moved_group_is_up_before_its_old_name_goes(world: World) -> Non
         assert running.problems() == {}
     assert published(world.store.objects) == {moved}
     assert world.references("a", "b") == [1, 1]
+    world.check()
+
+
+async def test_what_moves_while_it_is_published_goes_from_its_old_name(world: World) -> None:
+    """Nothing is known of its old name yet when the move is looked at."""
+    world.datastore.back_up(FIRST, ["a"])
+    gate = world.store.gate("put", chunk_key("a"))
+    async with world.running() as running:
+        await gate.reached.wait()
+        (world.datastore.root / "vm/100").rename(world.datastore.root / "vm/200")
+        await running.mirror.reconciler.reconcile_subtree("vm/100", 0)
+        running.changed("vm/200")
+        gate.opened.set()
+        await running.settled()
+    assert published(world.store.objects) == {FIRST.replace("vm/100", "vm/200")}
     world.check()
 
 
