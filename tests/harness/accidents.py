@@ -33,8 +33,8 @@ class Accident:
 ACCIDENTS: dict[str, Accident] = {}
 
 
-def _accident(weight: int, needs: str | None = None) -> Callable[[Happening], Happening]:
-    """Enter a function into ACCIDENTS, under its name in words; `needs` is one of what World.offers."""
+def accident(weight: int, needs: str | None = None) -> Callable[[Happening], Happening]:
+    """Enter a function of any module into ACCIDENTS, under its name in words; `needs` is one of what World.offers."""
 
     def enter(run: Happening) -> Happening:
         name = run.__name__.replace("_", " ")
@@ -51,7 +51,7 @@ def any_accident(world: World, choice: random.Random) -> None:
     chosen.run(world, choice)
 
 
-def _some_operations(world: World, choice: random.Random, most: int = 3) -> None:
+def some_operations(world: World, choice: random.Random, most: int = 3) -> None:
     for _ in range(choice.randint(1, most)):
         any_operation(world, choice)
 
@@ -60,21 +60,21 @@ def _during_operations(world: World, choice: random.Random, strike: Callable[[],
     """Let it strike at a random time while PBS works."""
     timer = threading.Timer(choice.uniform(0, longest), strike)
     timer.start()
-    _some_operations(world, choice)
+    some_operations(world, choice)
     timer.join()
 
 
 # -- kills -------------------------------------------------------------------------------------------------
 
 
-@_accident(weight=6)
+@accident(weight=6)
 def kill_uploader(world: World, choice: random.Random) -> None:
     """PBS must not notice."""
     _during_operations(world, choice, world.mirror.kill_uploader)
     world.statistics.count_fault("kill -9 of the uploader")
 
 
-@_accident(weight=5)
+@accident(weight=5)
 def kill_filesystem_process(world: World, choice: random.Random) -> None:
     """What was answered is kept; PBS goes on without a mirror for a while, or not."""
     _during_operations(world, choice, world.kill_mount)
@@ -82,7 +82,7 @@ def kill_filesystem_process(world: World, choice: random.Random) -> None:
     _come_back(world, choice)
 
 
-@_accident(weight=4)
+@accident(weight=4)
 def kill_both_processes(world: World, choice: random.Random) -> None:
     """As the kernel does when memory is short."""
 
@@ -98,11 +98,11 @@ def kill_both_processes(world: World, choice: random.Random) -> None:
 def _come_back(world: World, choice: random.Random) -> None:
     if choice.random() < 0.3:
         with world.without_mirror():
-            _some_operations(world, choice)
+            some_operations(world, choice)
     world.mount()
 
 
-@_accident(weight=4, needs="store process")
+@accident(weight=4, needs="store process")
 def kill_store(world: World, choice: random.Random) -> None:
     """The store dies, and comes back with all that it has acknowledged."""
 
@@ -110,12 +110,12 @@ def kill_store(world: World, choice: random.Random) -> None:
         world.store.kill()
 
     _during_operations(world, choice, strike)
-    _some_operations(world, choice)
+    some_operations(world, choice)
     world.store.restart()
     world.statistics.count_fault("kill -9 of the store")
 
 
-@_accident(weight=16)
+@accident(weight=16)
 def kill_at_a_step(world: World, choice: random.Random) -> None:
     """A process dies at a named step; the step may come now, later or never."""
     world.disarm_step()
@@ -127,18 +127,18 @@ def kill_at_a_step(world: World, choice: random.Random) -> None:
         mount_again(world)
     elif how < 0.5:
         lose_the_state(world, choice.choice(("state", "journal")), choice.choice(("deleted", "damaged")), choice)
-    _some_operations(world, choice)
+    some_operations(world, choice)
     world.mount()
 
 
 # -- ordinary life -----------------------------------------------------------------------------------------
 
 
-@_accident(weight=3)
+@accident(weight=3)
 def unmounted_for_a_while(world: World, choice: random.Random) -> None:
     """PBS works on the plain directory; the next mount finds what has changed."""
     with world.without_mirror():
-        _some_operations(world, choice)
+        some_operations(world, choice)
     world.statistics.count_fault("changes while not mounted")
 
 
@@ -148,30 +148,32 @@ def mount_again(world: World) -> None:
         pass
 
 
-@_accident(weight=3)
+@accident(weight=3)
 def state_lost(world: World, choice: random.Random) -> None:
     """State or journal are deleted, or are not what they were; they are rebuilt from datastore and bucket."""
     lose_the_state(world, choice.choice(("state", "journal")), choice.choice(("deleted", "damaged")), choice)
-    _some_operations(world, choice)
+    some_operations(world, choice)
 
 
 def lose_the_state(world: World, part: str, how: str, choice: random.Random) -> None:
     """Delete or overwrite one of the two databases while nothing is mounted, and mount again."""
     with world.without_mirror():
+        world.let_late_requests_end()
         directory = world.mirror.state / part
         if how == "deleted":
             shutil.rmtree(directory, ignore_errors=True)
         elif (directory / "data.mdb").exists():
             with open(directory / "data.mdb", "r+b") as file:
                 file.write(choice.randbytes(64 * 1024))
+        world.administrator.forget()
     world.statistics.count_fault(f"{part} {how}")
 
 
-@_accident(weight=2)
+@accident(weight=2)
 def older_state(world: World, choice: random.Random) -> None:
     """The state directory is an old copy, as after the system disk was restored from its own backup."""
     put_an_older_state_back(world, choice)
-    _some_operations(world, choice)
+    some_operations(world, choice)
     world.settle()
     put_an_older_state_back(world, choice)
 
@@ -180,48 +182,50 @@ def put_an_older_state_back(world: World, choice: random.Random) -> None:
     """Copy the state directory away, or if that has been done, put the copy back; and mount again."""
     with world.without_mirror():
         if world.older_state.exists():
+            world.let_late_requests_end()
             shutil.rmtree(world.mirror.state)
             shutil.copytree(world.older_state, world.mirror.state)
             shutil.rmtree(world.older_state)
+            world.administrator.forget()
             world.statistics.count_fault("state directory put back from an old copy")
         else:
             shutil.copytree(world.mirror.state, world.older_state, ignore=shutil.ignore_patterns("*.socket", "*.sock"))
         if choice.random() < 0.3:
-            _some_operations(world, choice)
+            some_operations(world, choice)
 
 
 # -- the store ---------------------------------------------------------------------------------------------
 
 
-@_accident(weight=14, needs="proxy")
+@accident(weight=14, needs="proxy")
 def storm_in_the_store(world: World, choice: random.Random) -> None:
     """Every request may meet any fault; a storm lasts until the next quiet."""
     world.proxy.storm(choice.randrange(2**31), probability=choice.choice((0.05, 0.2, 0.5)), longest_delay=1.5)
-    _some_operations(world, choice, 5)
+    some_operations(world, choice, 5)
 
 
-@_accident(weight=2, needs="proxy")
+@accident(weight=2, needs="proxy")
 def quiet_again(world: World, choice: random.Random) -> None:
     """Storms end."""
     world.quieten_store()
-    _some_operations(world, choice)
+    some_operations(world, choice)
 
 
-@_accident(weight=1, needs="proxy")
+@accident(weight=1, needs="proxy")
 def long_latency(world: World, choice: random.Random) -> None:
     """A few requests take up to half a minute."""
     world.proxy.delay(choice.uniform(10, 30), times=choice.randint(1, 3))
-    _some_operations(world, choice)
+    some_operations(world, choice)
     world.statistics.count_fault("store: latency of up to 30 s")
 
 
-@_accident(weight=2, needs="proxy")
+@accident(weight=2, needs="proxy")
 def forbidden_for_an_hour(world: World, choice: random.Random) -> None:
     """The keys are refused; by the mirror's clock for an hour."""
     rule = world.proxy.answer(403, "AccessDenied")
-    _some_operations(world, choice)
+    some_operations(world, choice)
     world.clock.jump_to(_HOUR)
-    _some_operations(world, choice)
+    some_operations(world, choice)
     rule.release()
     world.clock.set_right()
     world.statistics.count_fault("store: 403 for an hour")
@@ -230,28 +234,28 @@ def forbidden_for_an_hour(world: World, choice: random.Random) -> None:
 # -- disks -------------------------------------------------------------------------------------------------
 
 
-@_accident(weight=3)
+@accident(weight=3)
 def datastore_disk_full(world: World, choice: random.Random) -> None:
     """Backups fail with ENOSPC, as they do without a mirror; then there is room again."""
     with world.trouble("the datastore's disk is full"):
         world.data_disk.fill(leave=choice.choice((0, 0, 100_000)))
-        _some_operations(world, choice)
+        some_operations(world, choice)
         world.data_disk.free()
     world.statistics.count_fault("datastore's disk full")
     world.resolve()
 
 
-@_accident(weight=3)
+@accident(weight=3)
 def state_disk_full(world: World, choice: random.Random) -> None:
     """PBS must not notice that the mirror cannot write its journal."""
     world.state_disk.fill()
-    _some_operations(world, choice, 2)
+    some_operations(world, choice, 2)
     with world.uploader_stopped():
         make_foreign_files(world, _FILES_BEYOND_FREE_PAGES)
-    _some_operations(world, choice)
+    some_operations(world, choice)
     world.state_disk.free()
     world.statistics.count_fault("state directory's disk full")
-    _some_operations(world, choice)
+    some_operations(world, choice)
     remove_foreign_files(world)
 
 
@@ -273,7 +277,7 @@ def remove_foreign_files(world: World) -> None:
         shutil.rmtree(world.backing / ("d" * 250), ignore_errors=True)
 
 
-@_accident(weight=3)
+@accident(weight=3)
 def unreadable_chunk(world: World, choice: random.Random) -> None:
     """EIO for one chunk that is just to be sent; the rest goes on."""
     with world.trouble("a chunk cannot be read"):
@@ -284,10 +288,10 @@ def unreadable_chunk(world: World, choice: random.Random) -> None:
             if not chunks:
                 return
             world.data_disk.fail_reads_of(world.backing / chunk_path(choice.choice(chunks)))
-        _some_operations(world, choice)
+        some_operations(world, choice)
         if choice.random() < 0.5:
             world.mirror.kill_uploader()
-        _some_operations(world, choice)
+        some_operations(world, choice)
         world.data_disk.heal_reads()
     world.statistics.count_fault("EIO from a chunk file")
 
@@ -296,43 +300,43 @@ def _chunks(world: World) -> list[str]:
     return sorted({digest for found in world.look().finished.values() for digest in found.chunks})
 
 
-@_accident(weight=2)
+@accident(weight=2)
 def slow_disk(world: World, choice: random.Random) -> None:
     """Each request to the datastore's disk takes its time."""
     world.data_disk.slow_down(choice.uniform(0.01, 0.1))
-    _some_operations(world, choice)
+    some_operations(world, choice)
     world.data_disk.speed_up()
     world.statistics.count_fault("slow datastore's disk")
 
 
-@_accident(weight=3)
+@accident(weight=3)
 def bit_rot(world: World, choice: random.Random) -> None:
     """A chunk changes on the disk and nobody has noticed."""
     snapshots = sorted(world.model.snapshots)
     if snapshots:
         rot_a_chunk(world, choice, choice.choice(snapshots))
-    _some_operations(world, choice)
+    some_operations(world, choice)
 
 
 # -- clock and power ---------------------------------------------------------------------------------------
 
 
-@_accident(weight=3)
+@accident(weight=3)
 def clock_jump(world: World, choice: random.Random) -> None:
     """The clock of the mirror's machine is wrong, by seconds or by years."""
     world.clock.jump_to(choice.choice((-1, 1)) * choice.choice((3.0, 400.0, 7200.0, 86400.0 * 400)))
-    _some_operations(world, choice)
+    some_operations(world, choice)
     if choice.random() < 0.5:
         mount_again(world)
-        _some_operations(world, choice)
+        some_operations(world, choice)
     world.clock.set_right()
     world.statistics.count_fault("clock jump")
 
 
-@_accident(weight=8)
+@accident(weight=8)
 def power_cut(world: World, choice: random.Random) -> None:
     """Power goes right after a backup has been answered, or at any time."""
-    _some_operations(world, choice)
+    some_operations(world, choice)
     if choice.random() < 0.5:
         run_backup(world, choice, on_answer=world.lose_power)
     else:

@@ -5,8 +5,9 @@ How it tells a broken promise from a change under way. A bucket cannot be read a
 go while it is being read. P1 speaks of every instant at which a manifest stands in the bucket. So the auditor looks
 for an absence enclosed by two sightings of the same manifest:
 
-1. It lists `.cnt`: these are the first sightings. It reads the manifests, and only then lists the chunks, and `.cnt`
-   again. A manifest that is gone from or other in the second listing is left to the next audit.
+1. It lists `.cnt` (and the deleted snapshots): these are the first sightings. It reads the manifests, and only then
+   lists the chunks, and `.cnt` again. A manifest that is gone from or other in the second listing is left to the next
+   audit.
 2. What a manifest needs and the later listing lacks is only suspected. It is looked for directly: HEAD the manifest,
    HEAD the object, HEAD the object again, HEAD the manifest. Only if both sightings of the manifest show the very
    same version (ETag, size and time) is anything concluded: when the snapshot is being unpublished, its manifest
@@ -19,6 +20,9 @@ for an absence enclosed by two sightings of the same manifest:
 Where listings are declared to lag (`listings_lag`), they prove neither presence nor absence: the chunks of each version
 of a manifest are looked for directly once, and only what is seen to be absent is reported.
 
+All this holds for deleted snapshots that are kept (`.mirrorfs/deleted/`) as for published ones: they have
+manifests too.
+
 P5: the auditor remembers the last audit. A chunk that stood there then, is gone now (also when it is back by the time
 it is looked for), and was referenced all the time by a manifest of one version, was deleted against the promise. That
 a chunk was put again is no such proof: another compression of it replaces the object.
@@ -30,6 +34,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +45,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tests.harness import formats
 from tests.harness.bucket import Bucket, ObjectVersion
 from tests.harness.convergence import CONTENT, DatastoreComparison, Listings, quarantine_violations
+from tests.harness.deleted import (
+    DELETED,
+    RECORD_NAME,
+    DeletedComparison,
+    DeletedCopy,
+    Grace,
+    is_deleted_key,
+    names_by_snapshot,
+)
 from tests.harness.findings import AuditCounts, Violation
 from tests.harness.formats import MANIFEST_NAME, ManifestFile
 from tests.harness.names import chunk_path
@@ -64,12 +78,14 @@ _MOST_VIOLATIONS = 10_000
 @dataclass(slots=True)
 class _Past:
     """What earlier audits leave to this one: the last complete listings, and, in all audits, which manifests' chunks
-    were looked for directly, which chunks were seen good (as bytes), and which damaged snapshots were unpublished."""
+    were looked for directly, which chunks were seen good (as bytes), which damaged snapshots were unpublished, and when
+    which snapshot was last seen published (Unix time)."""
 
     listings: Listings = field(default_factory=Listings)
     looked_for: set[tuple[str, str]] = field(default_factory=set)
     seen_good: set[bytes] = field(default_factory=set)
     unpublished: dict[str, object] = field(default_factory=dict)
+    seen_published: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +139,9 @@ class Auditor:
         with self._one_at_a_time, ThreadPoolExecutor(self._threads) as pool:
             return self._audit_bucket(self._take_listings(pool), pool)
 
-    def audit_datastore(self, path: str | os.PathLike[str]) -> list[Violation]:
+    def audit_datastore(self, path: str | os.PathLike[str], grace: Grace | None = None) -> list[Violation]:
         """Everything, against a datastore's directory (the mount or what is behind it). For quiet times: what has not
-        been carried over yet is a violation of P2.
+        been carried over yet is a violation of P2. `grace` says which deleted snapshots are to be kept.
 
         A snapshot that is damaged in the datastore may be in the bucket (from better days) or not.
         """
@@ -139,7 +155,22 @@ class Auditor:
                 )
                 violations += comparison.run(pool)
                 violations += comparison.published_in_spite_of_damage(self._past.unpublished)
+            copies = tuple(self._deleted_copies(listings))
+            violations += DeletedComparison(self.bucket, copies, datastore, self._past.seen_published, grace).run()
             return violations + self._audit_quarantine(datastore)
+
+    def _deleted_copies(self, listings: Listings) -> Iterator[DeletedCopy]:
+        for path, names in names_by_snapshot(filter(is_deleted_key, listings.content)).items():
+            manifest, record = f"{DELETED}{path}/{MANIFEST_NAME}", f"{DELETED}{path}/{RECORD_NAME}"
+            listed = self._reader.manifest(manifest, listings.content[manifest]) if MANIFEST_NAME in names else None
+            checked = self._reader.file(record, listings.content[record]) if RECORD_NAME in names else None
+            files = None if listed is None or isinstance(listed, str) else tuple(file.name for file in listed)
+            yield DeletedCopy(path, names, files, None if checked is None else checked.deletion)
+
+    def deleted_snapshots(self) -> set[str]:
+        """The paths of the deleted snapshots that are kept in the bucket now."""
+        manifest = f"/{MANIFEST_NAME}"
+        return {key[len(DELETED) : -len(manifest)] for key in self.bucket.list(DELETED) if key.endswith(manifest)}
 
     def audit_quarantine(self, path: str | os.PathLike[str]) -> list[Violation]:
         """P5 alone: what a datastore's snapshots need, has quarantined (.bad) and was seen good in the bucket, must
@@ -158,10 +189,14 @@ class Auditor:
     # -- one audit -----------------------------------------------------------------------------------------
 
     def _take_listings(self, pool: ThreadPoolExecutor) -> Listings:
-        before = self.bucket.list(CONTENT)
+        taken_at = time.time()
+        before = self._list_content()
         manifests = [key for key in before if key.endswith(f"/{MANIFEST_NAME}")]
         list(pool.map(lambda key: self._reader.manifest(key, before[key]), manifests))
-        return Listings(before, self.bucket.list(_CHUNKS), self.bucket.list(CONTENT))
+        return Listings(before, self.bucket.list(_CHUNKS), self._list_content(), taken_at)
+
+    def _list_content(self) -> dict[str, ObjectVersion]:
+        return self.bucket.list(CONTENT) | self.bucket.list(DELETED)
 
     def _audit_bucket(self, listings: Listings, pool: ThreadPoolExecutor) -> list[Violation]:
         self.counts.audits += 1
@@ -191,6 +226,11 @@ class Auditor:
             for key, version in listings.chunks.items()
             if version.size >= _SMALLEST_CHUNK and key not in damaged and CHUNK_KEY.match(key)
         )
+        past.seen_published.update(
+            (key[len(CONTENT) :].rpartition("/")[0], listings.taken_at)
+            for key in versions
+            if key.startswith(CONTENT) and key.endswith(f"/{MANIFEST_NAME}")
+        )
         past.listings = listings
 
     def _audit_manifest(self, key: str, listings: Listings, chunks: _Chunks) -> list[Violation]:
@@ -201,7 +241,7 @@ class Auditor:
             return []
         if isinstance(listed, str):
             return [Violation("P1", key, listed)] if self._manifest_is_still(key, listings) else []
-        violations: list[Violation] = []
+        violations = [*self._audit_record(key, listings)] if is_deleted_key(key) else []
         digests: frozenset[str] = frozenset()
         for file in listed:
             found, named = self._audit_file(key, file, listings)
@@ -211,6 +251,18 @@ class Auditor:
             self.counts.files += len(listed)
             self.counts.chunk_references += len(digests)
         return [*violations, *self._audit_references(key, digests, chunks, listings)]
+
+    def _audit_record(self, manifest_key: str, listings: Listings) -> Iterator[Violation]:
+        """What says since when and until when a deleted snapshot is kept is as needed as the snapshot's own files."""
+        key = f"{manifest_key.rpartition('/')[0]}/{RECORD_NAME}"
+        version = listings.content.get(key)
+        checked = self._reader.file(key, version) if version is not None else None
+        if checked is None:
+            yield from self._confirm_absence(manifest_key, key, listings)
+        elif checked.problem is not None:
+            again = self._reader.fresh_file(key)
+            if again is not None and again.problem is not None and self._manifest_is_still(manifest_key, listings):
+                yield Violation("P1", key, again.problem)
 
     def _audit_file(
         self, manifest_key: str, listed: ManifestFile, listings: Listings
@@ -390,6 +442,7 @@ def audit_until_converged(
     path: str | os.PathLike[str],
     *,
     timeout_seconds: float,
+    grace: Grace | None = None,
     pause_seconds: float = 0.25,
     on_sample: Callable[[list[Violation]], None] | None = None,
 ) -> list[Violation]:
@@ -403,7 +456,7 @@ def audit_until_converged(
         while True:
             is_last = over.is_set()
             try:
-                violations = auditor.audit_datastore(path)
+                violations = auditor.audit_datastore(path, grace)
             except (ClientError, BotoCoreError):
                 if is_last:
                     raise

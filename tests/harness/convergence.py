@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.harness.bucket import ObjectVersion
+from tests.harness.deleted import without_deleted
 from tests.harness.findings import Violation
 from tests.harness.formats import MANIFEST_NAME
 from tests.harness.names import chunk_path, namespace_path, parse_snapshot_path
@@ -22,11 +23,13 @@ _OUTSIDE_CONTENT = (".chunks/", ".mirrorfs/", ".in-use")
 
 @dataclass(frozen=True, slots=True)
 class Listings:
-    """Listings in the order in which they were taken: .cnt, chunks, .cnt again."""
+    """Listings in the order in which they were taken: content, chunks, content again. Content is what stands below .cnt
+    and the deleted snapshots that are kept. `taken_at` is before the first (Unix time)."""
 
     content_before: dict[str, ObjectVersion] = field(default_factory=dict)
     chunks: dict[str, ObjectVersion] = field(default_factory=dict)
     content: dict[str, ObjectVersion] = field(default_factory=dict)
+    taken_at: float = 0.0
 
     def manifests(self) -> Iterator[str]:
         """Those that stood unchanged from the first to the last listing."""
@@ -53,6 +56,7 @@ class DatastoreComparison:
         listings_lag: bool,
     ) -> None:
         self._reader, self._bucket, self._listings = reader, reader.bucket, listings
+        self._content = without_deleted(listings.content)
         self._datastore, self._inspector = datastore, inspector
         self._deep, self._listings_lag = deep, listings_lag
 
@@ -68,7 +72,7 @@ class DatastoreComparison:
     # -- below .cnt ----------------------------------------------------------------------------------------
 
     def _audit_content(self, pool: ThreadPoolExecutor) -> list[Violation]:
-        datastore, listed = self._datastore, self._listings.content
+        datastore, listed = self._datastore, self._content
         required = _required_files(datastore)
         markers = {f"{CONTENT}{namespace_path(namespace)}/.namespace" for namespace in datastore.namespaces}
         allowed = {f"{CONTENT}{path}" for group in datastore.groups for path in datastore.group_paths(group)}
@@ -82,14 +86,14 @@ class DatastoreComparison:
 
     def _audit_markers(self, markers: set[str]) -> Iterator[Violation]:
         for key in sorted(markers):
-            version = self._version(key, self._listings.content.get(key))
+            version = self._version(key, self._content.get(key))
             if version is None:
                 yield Violation("P2", key, "the namespace is in the datastore and its marker is not in the bucket")
             elif version.size != 0:
                 yield Violation("P2", key, f"a namespace marker is empty; this one has {version.size} bytes")
 
     def _differs(self, key: str, required: Container[str]) -> Violation | None:
-        version = self._version(key, self._listings.content.get(key))
+        version = self._version(key, self._content.get(key))
         if version is None:
             return Violation("P2", key, "is in the datastore and not in the bucket") if key in required else None
         try:
@@ -111,7 +115,7 @@ class DatastoreComparison:
     # -- chunks --------------------------------------------------------------------------------------------
 
     def _audit_chunk_set(self, pool: ThreadPoolExecutor) -> Iterable[Violation]:
-        published = self._published_digests()
+        published = self._needed_digests()
         local = dict(self._inspector.sizes())
         self._inspector.forget_all_but(local)
         held = published | local.keys() | self._datastore.quarantined
@@ -121,7 +125,7 @@ class DatastoreComparison:
             if match is None:
                 violations.append(Violation("P2", key, "no chunk has this name"))
             elif match.group(2) not in held and self._bucket.head(key) is not None:
-                sentence = "no published snapshot references it and the datastore does not hold it"
+                sentence = "no published or kept snapshot references it and the datastore does not hold it"
                 violations.append(Violation("P2", key, sentence))
         suspicious = [digest for digest in local if self._deep or self._chunk_deviates(digest, local[digest])]
         compared = pool.map(self._chunk_difference, suspicious)
@@ -152,7 +156,8 @@ class DatastoreComparison:
             return Violation("P2", key, "has other bytes than the datastore's chunk")
         return None
 
-    def _published_digests(self) -> set[str]:
+    def _needed_digests(self) -> set[str]:
+        """Those of published snapshots and of deleted ones that are kept."""
         digests: set[str] = set()
         for key in self._listings.manifests():
             listed = self._reader.manifest(key, self._listings.content[key])

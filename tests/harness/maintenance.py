@@ -193,6 +193,19 @@ def move_group(store: Store, group: GroupName, target: GroupName) -> None:
         store.calls.rename("move", store.at(group.path), store.at(target.path))
 
 
+def move_snapshot(store: Store, snapshot: SnapshotName, target: GroupName) -> SnapshotName:
+    """A rename of one snapshot's directory into another group, which is there. No server does this by itself; an
+    administrator may. Raises BackupRefused."""
+    destination = SnapshotName(target, snapshot.time)
+    with store.calls.closing("move", _lock(store, snapshot.path)):
+        if store.calls.stat("move", store.at(target.path)) is None:
+            raise BackupRefused(f"there is no group {target.path}")
+        if store.calls.stat("move", store.at(destination.path)) is not None:
+            raise BackupRefused(f"{destination.path} exists")
+        store.calls.rename("move", store.at(snapshot.path), store.at(destination.path))
+    return destination
+
+
 def move_namespace(store: Store, namespace: str, target: str) -> None:
     """A rename of the namespace's whole tree. Raises BackupRefused, and ValueError for a malformed name."""
     if not is_namespace(target):

@@ -26,12 +26,13 @@ class Mirror:
     url: str
     endpoint_url: str
     environment: dict[str, str]
+    mount_options: tuple[str, ...] = ()
 
     def mount(self, *options: str) -> str | None:
         """Mount over the datastore."""
         return self._run(
             "mount", str(self.datastore), "--to", self.url, "--state-dir", str(self.state), "--retry-ceiling", "1",
-            *self._store_options(), *options,
+            *self._store_options(), *self.mount_options, *options,
         )  # fmt: skip
 
     def umount(self) -> str | None:
@@ -46,9 +47,19 @@ class Mirror:
         """Have datastore and bucket compared."""
         return self._run("reconcile", str(self.datastore), *options, timeout=240)
 
-    def restore(self, target: Path) -> str | None:
+    def approve_removals(self) -> str | None:
+        """Approve of all removals that are held."""
+        return self._run("retention", "approve", str(self.datastore))
+
+    def restore(self, target: Path, *options: str) -> str | None:
         """Rebuild a datastore from the bucket."""
-        return self._run("restore", self.url, str(target), *self._store_options(), timeout=180)
+        return self._run("restore", self.url, str(target), *self._store_options(), *options, timeout=180)
+
+    def deleted_snapshots(self) -> dict[str, dict[str, Any]]:
+        """What `snapshots --deleted --json` lists, by path; empty when it fails."""
+        done = self._execute(["snapshots", self.url, "--deleted", "--json", *self._store_options()], _COMMAND_SECONDS)
+        answer: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"snapshots": []}
+        return {snapshot["path"]: snapshot for snapshot in answer["snapshots"]}
 
     def status(self) -> dict[str, Any]:
         """What `status --json` tells; empty when nobody answers."""

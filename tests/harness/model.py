@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.harness.backup import WrittenSnapshot
+from tests.harness.departures import Departures
 from tests.harness.formats import MANIFEST_NAME
-from tests.harness.names import namespace_path
+from tests.harness.names import is_below, namespace_path
 from tests.harness.scan import FoundDatastore, FoundSnapshot, file_sha256
 
 
@@ -41,13 +42,14 @@ class Model:
     unsynced_moves: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rotten: set[str] = field(default_factory=set)
     healed: set[str] = field(default_factory=set)
+    departures: Departures = field(default_factory=Departures)
 
     # -- what happened -------------------------------------------------------------------------------------
 
     def wrote(self, written: WrittenSnapshot) -> None:
         """A backup was finished: all that was done before is durable, since that is what syncfs means to PBS."""
         files = {file.listed.name: file.sha256 for file in written.files}
-        self.snapshots[written.path] = HeldSnapshot(files).with_manifest(written.manifest)
+        self._came(written.path, HeldSnapshot(files).with_manifest(written.manifest))
         self.healed |= written.inserted
         self.synced()
 
@@ -55,9 +57,14 @@ class Model:
         """A snapshot came to be in a way that tells no content: take it from the disk."""
         directory = root / snapshot.name.path
         files = {name: file_sha256(directory / name) for name in (*snapshot.files, MANIFEST_NAME)}
-        self.snapshots[snapshot.name.path] = HeldSnapshot(
-            files, (directory / ".protected").exists(), (directory / "client.log.blob").exists()
-        )
+        held = HeldSnapshot(files, (directory / ".protected").exists(), (directory / "client.log.blob").exists())
+        self._came(snapshot.name.path, held)
+
+    def _came(self, path: str, held: HeldSnapshot) -> None:
+        before = self.snapshots.get(path)
+        self.snapshots[path] = held
+        if before is None or before.files != held.files:
+            self.departures.came(path)
 
     def changed_manifest(self, path: str, raw: bytes) -> None:
         """A manifest was replaced, which is answered only when it is durable."""
@@ -78,18 +85,20 @@ class Model:
         """A snapshot, group or namespace is gone."""
         for path in self.below(scope):
             del self.snapshots[path]
-        self.namespaces = {name for name in self.namespaces if not _is_below(namespace_path(name), scope)}
+            self.departures.left(path)
+        self.namespaces = {name for name in self.namespaces if not is_below(namespace_path(name), scope)}
         self.unsynced.add(scope)
 
     def moved(self, old: str, new: str) -> None:
         """A tree has got another name."""
         for path in self.below(old):
             target = new + path[len(old) :]
-            self.snapshots[target] = self.snapshots.pop(path)
+            self._came(target, self.snapshots.pop(path))
+            self.departures.left(path)
             self.unsynced_moves[target] = (*self.unsynced_moves.pop(path, ()), path)
         for name in sorted(self.namespaces):
             path = namespace_path(name)
-            if _is_below(path, old):
+            if is_below(path, old):
                 self.namespaces.discard(name)
                 self.namespaces.add("/".join((new + path[len(old) :]).split("/")[1::2]))
         self.unsynced |= {old, new}
@@ -116,7 +125,11 @@ class Model:
 
     def below(self, scope: str) -> list[str]:
         """The snapshots that are `scope` or stand below it."""
-        return sorted(path for path in self.snapshots if _is_below(path, scope))
+        return sorted(path for path in self.snapshots if is_below(path, scope))
+
+    def is_open(self, path: str) -> bool:
+        """Whether an operation that was cut short leaves open what became of a snapshot."""
+        return any(is_below(path, scope) for scope in self.open_scopes)
 
     def groups(self) -> list[str]:
         """The paths of all groups with snapshots."""
@@ -135,15 +148,16 @@ class Model:
 
     def _take(self, found: FoundDatastore, scope: str) -> None:
         for path in self.below(scope):
-            if path not in found.damaged:
+            if path not in found.damaged and path not in found.finished:
                 del self.snapshots[path]
+                self.departures.left_some_time(path)
         for path, snapshot in found.finished.items():
-            if _is_below(path, scope):
+            if is_below(path, scope):
                 self.found(found.root, snapshot)
         # Whether a damaged snapshot was there before cannot be told until its chunks are good again.
-        self.open_scopes |= {path for path in found.damaged if _is_below(path, scope) and path not in self.snapshots}
-        kept = {name for name in self.namespaces if not _is_below(namespace_path(name), scope)}
-        there = {name for name in found.namespaces if _is_below(namespace_path(name), scope)}
+        self.open_scopes |= {path for path in found.damaged if is_below(path, scope) and path not in self.snapshots}
+        kept = {name for name in self.namespaces if not is_below(namespace_path(name), scope)}
+        there = {name for name in found.namespaces if is_below(namespace_path(name), scope)}
         self.namespaces = kept | there
 
     def _lost_in_moves(self, found: FoundDatastore) -> Iterable[str]:
@@ -181,7 +195,3 @@ def _file_differences(directory: Path, path: str, held: HeldSnapshot) -> Iterabl
         yield f"{path} is {'not ' if held.is_protected else ''}protected on the disk"
     if held.has_log and not (directory / "client.log.blob").exists():
         yield f"{path}/client.log.blob is gone from the disk"
-
-
-def _is_below(path: str, scope: str) -> bool:
-    return not scope or path == scope or path.startswith(f"{scope}/")

@@ -37,6 +37,11 @@ def chunk_path(digest: str) -> str:
     return f".chunks/{digest[:4]}/{digest}"
 
 
+def is_below(path: str, scope: str) -> bool:
+    """Whether a path is a scope (a snapshot, group or namespace) or lies in it; the empty scope is everything."""
+    return not scope or path == scope or path.startswith(f"{scope}/")
+
+
 def temporary_stem(final_name: str) -> str:
     """What mkostemp's suffix is put behind: the name without its last extension (index.json.blob -> index.json)."""
     return os.path.splitext(final_name)[0]

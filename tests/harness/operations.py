@@ -13,6 +13,7 @@ from typing import get_args
 
 from tests.harness.backup import AbortStage
 from tests.harness.content import ArchivePlan, BackupPlan, BlobPlan, ImagePlan
+from tests.harness.formats import decode_blob, encode_blob
 from tests.harness.maintenance import UnlinkOrder
 from tests.harness.names import GroupName, chunk_path, namespace_path, parse_snapshot_path
 from tests.harness.world import World
@@ -39,10 +40,10 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def _operation(
+def operation(
     weight: int,
 ) -> Callable[[Callable[[World, random.Random], None]], Callable[[World, random.Random], None]]:
-    """Enter a function into OPERATIONS, under its name in words."""
+    """Enter a function into OPERATIONS, under its name in words; any module may."""
 
     def enter(run: Callable[[World, random.Random], None]) -> Callable[[World, random.Random], None]:
         name = run.__name__.replace("_", " ")
@@ -125,7 +126,7 @@ def _back_up(world: World, chosen: _BackupChoice, on_answer: Callable[[], None] 
     return sum(file.listed.size for file in written.files)
 
 
-@_operation(weight=30)
+@operation(weight=30)
 def backup(world: World, choice: random.Random) -> None:
     """Back a group up, in full or incrementally."""
     run_backup(world, choice)
@@ -138,7 +139,7 @@ def run_backup(world: World, choice: random.Random, on_answer: Callable[[], None
     return world.perform("backup", [chosen.group_path], lambda: _back_up(world, chosen, on_answer))
 
 
-@_operation(weight=6)
+@operation(weight=6)
 def several_backups_at_once(world: World, choice: random.Random) -> None:
     """Back different groups up at the same time, each with a writer of its own."""
     groups = choice.sample(_GROUPS, choice.randint(2, 4))
@@ -154,7 +155,7 @@ def _one_of_several(world: World, chosen: _BackupChoice) -> None:
     world.perform("backup beside others", [chosen.group_path], lambda: _back_up(world, chosen))
 
 
-@_operation(weight=6)
+@operation(weight=6)
 def aborted_backup(world: World, choice: random.Random) -> None:
     """A backup whose client goes away while indexing, or between the two manifests."""
     chosen = _choose_backup(world, choice)
@@ -171,23 +172,25 @@ def aborted_backup(world: World, choice: random.Random) -> None:
             data=chosen.data,
         )
 
+    # Between its manifests it may have been published, and have been removed again.
+    world.model.departures.open(chosen.group_path)
     world.perform(f"backup aborted {stage}", [chosen.group_path], work)
 
 
-def _any_snapshot(world: World, choice: random.Random) -> str | None:
+def any_snapshot(world: World, choice: random.Random) -> str | None:
     snapshots = sorted(world.model.snapshots)
     return choice.choice(snapshots) if snapshots else None
 
 
-def _any_group(world: World, choice: random.Random) -> GroupName | None:
-    path = _any_snapshot(world, choice)
+def any_group(world: World, choice: random.Random) -> GroupName | None:
+    path = any_snapshot(world, choice)
     return None if path is None else parse_snapshot_path(path).group
 
 
-@_operation(weight=6)
+@operation(weight=6)
 def notes(world: World, choice: random.Random) -> None:
     """Set a snapshot's notes or its verify state: a replaced manifest."""
-    path = _any_snapshot(world, choice)
+    path = any_snapshot(world, choice)
     if path is None:
         return
     number = choice.randrange(_LARGEST_NUMBER)
@@ -201,10 +204,10 @@ def notes(world: World, choice: random.Random) -> None:
     world.perform("notes" if number % 2 else "verify state", [path], work)
 
 
-@_operation(weight=4)
+@operation(weight=4)
 def protection(world: World, choice: random.Random) -> None:
     """Protect a snapshot, or end it."""
-    path = _any_snapshot(world, choice)
+    path = any_snapshot(world, choice)
     if path is None:
         return
     protect = choice.random() < 0.4
@@ -216,10 +219,10 @@ def protection(world: World, choice: random.Random) -> None:
     world.perform("protect" if protect else "unprotect", [path], work)
 
 
-@_operation(weight=4)
+@operation(weight=4)
 def client_log(world: World, choice: random.Random) -> None:
     """Add the client's log after the finish."""
-    path = _any_snapshot(world, choice)
+    path = any_snapshot(world, choice)
     if path is None or world.model.snapshots[path].has_log:
         return
     text = choice.randbytes(choice.randint(0, 2000))
@@ -231,10 +234,10 @@ def client_log(world: World, choice: random.Random) -> None:
     world.perform("client log", [path], work)
 
 
-@_operation(weight=3)
+@operation(weight=3)
 def group_notes_or_owner(world: World, choice: random.Random) -> None:
     """Change what belongs to a group."""
-    group = _any_group(world, choice)
+    group = any_group(world, choice)
     if group is None:
         return
     number = choice.randrange(_LARGEST_NUMBER)
@@ -251,10 +254,10 @@ def group_notes_or_owner(world: World, choice: random.Random) -> None:
     world.perform("group notes" if number % 2 else "change of owner", [group.path], work)
 
 
-@_operation(weight=10)
+@operation(weight=10)
 def forget(world: World, choice: random.Random) -> None:
     """Forget a snapshot, its files in one of the orders."""
-    path = _any_snapshot(world, choice)
+    path = any_snapshot(world, choice)
     if path is None or world.model.snapshots[path].is_protected:
         return
     order = choice.choice(get_args(UnlinkOrder))
@@ -266,10 +269,10 @@ def forget(world: World, choice: random.Random) -> None:
     world.perform(f"forget, {order}", [path], work)
 
 
-@_operation(weight=4)
+@operation(weight=4)
 def prune(world: World, choice: random.Random) -> None:
     """Keep the last of a group."""
-    group = _any_group(world, choice)
+    group = any_group(world, choice)
     if group is None:
         return
     keep = choice.randint(1, 3)
@@ -282,10 +285,10 @@ def prune(world: World, choice: random.Random) -> None:
     world.perform("prune", [group.path], work)
 
 
-@_operation(weight=4)
+@operation(weight=4)
 def forget_group(world: World, choice: random.Random) -> None:
     """Remove a group with all that is in it."""
-    group = _any_group(world, choice)
+    group = any_group(world, choice)
     if group is None or any(world.model.snapshots[path].is_protected for path in world.model.below(group.path)):
         return
     order = choice.choice(get_args(UnlinkOrder))
@@ -298,7 +301,7 @@ def forget_group(world: World, choice: random.Random) -> None:
     world.perform("forget group", [group.path], work)
 
 
-@_operation(weight=5)
+@operation(weight=5)
 def make_namespace(world: World, choice: random.Random) -> None:
     """Make a namespace that is not there."""
     missing = [name for name in _NAMESPACES if name and name not in world.model.namespaces]
@@ -316,7 +319,7 @@ def make_namespace(world: World, choice: random.Random) -> None:
     world.perform("make namespace", [namespace_path(name.split("/")[0])], work)
 
 
-@_operation(weight=2)
+@operation(weight=2)
 def remove_namespace(world: World, choice: random.Random) -> None:
     """Remove a namespace with all groups in it."""
     if not world.model.namespaces:
@@ -335,10 +338,10 @@ def remove_namespace(world: World, choice: random.Random) -> None:
     world.perform("remove namespace", [path], work)
 
 
-@_operation(weight=3)
+@operation(weight=3)
 def move_group(world: World, choice: random.Random) -> None:
     """Rename a group's tree, within its namespace or into another."""
-    group = _any_group(world, choice)
+    group = any_group(world, choice)
     if group is None:
         return
     namespace = choice.choice(sorted({"", *world.model.namespaces}))
@@ -360,7 +363,7 @@ def move_group(world: World, choice: random.Random) -> None:
     world.perform("move group", [group.path, target], work)
 
 
-@_operation(weight=2)
+@operation(weight=2)
 def move_namespace(world: World, choice: random.Random) -> None:
     """Rename a namespace's tree."""
     tops = sorted(name for name in world.model.namespaces if "/" not in name)
@@ -377,7 +380,7 @@ def move_namespace(world: World, choice: random.Random) -> None:
     world.perform("move namespace", [namespace_path(name), namespace_path(target)], work)
 
 
-@_operation(weight=8)
+@operation(weight=8)
 def garbage_collection(world: World, choice: random.Random) -> None:
     """Touch every chunk that an index names and unlink every other."""
 
@@ -388,10 +391,10 @@ def garbage_collection(world: World, choice: random.Random) -> None:
     world.perform("garbage collection", [], work)
 
 
-@_operation(weight=3)
+@operation(weight=3)
 def rot_and_verify(world: World, choice: random.Random) -> None:
     """Let a chunk rot on the disk; verification renames it to .bad; a backup may bring it again later."""
-    path = _any_snapshot(world, choice)
+    path = any_snapshot(world, choice)
     if path is None:
         return
     digest = rot_a_chunk(world, choice, path)
@@ -405,7 +408,7 @@ def rot_and_verify(world: World, choice: random.Random) -> None:
 
     world.perform("verify that finds a corrupt chunk", [path], work)
     if choice.random() < 0.7:
-        bring_again(world, digest)
+        bring_again(world, digest, recompress=choice.random() < 0.5)
 
 
 def rot_a_chunk(world: World, choice: random.Random, path: str) -> str | None:
@@ -415,30 +418,54 @@ def rot_a_chunk(world: World, choice: random.Random, path: str) -> str | None:
         return None
     digest = choice.choice(sorted(snapshot.chunks))
     file = world.backing / chunk_path(digest)
-    world.keep_good_chunk(digest, file.read_bytes())
-    with open(file, "r+b") as chunk:
-        position = os.fstat(chunk.fileno()).st_size - 1
-        chunk.seek(position)
-        byte = chunk.read(1)
-        chunk.seek(position)
-        chunk.write(bytes([byte[0] ^ 0x55]))
+    try:
+        world.keep_good_chunk(digest, file.read_bytes())
+        _rot_last_byte(file)
+    except OSError:
+        if world.has_power:
+            raise
+        return None  # on a disk without power nothing rots
     world.model.rotten.add(digest)
     world.drop_cached_pages(chunk_path(digest))
     world.statistics.count_fault("bit rot in a chunk on the disk")
     return digest
 
 
-def bring_again(world: World, digest: str) -> None:
-    """What the next backup does about a quarantined chunk: it is inserted anew."""
+def _rot_last_byte(file: Path) -> None:
+    with open(file, "r+b") as chunk:
+        position = os.fstat(chunk.fileno()).st_size - 1
+        chunk.seek(position)
+        byte = chunk.read(1)
+        chunk.seek(position)
+        chunk.write(bytes([byte[0] ^ 0x55]))
+
+
+def bring_again(world: World, digest: str, *, recompress: bool = False) -> None:
+    """What the next backup does about a quarantined chunk: it is inserted anew, perhaps by a client that compresses
+    otherwise, so that the object in the bucket has to be replaced."""
+    raw = world.good_chunk(digest)
+    if recompress:
+        raw = compressed_otherwise(raw)
 
     def work() -> None:
-        world.pbs("insert_chunk", digest, world.good_chunk(digest))
+        world.pbs("insert_chunk", digest, raw)
         world.model.healed.add(digest)
 
-    world.perform("chunk uploaded again after quarantine", [], work)
+    kind = " with other bytes" if raw != world.good_chunk(digest) else ""
+    world.perform(f"chunk uploaded again after quarantine{kind}", [], work)
 
 
-@_operation(weight=5)
+def compressed_otherwise(raw: bytes) -> bytes:
+    """The same chunk, compressed if it was not, and the reverse; itself where that cannot be (encrypted, or too little
+    to be gained). Raises FormatError."""
+    content = decode_blob(raw).content
+    if content is None:
+        return raw
+    plain = encode_blob(content, compress=False)
+    return plain if plain != raw else encode_blob(content, compress=True)
+
+
+@operation(weight=5)
 def sync_job(world: World, choice: random.Random) -> None:
     """Pull snapshots from another datastore; some are here already and have changed there."""
     source = world.sync_source

@@ -11,11 +11,12 @@ from sys import intern
 
 from tests.harness import formats
 from tests.harness.bucket import Bucket, ObjectVersion
+from tests.harness.deleted import RECORD_NAME, Deletion, decode_deletion
 from tests.harness.findings import AuditCounts
 from tests.harness.formats import FormatError, ManifestFile
 
 CHUNK_KEY = re.compile(r"\.chunks/([0-9a-f]{4})/(\1[0-9a-f]{60})\Z")
-CHECKED_SUFFIXES = (".fidx", ".didx", ".blob")
+CHECKED_SUFFIXES = (".fidx", ".didx", ".blob", f"/{RECORD_NAME}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class CheckedFile:
     csum: str = ""
     size: int = 0
     problem: str | None = None
+    deletion: Deletion | None = None
 
     def disagreement(self, listed: ManifestFile) -> str | None:
         """What is wrong with the file if a manifest lists it so, or None."""
@@ -147,6 +149,8 @@ def _check_file(key: str, raw: bytes) -> CheckedFile:
             return CheckedFile(sha256, frozenset(map(intern, index.digests)), index.csum, index.size)
         if key.endswith(".blob"):
             formats.decode_blob(raw)
+        if key.endswith(f"/{RECORD_NAME}"):
+            return CheckedFile(sha256, size=len(raw), deletion=decode_deletion(raw))
     except FormatError as error:
         return CheckedFile(sha256, problem=str(error), size=len(raw))
     return CheckedFile(sha256, csum=sha256, size=len(raw))

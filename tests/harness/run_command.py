@@ -13,7 +13,7 @@ import click
 
 from tests.harness.soak import SoakSettings, run_round, run_soak
 from tests.harness.statistics import Statistics
-from tests.stores.seaweedfs import running_seaweedfs
+from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 from tests.stores.server import AnyStore, GivenStore
 
 
@@ -22,7 +22,9 @@ from tests.stores.server import AnyStore, GivenStore
 @click.option("--seed", type=int, default=None, help="Everything follows from this number (default: a random one).")
 @click.option("--round", "single", type=int, default=None, help="Repeat this one round, as a failed run has told.")
 @click.option(
-    "--sweep", is_flag=True, help="With --round: kill at every named step, as the first round of a long run does."
+    "--sweep/--no-sweep",
+    default=None,
+    help="With --round: kill at every named step, as the first round of 15 minutes or more does unless told not to.",
 )
 @click.option("--keep", type=click.Path(path_type=Path), default=Path("soak-failures"), show_default=True)
 @click.option("--to", "url", default=None, metavar="s3://BUCKET/PREFIX", help="Your store instead of a SeaweedFS.")
@@ -32,7 +34,7 @@ def command(
     minutes: float,
     seed: int | None,
     single: int | None,
-    sweep: bool,
+    sweep: bool | None,
     keep: Path,
     url: str | None,
     endpoint_url: str | None,
@@ -60,13 +62,15 @@ def command(
         raise click.ClickException("run this as root: it makes disks and mounts them")
     chosen = secrets.randbelow(2**31) if seed is None else seed
     with _store(url, endpoint_url, profile) as (store, bucket, prefix):
-        settings = SoakSettings(store, bucket, prefix, chosen, minutes * 60, keep, tell=_tell)
+        # Of a store that we do not know, nobody knows whether it has a second bucket, and what that keeps.
+        locking = store.create_bucket(locked=True) if isinstance(store, StoreServer) else None
+        settings = SoakSettings(store, bucket, prefix, chosen, minutes * 60, keep, tell=_tell, locking_bucket=locking)
         if single is not None:
             statistics = Statistics()
-            run_round(settings, statistics, single, is_sweep=sweep)
+            run_round(settings, statistics, single, is_sweep=bool(sweep))
         else:
             _tell(f"seed {chosen}: repeat all of it with --seed {chosen}")
-            statistics = run_soak(settings)
+            statistics = run_soak(settings, with_sweep=sweep)
     _tell(statistics.table())
     sys.exit(1 if statistics.violations else 0)
 

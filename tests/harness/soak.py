@@ -17,6 +17,7 @@ from pathlib import Path
 from mirrorfs.steps import STEPS
 from tests.harness.accidents import any_accident
 from tests.harness.operations import any_operation
+from tests.harness.retention import FOR_A_SWEEP, choose_retention, chooses_versions
 from tests.harness.statistics import Statistics
 from tests.harness.sweep import sweep_steps
 from tests.harness.world import World, WorldEnded, WorldSettings
@@ -33,7 +34,10 @@ MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True, slots=True)
 class SoakSettings:
-    """How long, against which store, and where logs of failed rounds go; `seconds` is looked at between rounds."""
+    """How long, against which store, and where logs of failed rounds go; `seconds` is looked at between rounds.
+
+    `locking_bucket` keeps versions and can lock them (None: there is none); `bucket` does neither.
+    """
 
     store: AnyStore
     bucket: str
@@ -43,17 +47,22 @@ class SoakSettings:
     keep: Path
     tell: Callable[[str], None] = print
     extra_environment: Mapping[str, str] = field(default_factory=dict)
+    locking_bucket: str | None = None
 
 
-def run_soak(settings: SoakSettings) -> Statistics:
-    """Run rounds until the time is over; every round's seed follows from the soak's, and is told."""
+def run_soak(settings: SoakSettings, *, with_sweep: bool | None = None) -> Statistics:
+    """Run rounds until the time is over; every round's seed follows from the soak's, and is told.
+
+    `with_sweep` says whether the first one kills at every named step, so that none is left to chance; None: if there is
+    time for it.
+    """
+    sweeps = settings.seconds >= _SHORTEST_RUN_WITH_SWEEP if with_sweep is None else with_sweep
     statistics = Statistics()
     over = time.monotonic() + settings.seconds
     number = 0
     while time.monotonic() < over:
         seed = round_seed(settings.seed, number)
-        # A run that is long enough begins with a kill at every named step, so that none is left to chance.
-        is_sweep = number == 0 and settings.seconds >= _SHORTEST_RUN_WITH_SWEEP
+        is_sweep = number == 0 and sweeps
         run_round(settings, statistics, seed, over, is_sweep=is_sweep)
         kind = "--sweep --round" if is_sweep else "--round"
         settings.tell(f"{statistics.line()}  (seed {settings.seed}: round {number} was {kind} {seed})")
@@ -76,9 +85,8 @@ def run_round(
     before = len(statistics.violations)
     statistics.rounds += 1
     base = Path(tempfile.mkdtemp(prefix="mirrorfs-soak-", dir=MEMORY if MEMORY.is_dir() else None))
-    name = f"{settings.prefix}-{seed}-{os.getpid()}"
-    world_settings = WorldSettings(base, settings.store, settings.bucket, name, dict(settings.extra_environment))
-    history: list[str] = []
+    world_settings = _settings_of_world(settings, seed, base, is_sweep=is_sweep)
+    history = [f"{world_settings.retention}{', versions' if world_settings.keeps_versions else ''}"]
     try:
         with World(world_settings, statistics, seed) as world:
             try:
@@ -87,7 +95,7 @@ def run_round(
                     _sweep(world, choice, history)
                 else:
                     _live(world, choice, history, over)
-                world.finish(restore=choice.random() < _RESTORE_FRACTION)
+                world.finish(choice, restore=choice.random() < _RESTORE_FRACTION)
             except WorldEnded:
                 history.append("the world could not go on")
             finally:
@@ -103,6 +111,19 @@ def run_round(
         settings.tell(f"repeat this round with: scripts/soak {'--sweep ' if is_sweep else ''}--round {seed}")
 
 
+def _settings_of_world(settings: SoakSettings, seed: int, base: Path, *, is_sweep: bool) -> WorldSettings:
+    keeps_versions = settings.locking_bucket is not None and (is_sweep or chooses_versions(seed))
+    return WorldSettings(
+        base,
+        settings.store,
+        settings.locking_bucket if keeps_versions and settings.locking_bucket is not None else settings.bucket,
+        f"{settings.prefix}-{seed}-{os.getpid()}",
+        dict(settings.extra_environment),
+        retention=FOR_A_SWEEP if is_sweep else choose_retention(seed),
+        keeps_versions=keeps_versions,
+    )
+
+
 def _sweep(world: World, choice: random.Random, history: list[str]) -> None:
     unreached = sweep_steps(world, choice)
     world.statistics.checks["steps at which a sweep has killed"] += len(STEPS) - len(unreached)
@@ -111,12 +132,16 @@ def _sweep(world: World, choice: random.Random, history: list[str]) -> None:
 
 
 def _live(world: World, choice: random.Random, history: list[str], over: float | None) -> None:
-    for _ in range(choice.randint(_SHORTEST_ROUND, _LONGEST_ROUND)):
+    happenings = choice.randint(_SHORTEST_ROUND, _LONGEST_ROUND)
+    noted_at = choice.randrange(happenings) if world.keeps_versions else None
+    for number in range(happenings):
         # Each happening has a source of its own: how much it draws does not change what comes after it.
         own = random.Random(choice.randrange(2**63))
         began = time.monotonic()
         before = world.statistics.operations.copy(), world.statistics.faults.copy()
-        if choice.random() < _SETTLE_FRACTION:
+        if number == noted_at:
+            world.note_moment()
+        elif choice.random() < _SETTLE_FRACTION:
             world.settle()
         elif choice.random() < _ACCIDENT_FRACTION:
             any_accident(world, own)

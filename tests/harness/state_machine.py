@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.harness.accidents import ACCIDENTS
 from tests.harness.operations import OPERATIONS
+from tests.harness.retention import choose_retention
 from tests.harness.soak import MEMORY
 from tests.harness.statistics import Statistics
 from tests.harness.world import World, WorldEnded, WorldSettings
@@ -42,7 +43,9 @@ class MirrorMachine(RuleBasedStateMachine):
     def begin(self, seed: int) -> None:
         """Make a world."""
         name = f"machine-{secrets.token_hex(6)}"
-        settings = WorldSettings(self._base, self.store, self.bucket, name, self.environment)
+        settings = WorldSettings(
+            self._base, self.store, self.bucket, name, self.environment, retention=choose_retention(seed)
+        )
         self._world = World(settings, self.statistics, seed).__enter__()
 
     def play(self, run: Callable[[World, random.Random], None], number: int) -> None:
@@ -61,7 +64,7 @@ class MirrorMachine(RuleBasedStateMachine):
             if self._world is not None:
                 try:
                     if not self.statistics.violations:
-                        self._world.finish(restore=False)
+                        self._world.finish(random.Random(0), restore=False)
                         self._fail_if_violated(self._world)
                 finally:
                     self._world.__exit__()

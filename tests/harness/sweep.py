@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 
 from mirrorfs.steps import STEPS
@@ -15,12 +16,16 @@ from tests.harness.accidents import (
     state_disk_full,
     unreadable_chunk,
 )
+from tests.harness.names import parse_snapshot_path
 from tests.harness.operations import OPERATIONS, any_operation, run_backup
+from tests.harness.retention_scenes import remove_group
 from tests.harness.world import World
 
 _TRIES = 4
 # Files with paths of 750 bytes: they make the journal outgrow the map of 16 MiB that it begins with.
 _RECORDS_BEYOND_THE_MAP = 22_000
+_MORE_THAN_AN_HOUR = 3700.0
+_UNTIL_IT_LOOKS_AGAIN = 20.0
 
 Provocation = Callable[[World, random.Random], None]
 
@@ -59,8 +64,18 @@ def _daily_work(world: World, choice: random.Random) -> None:
         if choice.random() < 0.7:
             OPERATIONS[name].run(world, choice)
     any_operation(world, choice)
+    _carry_over(world)
+
+
+def _carry_over(world: World) -> None:
+    """Have everything done that is to be done, also what an administrator has to approve."""
     world.mount()
     world.mirror.wait(20)
+    world.statistics.violate(world.administrator.look())
+    if world.administrator.held:
+        world.administrator.approve()
+        world.mount()
+        world.mirror.wait(20)
 
 
 def _mount_again(world: World, choice: random.Random) -> None:
@@ -125,6 +140,87 @@ def _many_records(world: World, choice: random.Random) -> None:
     remove_foreign_files(world)
 
 
+def _forget_and_collect(world: World, choice: random.Random) -> None:
+    """A snapshot is published and leaves, and its chunks after it."""
+    run_backup(world, choice)
+    _carry_over(world)
+    # One that is in the bucket for sure, and none of whose chunks another has.
+    for name in ("forget group", "garbage collection"):
+        OPERATIONS[name].run(world, choice)
+    _carry_over(world)
+
+
+def _keep_until_it_is_over(world: World, choice: random.Random) -> None:
+    """A snapshot leaves, is kept, and is not any more."""
+    _forget_and_collect(world, choice)
+    _wait_until_nothing_is_kept(world)
+
+
+def _wait_until_nothing_is_kept(world: World) -> None:
+    deadline = time.monotonic() + world.retention.delete_after + 5
+    while world.auditor.deleted_snapshots() and time.monotonic() < deadline:
+        time.sleep(0.2)
+        world.mount()
+
+
+def _adopt_what_is_kept(world: World, choice: random.Random) -> None:
+    _forget_and_collect(world, choice)
+    lose_the_state(world, "state", choice.choice(("deleted", "damaged")), choice)
+    _carry_over(world)
+
+
+def _remove_everything(world: World, choice: random.Random) -> None:
+    """More than may go in a day, approved later."""
+    for _ in range(2):
+        run_backup(world, choice)
+    _carry_over(world)
+    with world.uploader_stopped():
+        for group in sorted({parse_snapshot_path(path).group for path in world.model.snapshots}):
+            if not any(world.model.snapshots[path].is_protected for path in world.model.below(group.path)):
+                remove_group(world, group)
+    _carry_over(world)
+
+
+def _refuse_deletions(world: World, choice: random.Random) -> None:
+    with world.refusing.refusing(choice.choice(("*/qemu-server.conf.blob", "*/root.pxar.didx", "*/.chunks/[0-7]*"))):
+        _forget_and_collect(world, choice)
+
+
+def _refuse_chunks_for_an_hour(world: World, choice: random.Random) -> None:
+    """Some chunks of many are refused, and an hour later the mirror looks whether it is time to ask again."""
+    run_backup(world, choice)
+    _carry_over(world)
+    OPERATIONS["forget group"].run(world, choice)
+    _carry_over(world)
+    _wait_until_nothing_is_kept(world)
+    with world.refusing.refusing("*/.chunks/[0-7]*"):
+        # All at once: what is refused alone is taken for a store that refuses everything.
+        with world.uploader_stopped():
+            OPERATIONS["garbage collection"].run(world, choice)
+        world.mirror.wait(20)
+    world.mirror.kill_uploader()
+    world.mirror.wait(20)
+    world.clock.jump_to(_MORE_THAN_AN_HOUR)
+    deadline, before = time.monotonic() + _UNTIL_IT_LOOKS_AGAIN, len(world.steps.fired)
+    while len(world.steps.fired) == before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    world.clock.set_right()
+
+
+def _replace_a_chunk(world: World, choice: random.Random) -> None:
+    run_backup(world, choice)
+    _carry_over(world)
+    for _ in range(3):
+        OPERATIONS["chunk compressed otherwise"].run(world, choice)
+    _carry_over(world)
+
+
+def _quarantine(world: World, choice: random.Random) -> None:
+    run_backup(world, choice)
+    OPERATIONS["rot and verify"].run(world, choice)
+    _carry_over(world)
+
+
 _PROVOCATIONS: dict[str, Provocation] = {
     "mount.unmounted": _unmount_from_outside,
     "mount.": _mount_again,
@@ -144,4 +240,18 @@ _PROVOCATIONS: dict[str, Provocation] = {
     "reconcile.": _mount_again,
     "problem.": _sick_object,
     "foreign.": _foreign_file,
+    "grace.adopted": _adopt_what_is_kept,
+    "grace.": _keep_until_it_is_over,
+    "wave.": _remove_everything,
+    "retention.": _refuse_deletions,
+    "removal.": _forget_and_collect,
+    "chunk-removal.refusals-over": _refuse_chunks_for_an_hour,
+    "chunk-removal.": _forget_and_collect,
+    "chunk.before-staging": _replace_a_chunk,
+    "chunk.staged": _replace_a_chunk,
+    "chunk.doubted": _replace_a_chunk,
+    "chunk.replaced": _replace_a_chunk,
+    "chunk.unstaged": _replace_a_chunk,
+    "chunk.quarantine-recorded": _quarantine,
+    "locks.": _forget_and_collect,
 }

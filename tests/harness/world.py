@@ -13,17 +13,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.harness.administrator import Administrator
 from tests.harness.auditor import Auditor, ContinuousAudit, audit_continuously, audit_until_converged
 from tests.harness.backup import BackupRefused
 from tests.harness.bucket import Bucket
+from tests.harness.deleted import Grace
 from tests.harness.fault_disk import FaultDisk
+from tests.harness.formats import MANIFEST_NAME
 from tests.harness.mirror import Mirror
 from tests.harness.model import Model
+from tests.harness.moment import Moment
 from tests.harness.process_lock import DatastoreBusy
+from tests.harness.refusing_store import RefusingStore
+from tests.harness.retention import RetentionSettings
 from tests.harness.scan import ChunkInspector, FoundDatastore, compare_datastores, scan_datastore
 from tests.harness.statistics import Statistics
 from tests.harness.steps import StepFile
@@ -39,6 +45,13 @@ _OPERATION_SECONDS = 90.0
 _CONVERGENCE_SECONDS = 150.0
 _AUDIT_PAUSE_SECONDS = 0.3
 _REMOVALS_OPTION = "--allow-removals"
+# What a store refused to delete is asked for again after an hour, if it does not say when it may be.
+_UNTIL_ASKED_AGAIN = 3700.0
+# While the mirror's word is that all is done, what is kept for a while may just be ending.
+_ENDING_SECONDS = 75.0
+_WAVES_OF_REMOVALS = 5
+_TIMES_TO_ASK_AGAIN = 12
+_UNTIL_REQUEST_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,7 @@ class WorldSettings:
     """Where a world stands. `base` is a private directory; `bucket` exists; `name` is a prefix that nobody uses.
 
     `convergence_seconds` is how long after the end of all faults the bucket may take to equal the datastore.
+    `keeps_versions` says that the bucket does.
     """
 
     base: Path
@@ -54,6 +68,8 @@ class WorldSettings:
     name: str
     extra_environment: dict[str, str]
     convergence_seconds: float = _CONVERGENCE_SECONDS
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
+    keeps_versions: bool = False
 
 
 class World:
@@ -68,6 +84,8 @@ class World:
         self.store = settings.store
         self.model = Model()
         self.seed = seed
+        self.retention = settings.retention
+        self.keeps_versions = settings.keeps_versions
         self._settings = settings
         self._base = settings.base
         self._stack = ExitStack()
@@ -79,6 +97,8 @@ class World:
         self._injected_before: dict[str, int] = {}
         self._workers = Workers()
         self._proxy: FaultProxy | None = None
+        self._refusing: RefusingStore | None = None
+        self._moment: Moment | None = None
         self._fired_before = 0
         self._good_chunks: dict[str, bytes] = {}
 
@@ -108,7 +128,8 @@ class World:
         self._bind()
         endpoint_url = self.store.access.endpoint_url
         if self.store.is_reached_by_http:
-            self._proxy = self._stack.enter_context(FaultProxy(endpoint_url))
+            self._refusing = self._stack.enter_context(RefusingStore(self.store.access))
+            self._proxy = self._stack.enter_context(FaultProxy(self._refusing.endpoint_url))
             endpoint_url = self._proxy.endpoint_url
         self.mirror = Mirror(
             self.datastore,
@@ -121,7 +142,9 @@ class World:
                 **self._settings.extra_environment,
                 **self.steps.environment,
             },
+            self.retention.mount_options,
         )
+        self.administrator = Administrator(self.mirror, self.model, self._bucket(), self.statistics)
         self._stack.callback(self.mirror.tear_down)
         self._stack.callback(self._workers.end)
         self.pbs("create", chunk_directories="when needed")
@@ -167,6 +190,13 @@ class World:
         if self._proxy is None:
             raise RuntimeError("there is no proxy before this store")
         return self._proxy
+
+    @property
+    def refusing(self) -> RefusingStore:
+        """What can have single deletions refused, where `offers` says that there is a proxy."""
+        if self._refusing is None:
+            raise RuntimeError("there is nothing before this store")
+        return self._refusing
 
     @property
     def backing(self) -> Path:
@@ -273,7 +303,7 @@ class World:
         except OSError as error:
             self._cut_short(name, scopes)
             if not hung.is_set() and not self._trouble and not self.is_step_in_mount_fired():
-                self.statistics.violate([f"P4 {name} {list(scopes)} failed: {error!r}"])
+                self.statistics.violate([f"P4 {name} {list(scopes)} failed: {type(error).__name__}: {error}"])
             return False
         finally:
             timer.cancel()
@@ -285,6 +315,8 @@ class World:
     def _cut_short(self, name: str, scopes: Sequence[str]) -> None:
         self.statistics.refused[name] += 1
         self.model.open_scopes |= set(scopes)
+        for scope in scopes:
+            self.model.departures.open(scope)
 
     def _end_hanging(self, hung: threading.Event) -> None:
         hung.set()
@@ -307,6 +339,15 @@ class World:
         self.mirror.detach_dead()
         yield
         self.mount()
+
+    def let_late_requests_end(self) -> None:
+        """Wait until the store has done what a mirror that has ended was asking for.
+
+        The intention of such a request stands in its state. Who loses that at this very moment may get an object that
+        nobody knows of (docs/semantics.md, P2).
+        """
+        if self._proxy is not None and not self._proxy.wait_until_idle():
+            raise RuntimeError("requests of a mirror that has ended are still under way after a minute")
 
     @contextmanager
     def uploader_stopped(self) -> Iterator[None]:
@@ -359,6 +400,7 @@ class World:
             self.statistics.count_fault("power cut: writes lost", cut.lost_writes)
         self._bind()
         self._pretend_another_boot()
+        self.administrator.forget()
         self.model.lost_power()
         self._trouble.discard("power")
         self.statistics.count_fault("power cut")
@@ -415,10 +457,45 @@ class World:
 
     def settle(self) -> None:
         """End every fault, wait until the mirror says that it is done, and hold it to its word."""
+        self._settle(self._grace())
+
+    def _settle(self, grace: Grace, patience: float = 0.0) -> None:
         self.calm()
         self.mount()
         self.resolve()
+        self._remove_what_lost_its_manifest()
         began = time.monotonic()
+        answer = self._have_all_carried_over()
+        if answer is not None:
+            patience = max(5.0, patience, self._settings.convergence_seconds - (time.monotonic() - began))
+        elif grace.delete_after:
+            patience = max(patience, _ENDING_SECONDS)
+        violations = audit_until_converged(self.auditor, self.backing, timeout_seconds=patience, grace=grace)
+        self.statistics.checks["bucket against the datastore (P2, P5)"] += 1
+        if violations or (answer is not None and not self.look().damaged and not self.model.rotten - self.model.healed):
+            self.statistics.violate([*violations, *([] if answer is None else [f"P2 wait says: {answer}"])])
+
+    def _grace(self, *, is_over: bool = False) -> Grace:
+        return Grace(self.retention.delete_after, self.model.departures, is_over, self.clock.jumps > 0)
+
+    def _have_all_carried_over(self) -> str | None:
+        """Wait, and do what an administrator has to do meanwhile; None, or what the mirror says of why it is not done.
+
+        More than one wave of removals may be held, since what is approved makes others go that were not held yet.
+        """
+        answer = self._wait()
+        for _ in range(_WAVES_OF_REMOVALS):
+            self.statistics.violate(self.administrator.look())
+            if not self.administrator.held:
+                break
+            self.administrator.approve()
+            answer = self._wait()
+        if self.administrator.refused():
+            self.ask_again_what_was_refused()
+            answer = self._wait()
+        return answer
+
+    def _wait(self) -> str | None:
         answer = self.mirror.wait(self._settings.convergence_seconds)
         if not self.mirror.is_alive() or (answer is not None and self._has_a_step_fired()):
             self.mount()
@@ -428,11 +505,49 @@ class World:
             self.mirror.umount()
             self.mount()
             answer = self.mirror.wait(self._settings.convergence_seconds)
-        patience = 0.0 if answer is None else max(5.0, self._settings.convergence_seconds - (time.monotonic() - began))
-        violations = audit_until_converged(self.auditor, self.backing, timeout_seconds=patience)
-        self.statistics.checks["bucket against the datastore (P2, P5)"] += 1
-        if violations or (answer is not None and not self.look().damaged and not self.model.rotten - self.model.healed):
-            self.statistics.violate([*violations, *([] if answer is None else [f"P2 wait says: {answer}"])])
+        return answer
+
+    def ask_again_what_was_refused(self) -> None:
+        """Nothing is refused any more, but the mirror asks only when its clock says that it is time.
+
+        While its clock is an hour ahead no store takes its requests, so the clock is right again as soon as one was
+        made; each time at least one thing that was refused is asked for again.
+        """
+        refused = self.administrator.refused()
+        for _ in range(_TIMES_TO_ASK_AGAIN):
+            self.clock.jump_to(_UNTIL_ASKED_AGAIN)
+            reconciling = threading.Thread(target=self.mirror.reconcile)
+            reconciling.start()
+            self._wait_for_a_request(reconciling)
+            self.clock.set_right()
+            reconciling.join()
+            self.mirror.wait(self._settings.convergence_seconds)
+            refused = self.administrator.refused()
+            if not refused:
+                break
+        self.statistics.checks["refused deletions asked for again"] += 1
+        self.statistics.violate(
+            f"P2 {refusal['name']}: not deleted an hour after it was refused: {refusal['reason']}"
+            for refusal in refused
+        )
+
+    def _wait_for_a_request(self, reconciling: threading.Thread) -> None:
+        """Until the store has refused one because of the clock, or it is plain that none is made."""
+        deadline = time.monotonic() + _UNTIL_REQUEST_SECONDS
+        while reconciling.is_alive() and time.monotonic() < deadline and self._is_store_up():
+            time.sleep(0.1)
+
+    def _is_store_up(self) -> bool:
+        store: dict[str, Any] = self.mirror.status().get("store", {"up": True})
+        return bool(store["up"])
+
+    def _remove_what_lost_its_manifest(self) -> None:
+        """A protected snapshot without its manifest stays in the bucket until its directory is gone too, which is for
+        an administrator to see to."""
+        for group in self.look().groups:
+            for marker in (self.backing / group.path).glob("*/.protected"):
+                if not (marker.parent / MANIFEST_NAME).exists():
+                    shutil.rmtree(self.datastore / marker.parent.relative_to(self.backing))
 
     def calm(self) -> None:
         """End all faults."""
@@ -459,23 +574,71 @@ class World:
             self._injected_before[name] = count
 
     def restore_and_compare(self) -> None:
-        """Rebuild the datastore from the bucket alone, and compare it byte for byte."""
-        target = self._base / "restored"
-        sentence = self.mirror.restore(target)
-        if sentence is not None:
-            self.statistics.violate([f"P1 restoring fails: {sentence}"])
-        else:
-            comparison = compare_datastores(self.backing, target)
-            if not self.look().damaged:
-                self.statistics.violate(f"P1 restored: {different}" for different in comparison.differences)
-        self.statistics.checks["restore from the bucket alone"] += 1
-        shutil.rmtree(target, ignore_errors=True)
+        """Rebuild the datastore from the bucket alone, and compare it byte for byte; if there is anything in it."""
+        found = self.look()
+        if not found.finished and not found.namespaces:
+            return
+        with self._restored("restore from the bucket alone") as target:
+            if target is not None and not self.look().damaged:
+                differences = compare_datastores(self.backing, target).differences
+                self.statistics.violate(f"P1 restored: {different}" for different in differences)
 
-    def finish(self, *, restore: bool) -> None:
+    def restore_a_deleted_snapshot(self, choice: random.Random) -> None:
+        """Bring one back that is kept, and look whether it is whole; `snapshots --deleted` must list just those."""
+        if self.retention.ends_soon:
+            # What is listed now may go at any moment.
+            return
+        standing = self.auditor.deleted_snapshots()
+        listed = self.mirror.deleted_snapshots()
+        self.statistics.violate(
+            f"P2 {path}: 'snapshots --deleted' {'lists' if path in listed else 'does not list'} it"
+            for path in sorted(standing ^ set(listed))
+        )
+        if not standing:
+            return
+        path = choice.choice(sorted(standing))
+        with self._restored("restore of a deleted snapshot", "--deleted", "--snapshot", path) as target:
+            if target is not None and set(scan_datastore(target).finished) != {path}:
+                self.statistics.violate([f"P1 {path}: restored from the deleted ones, and not whole"])
+
+    def note_moment(self) -> None:
+        """Settle, and remember what there is, to bring it back at the end from the versions that the bucket keeps."""
+        self.settle()
+        if not self.violations() and self.model.snapshots:
+            self._moment = Moment.now(self.look())
+
+    def restore_the_moment(self) -> None:
+        """Rebuild what was noted, if anything was."""
+        if self._moment is None:
+            return
+        with self._restored("restore as of a noted moment", "--as-of", str(self._moment)) as target:
+            if target is not None:
+                differences = self._moment.differences(target)
+                self.statistics.violate(f"P1 restored as of {self._moment}: {different}" for different in differences)
+
+    @contextmanager
+    def _restored(self, check: str, *options: str) -> Iterator[Path | None]:
+        """A restored datastore, or None when that failed, which is a violation."""
+        target = self._base / "restored"
+        sentence = self.mirror.restore(target, *options)
+        if sentence is not None:
+            self.statistics.violate([f"P1 {check} {' '.join(options)} fails: {sentence}"])
+        self.statistics.checks[check] += 1
+        try:
+            yield target if sentence is None else None
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+
+    def finish(self, choice: random.Random, *, restore: bool) -> None:
         """The end of a round: settle, restore if asked to, unmount in good order, and close the audits."""
         self.settle()
+        if self.retention.delete_after:
+            self.restore_a_deleted_snapshot(choice)
+        if self.retention.ends_soon and self.retention.delete_after:
+            self._settle(self._grace(is_over=True), patience=self._settings.convergence_seconds)
         if restore:
             self.restore_and_compare()
+        self.restore_the_moment()
         self.mirror.umount()
         for audit in self._audits:
             self.statistics.violate(audit.finish())

@@ -278,6 +278,12 @@ class DatastoreWriter:
         source, destination = GroupName.parse(group, namespace), GroupName.parse(target, target_namespace)
         self._as_server(lambda store: maintenance.move_group(store, source, destination))
 
+    def move_snapshot(self, snapshot: SnapshotName | str, target: str, *, namespace: str = "") -> SnapshotName:
+        """Rename one snapshot's directory into another group, as an administrator may. Gives its new name. Raises
+        BackupRefused when that group is not there or has such a snapshot, or somebody works on it."""
+        name, group = _snapshot_name(snapshot), GroupName.parse(target, namespace)
+        return self._as_server(lambda store: maintenance.move_snapshot(store, name, group))
+
     def create_namespace(self, namespace: str) -> None:
         """namespace is written a/b."""
         self._as_server(lambda store: maintenance.create_namespace(store, namespace))
@@ -307,7 +313,10 @@ class DatastoreWriter:
                         self.calls,
                         identity,
                         sync_level=self._sync_level,
-                        makes_chunk_directories=not os.path.isdir(f"{self.path}/.chunks/ffff"),
+                        # Some may have come with their chunks; not just these four.
+                        makes_chunk_directories=not all(
+                            os.path.isdir(f"{self.path}/.chunks/{name}") for name in ("0000", "5555", "aaaa", "ffff")
+                        ),
                     )
             return self._opened
 

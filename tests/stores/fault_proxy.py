@@ -279,6 +279,11 @@ class FaultProxy:
         with self._lock:
             return self._lock.wait_for(lambda: self.waiting(method, key_pattern) >= count, timeout)
 
+    def wait_until_idle(self, timeout: float = 60.0) -> bool:
+        """Blocks until no request is under way; whether that was so before the time-out, in seconds."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._under_way, timeout)
+
     def is_refusing(self) -> bool:
         """Whether `refuse_connections` is in force."""
         return self._refusing
@@ -315,6 +320,7 @@ class FaultProxy:
         with self._lock:
             self._under_way.remove((seen.method, seen.key))
             self._seen.append(seen)
+            self._lock.notify_all()
 
     def connect_upstream(self) -> http.client.HTTPConnection:
         """A new connection to the store; for the handler."""
