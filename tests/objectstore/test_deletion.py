@@ -183,6 +183,16 @@ async def test_a_key_that_is_named_twice_proves_nothing_about_the_credentials(
         await open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE).delete_each(["a", "a"])
 
 
+async def test_one_denied_key_alone_is_refused_where_another_can_be_deleted(
+    fault_proxy: FaultProxy, proxied: ObjectStore, prefix: str
+) -> None:
+    await proxied.probe(f"{prefix}/probe")
+    before = fault_proxy.count("POST")
+    fault_proxy.answer(200, "", "POST", times=1, body=answer([], {"a": ("AccessDenied", "Access Denied.")}))
+    assert list(await proxied.delete_each(["a"])) == ["a"]
+    assert fault_proxy.count("POST") == before + 2
+
+
 class RefusingClient(S3Client):
     """Deletes nothing, and has an error for some of the keys."""
 
