@@ -133,6 +133,8 @@ def _describe(answer: Answer) -> list[str]:
     if answer["foreign"]["count"]:
         lines.append(f"foreign     {answer['foreign']['count']} names that are none of PBS's, passed through only")
         lines += [f"              {name!r}" for name in answer["foreign"]["examples"]]
+    if answer.get("locks_obstacle"):
+        lines.append(f"locks       {answer['locks_obstacle']}")
     lines += _describe_quarantine(answer["quarantined"])
     lines += _describe_retention(answer["retention"])
     if answer["problems"]:

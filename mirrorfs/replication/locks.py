@@ -71,7 +71,8 @@ class SnapshotLocks:
     async def keep_locked(self) -> None:
         """Lock and extend, for ever; returns at once where there is nothing to lock with."""
         if self._terms() is None:
-            self._say_why_not()
+            if self.obstacle is not None:
+                log.error("%s", self.obstacle)
             return
         while True:
             self._published = trio.Event()
@@ -102,14 +103,19 @@ class SnapshotLocks:
         period = None if rule is None else self._lock_for or rule.period
         return None if rule is None or period is None else _Terms(rule.mode or _DEFAULT_MODE, period)
 
-    def _say_why_not(self) -> None:
+    @property
+    def obstacle(self) -> str | None:
+        """Why nothing is locked though the bucket could, or though it is wanted; None if all is as it should be."""
+        if self._terms() is not None:
+            return None
         if self._store.capabilities.object_lock is not None:
-            log.warning(
-                "%s has Object Lock, but no default retention: nothing is locked without --retention-lock-for",
-                self._store.place,
+            return (
+                f"{self._store.place} has Object Lock, but no default retention: nothing is locked without "
+                "--retention-lock-for"
             )
-        elif self._lock_for is not None:
-            log.error("--retention-lock-for has no effect: %s has no Object Lock", self._store.place)
+        if self._lock_for is not None:
+            return f"--retention-lock-for has no effect: {self._store.place} has no Object Lock"
+        return None
 
     def _due(self, period: float) -> list[tuple[str, SnapshotState]]:
         horizon = self._now() + period * _EXTEND_BELOW

@@ -70,6 +70,7 @@ class UploaderStatus:
                 "bytes_at_least": sum(sizes),
             },
             "publishing": publishing,
+            "locks_obstacle": mirror.locks.obstacle,
         }
 
     def _store_answer(self) -> dict[str, Any]:

@@ -562,12 +562,24 @@ async def test_live_snapshots_are_locked_and_the_locks_extended(world: World) ->
         assert world.store.locks[chunk_key("a")] == world.now + 14 * DAY
 
 
-async def test_nothing_is_locked_without_a_period_or_a_lock(world: World) -> None:
-    for rule in (None, ObjectLockRule(None, None)):
-        world.store.capabilities = replace(world.store.capabilities, object_lock=rule)
-        world.datastore.back_up(FIRST, ["a"])
-        async with world.running() as running:
-            await running.settled()
-            with trio.fail_after(5):
-                await running.mirror.locks.keep_locked()
+@pytest.mark.parametrize(
+    ("rule", "lock_for", "said"),
+    [
+        (None, None, None),
+        (None, DAY, "has no effect: a dictionary has no Object Lock"),
+        (ObjectLockRule(None, None), None, "nothing is locked without --retention-lock-for"),
+    ],
+)
+async def test_nothing_is_locked_without_a_period_or_a_lock(
+    world: World, rule: ObjectLockRule | None, lock_for: float | None, said: str | None
+) -> None:
+    world.retention = RetentionSettings(lock_for=lock_for)
+    world.store.capabilities = replace(world.store.capabilities, object_lock=rule)
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        with trio.fail_after(5):
+            await running.mirror.locks.keep_locked()
+        assert (running.mirror.locks.obstacle is None) == (said is None)
+        assert said is None or said in str(running.mirror.locks.obstacle)
     assert world.store.locks == {}
