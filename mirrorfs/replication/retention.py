@@ -62,7 +62,11 @@ class SnapshotRetention:
 
     async def remove(self, snapshots: Sequence[SnapshotId]) -> None:
         """Remove those that are still gone and may go. What keeps one of them becomes a problem of its name."""
-        gone = [snapshot for snapshot in snapshots if await trio.to_thread.run_sync(self._is_gone, snapshot)]
+        gone = []
+        for snapshot in snapshots:
+            async with self._problems.noting(snapshot.path):
+                if await trio.to_thread.run_sync(self._is_gone, snapshot):
+                    gone.append(snapshot)
         for snapshot in await self._waves.admit(gone):
             async with self._problems.noting(snapshot.path), self._publication.alone(snapshot):
                 # It may have come back while others were removed; then a record says so.

@@ -32,7 +32,8 @@ class RemovalWaves:
     """Counts the snapshots that go in a day, and holds back those with which they become too large a share.
 
     The share is of the snapshots that stand in the bucket and of those that went within the day: what there was when
-    the day began. Snapshots that go together, with less than a few seconds in between, are held together.
+    the day began. One that has moved, and stands under its new name, does not count. Snapshots that go together, with
+    less than a few seconds in between, are held together.
     """
 
     def __init__(
@@ -102,8 +103,15 @@ def _judge(
     standing = {path for path, snapshot in transaction.snapshots() if snapshot.phase.counts_references}
     removals = {removal.path: removal for removal in transaction.retention.all_held()}
     approved = {removal.path for removal in removals.values() if removal.approved}
-    # What does not stand in the bucket any more is only continued.
-    new = [snapshot for snapshot in gone if snapshot.path in standing and snapshot.path not in removals]
+    remaining = standing.difference(snapshot.path for snapshot in gone)
+    # What does not stand in the bucket any more is only continued, and what was moved is not lost.
+    new = [
+        snapshot
+        for snapshot in gone
+        if snapshot.path in standing
+        and snapshot.path not in removals
+        and not _stands_elsewhere(transaction, snapshot.path, remaining)
+    ]
     went = transaction.retention.removals_since(day_began)
     # What was admitted counts as gone, though it may still stand.
     total = len(standing - approved) + went
@@ -116,6 +124,17 @@ def _judge(
     return _Verdict(
         [snapshot for snapshot in gone if snapshot.path not in held], len(held) if is_too_large else 0, total
     )
+
+
+def _stands_elsewhere(transaction: StateTransaction, path: str, remaining: set[str]) -> bool:
+    snapshot = transaction.snapshot(path)
+    twin = None if snapshot is None else transaction.snapshot_with(snapshot.files)
+    # Backups of an idle guest are all the same, but for their times.
+    return twin is not None and twin in remaining and _time_of(twin) == _time_of(path)
+
+
+def _time_of(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _approve(transaction: StateTransaction) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 
+from mirrorfs.datastore.names import SnapshotId
+from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import State
 from mirrorfs.objectstore.capabilities import ObjectLockRule
 from mirrorfs.replication.settings import RetentionSettings
@@ -353,6 +357,39 @@ async def test_a_large_wave_is_held_as_a_whole(world: World) -> None:
         await forget(running, world, *names[:3])
         assert held(running) == set(names[:3])
         assert published(world.store.objects) == set(names)
+
+
+async def test_what_moves_is_not_held(world: World) -> None:
+    world.retention = CAUTIOUS
+    names = snapshots_of(4)
+    for name in names:
+        world.datastore.back_up(name, [name])
+    async with world.running() as running:
+        await running.settled()
+        (world.datastore.root / "vm/100").rename(world.datastore.root / "vm/200")
+        running.changed("vm/100", "vm/200")
+        await running.settled()
+        assert held(running) == set()
+    assert published(world.store.objects) == {name.replace("vm/100", "vm/200") for name in names}
+    world.check()
+
+
+async def test_a_directory_that_cannot_be_read_is_not_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+
+        def fail(_: Tree, path: str) -> bool:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(Tree, "exists", fail)
+        await running.mirror.remove_snapshots([SnapshotId.parse(FIRST)])
+        assert "Input/output error" in running.problems()[FIRST]
+        monkeypatch.undo()
+        running.mirror.look_again_at_problems()
+        await running.settled()
+        assert running.problems() == {}
+    world.check()
 
 
 async def test_the_next_day_counts_anew(world: World) -> None:
