@@ -16,7 +16,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from tests.bench import retention
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Meter
 from tests.bench.operations import OPERATIONS, Operation
@@ -31,6 +33,8 @@ from tests.stores.seaweedfs import StoreLaunchError, StoreServer, running_seawee
 from tests.watchdog import MARK, killing_mounts_after
 
 _UPLOAD = "upload"
+_COST_NAMES = (*(operation.name for operation in OPERATIONS), _UPLOAD)
+_RETENTION = "retention"
 # Far more than any sample takes: what lasts longer hangs.
 _HUNG_SECONDS = 600.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,13 +43,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main() -> int:
     """Measure and report; 0 whatever the figures are, 1 when they could not be taken, 130 when interrupted."""
     arguments = _arguments()
-    scale = QUICK if arguments.quick else FULL
-    names = arguments.only or [*(operation.name for operation in OPERATIONS), _UPLOAD]
     os.environ.setdefault(MARK, uuid.uuid4().hex)
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        _measure_everything(Path(arguments.directory), scale, names, lambda results: _report(results, arguments.json))
+        if arguments.subject == _RETENTION:
+            _bench_retention(arguments)
+        else:
+            _bench_cost(arguments)
     except (BenchFailed, StoreLaunchError) as failure:
         print(f"bench: {failure}", file=sys.stderr)
         return 1
@@ -55,25 +60,53 @@ def main() -> int:
     return 0
 
 
-def _report(results: Results, file: Path | None) -> None:
-    print_report(results)
+def _bench_cost(arguments: argparse.Namespace) -> None:
+    def report(results: Results) -> None:
+        print_report(results)
+        _write_json(as_json(results), arguments.json)
+
+    scale = QUICK if arguments.quick else FULL
+    _measure_everything(Path(arguments.directory), scale, arguments.only or _COST_NAMES, report)
+
+
+def _bench_retention(arguments: argparse.Namespace) -> None:
+    scale = retention.QUICK if arguments.quick else retention.FULL
+    say = _narrator()
+    with _scratch_directory(Path(arguments.directory)) as base:
+        results = retention.measure_retention(base, scale, arguments.only or retention.SUBJECTS, say)
+        retention.print_retention(results)
+        _write_json(retention.retention_as_json(results), arguments.json)
+        say("taking everything away")
+
+
+def _write_json(value: dict[str, Any], file: Path | None) -> None:
     sys.stdout.flush()
     if file is not None:
-        file.write_text(json.dumps(as_json(results), indent=1) + "\n")
+        file.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
-    names = [*(operation.name for operation in OPERATIONS), _UPLOAD]
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measure what mirrorfs costs beside the backing directory and bindfs, and how fast it uploads. "
-        "Nothing is judged. Run it on an idle machine.",
+        description="Measure what mirrorfs costs beside the backing directory and bindfs, and how fast it uploads; or "
+        "how it copes with huge snapshots, states and garbage collections. Nothing is judged. Run it on an idle "
+        "machine.",
         epilog="Example: scripts/bench --only mark --only sweep --directory /mnt/datastore --json bench.json",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="smaller and fewer: under two minutes, figures are rougher"
+        "subject",
+        nargs="?",
+        choices=("cost", _RETENTION),
+        default="cost",
+        help="what to measure: the cost of the mount and of uploads (default), or publishing and removing in bulk",
     )
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer: two minutes, figures are rougher")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help=f"one of {', '.join(_COST_NAMES)}; for retention, one of {', '.join(retention.SUBJECTS)}",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write each sample there")
     parser.add_argument(
         "--directory",
@@ -81,7 +114,12 @@ def _arguments() -> argparse.Namespace:
         metavar="DIR",
         help="where to make the datastores and the store's data (default: %(default)s)",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    names = retention.SUBJECTS if arguments.subject == _RETENTION else _COST_NAMES
+    unknown = set(arguments.only or ()).difference(names)
+    if unknown:
+        parser.error(f"--only {' '.join(sorted(unknown))}: choose from {', '.join(names)}")
+    return arguments
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
@@ -92,11 +130,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def _measure_everything(directory: Path, scale: Scale, names: Sequence[str], report: Callable[[Results], None]) -> None:
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True)
-
+    say = _narrator()
     load_before = load_average()
     operations = [operation(scale) for operation in OPERATIONS if operation.name in names]
     uploads: list[UploadSeries] = []
@@ -113,6 +147,15 @@ def _measure_everything(directory: Path, scale: Scale, names: Sequence[str], rep
         # Before the taking away, which lasts minutes on a slow disk: what was measured must not be lost by then.
         report(Results(facts, asdict(scale), load_before, load_average(), targets, meter, uploads))
         say("taking everything away")
+
+
+def _narrator() -> Say:
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def _targets(base: Path, store: StoreServer, bucket: str) -> list[Target]:

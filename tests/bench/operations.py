@@ -59,10 +59,35 @@ class Operation:
             yield _PLAIN.encode_chunk(source.randbytes(size))
 
     def insert(self, datastore: Path, chunk: EncodedChunk) -> None:
-        """A chunk as PBS inserts it: stat, temporary file, one write, rename, close."""
-        path = f"{datastore}/{chunk_path(chunk.digest)}"
-        self.calls.stat("chunk", path)
-        self.calls.replace_file("chunk", path, chunk.digest, chunk.raw)
+        """See `insert_chunk`."""
+        insert_chunk(self.calls, datastore, chunk)
+
+
+def insert_chunk(calls: SystemCalls, datastore: Path, chunk: EncodedChunk) -> None:
+    """Insert a chunk as PBS does: stat, temporary file, one write, rename, close."""
+    path = f"{datastore}/{chunk_path(chunk.digest)}"
+    calls.stat("chunk", path)
+    calls.replace_file("chunk", path, chunk.digest, chunk.raw)
+
+
+def read_chunk(calls: SystemCalls, path: str) -> None:
+    """Read a chunk as restore and verify do."""
+    with calls.closing("chunk", calls.open("chunk", path, os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
+        size = calls.stat_descriptor("chunk", descriptor).st_size
+        calls.seek("chunk", descriptor, 0, os.SEEK_CUR)
+        while calls.read("chunk", descriptor, size):
+            continue
+
+
+def tiny_chunks(label: str, count: int, directories: int = 0x10000) -> Iterator[EncodedChunk]:
+    """Sound chunks of random bytes as small as they are seen in recordings, the same each time for a label; only such
+    as belong into the first so many chunk directories."""
+    source = random.Random(label)
+    while count > 0:
+        content = source.randbytes(_TINY)
+        if int.from_bytes(hashlib.sha256(content).digest()[:2], "big") < directories:
+            count -= 1
+            yield _PLAIN.encode_chunk(content)
 
 
 class Backup(Operation):
@@ -145,14 +170,7 @@ class ReadChunks(Operation):
                 self._drop_from_memory(target.backing, paths)
             with meter.sample(part, target, size):
                 for path in paths:
-                    self._read(f"{target.path}/{path}")
-
-    def _read(self, path: str) -> None:
-        with self.calls.closing("chunk", self.calls.open("chunk", path, os.O_RDONLY | os.O_CLOEXEC)) as descriptor:
-            size = self.calls.stat_descriptor("chunk", descriptor).st_size
-            self.calls.seek("chunk", descriptor, 0, os.SEEK_CUR)
-            while self.calls.read("chunk", descriptor, size):
-                continue
+                    read_chunk(self.calls, f"{target.path}/{path}")
 
     @functools.cache  # noqa: B019
     def _stored(self) -> list[EncodedChunk]:

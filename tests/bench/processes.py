@@ -1,16 +1,19 @@
-"""The processes that serve a mount: started, asked for their processor time, and ended whatever state they are in."""
+"""Processes: started, asked for their processor time and memory, and ended whatever state they are in."""
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _MOUNT_SECONDS = 20.0
 _END_SECONDS = 20.0
+_SAMPLE_SECONDS = 0.02
 # clock_getcpuclockid(3) makes the clock of another process' scheduled time of its id and this number.
 _SCHEDULED_TIME = 2
 
@@ -86,3 +89,45 @@ def unmount(path: Path) -> None:
     """Take a mount away, in use or not; nothing happens when there is none."""
     if is_mount(path):
         subprocess.run(["umount", "--lazy", str(path)], capture_output=True, check=False, timeout=_END_SECONDS)
+
+
+def own_memory(pid: int | None = None) -> int:
+    """Bytes of memory that belong to a process (this one by default) alone, files that it has mapped not counted; 0
+    when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid or 'self'}/status").read_text().splitlines()
+    except ProcessLookupError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def answer_and_memory(program: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """Run a program that prints a line of JSON; returns that, and the most of `own_memory` that the program had.
+
+    Raises BenchFailed.
+    """
+    # A session of its own keeps it away from the terminal's Ctrl-C, of which this process makes its own end.
+    with subprocess.Popen(
+        program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        try:
+            most = _watch_memory(child)
+        finally:
+            child.kill()
+        assert child.stdout is not None
+        answer = child.stdout.read()
+    if child.returncode != 0:
+        raise BenchFailed(f"{' '.join(program)} ended with {child.returncode}")
+    return json.loads(answer), most
+
+
+def _watch_memory(child: subprocess.Popen[str]) -> int:
+    """Wait for the end of a process; returns the most memory that it had."""
+    most = 0
+    while True:
+        most = max(most, own_memory(child.pid))
+        try:
+            child.wait(_SAMPLE_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        return most

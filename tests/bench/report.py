@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from tests.bench.grid import Grid, duration, print_facts, print_grid
 from tests.bench.meter import Meter, Part, Spread
 from tests.bench.targets import Target
 from tests.bench.uploads import UploadSample, UploadSeries
@@ -37,26 +34,13 @@ class Results:
         return list(self.meter.parts.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-
-
 def print_report(results: Results) -> None:
     """Tables on a terminal, plain Markdown elsewhere."""
-    facts = [
-        *results.machine.items(),
-        ("load average", f"{results.load_before:.2f} before, {results.load_after:.2f} after"),
-    ]
-    for name, value in facts:
-        print(f"{name:14} {value}")
+    load = f"{results.load_before:.2f} before, {results.load_after:.2f} after"
+    print_facts({**results.machine, "load average": load})
     grids = [_ratios(results), _times(results), _processor_times(results), _publications(results)]
-    grids += [_uploads(results.uploads)]
-    for grid in grids:
-        if grid.rows:
-            _print_grid(grid)
+    for grid in [*grids, _uploads(results.uploads)]:
+        print_grid(grid)
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -79,34 +63,34 @@ def as_json(results: Results) -> dict[str, Any]:
     }
 
 
-def _ratios(results: Results) -> _Grid:
+def _ratios(results: Results) -> Grid:
     others = [target for target in results.targets if target.name != _REFERENCE]
     rows = []
     for part in results.parts:
         spreads = [results.meter.ratios(part, target.name, _REFERENCE) for target in others]
         rows.append([part.title, *("" if spread is None else _ratio_text(spread) for spread in spreads)])
     title = "Time relative to the backing directory: median (least–most) of the rounds"
-    return _Grid(title, ["operation", *(target.title for target in others)], rows)
+    return Grid(title, ["operation", *(target.title for target in others)], rows)
 
 
 def _ratio_text(spread: Spread) -> str:
     return f"{spread.median:.2f} ({spread.least:.2f}–{spread.most:.2f})"
 
 
-def _times(results: Results) -> _Grid:
+def _times(results: Results) -> Grid:
     def cell(part: Part, target: Target) -> str:
         spread = Spread.of([sample.unit_seconds for sample in results.meter.samples(part, target.name)])
-        return f"{_duration(spread.median)} ({_duration(spread.least)}–{_duration(spread.most)})"
+        return f"{duration(spread.median)} ({duration(spread.least)}–{duration(spread.most)})"
 
     return _grid_of_targets(results, "Time: median (least–most)", results.targets, cell)
 
 
-def _processor_times(results: Results) -> _Grid:
+def _processor_times(results: Results) -> Grid:
     def cell(part: Part, target: Target) -> str:
         samples = results.meter.samples(part, target.name)
-        text = _duration(statistics.median(sample.daemon_seconds / sample.count for sample in samples))
+        text = duration(statistics.median(sample.daemon_seconds / sample.count for sample in samples))
         uploader = statistics.median(sample.uploader_seconds / sample.count for sample in samples)
-        return f"{text} + {_duration(uploader)}" if part.is_mirrored and uploader > 0 else text
+        return f"{text} + {duration(uploader)}" if part.is_mirrored and uploader > 0 else text
 
     mounted = [target for target in results.targets if target.name != _REFERENCE]
     title = "Processor time of the file system's process (+ the uploader's, until all was mirrored): median"
@@ -115,35 +99,35 @@ def _processor_times(results: Results) -> _Grid:
 
 def _grid_of_targets(
     results: Results, title: str, targets: Sequence[Target], cell: Callable[[Part, Target], str]
-) -> _Grid:
+) -> Grid:
     rows = [
         [part.title, part.unit, *(cell(part, target) for target in targets)]
         for part in results.parts
         if all(results.meter.samples(part, target.name) for target in targets)
     ]
-    return _Grid(title, ["operation", "per", *(target.title for target in targets)], rows)
+    return Grid(title, ["operation", "per", *(target.title for target in targets)], rows)
 
 
-def _publications(results: Results) -> _Grid:
+def _publications(results: Results) -> Grid:
     rows = []
     for part in results.parts:
         samples = results.meter.samples(part, "mirrorfs")
         delays = [sample.publication_seconds for sample in samples if sample.publication_seconds is not None]
         if part.is_mirrored and delays:
             spread = Spread.of(delays)
-            durations = f"{_duration(spread.median)} ({_duration(spread.least)}–{_duration(spread.most)})"
+            durations = f"{duration(spread.median)} ({duration(spread.least)}–{duration(spread.most)})"
             rows.append([part.title, f"{samples[0].count:g} x {part.unit}", durations])
     title = "From the end of the operation until all of it was in the bucket: median (least–most)"
-    return _Grid(title, ["operation", "amount", "delay"], rows)
+    return Grid(title, ["operation", "amount", "delay"], rows)
 
 
-def _uploads(uploads: Sequence[UploadSeries]) -> _Grid:
+def _uploads(uploads: Sequence[UploadSeries]) -> Grid:
     rows = []
     for series in uploads:
         for title, samples in (("uploader", series.uploader), ("plain PUTs, 8 threads", series.plain)):
             rows.append([series.title, title, *_upload_cells(samples)])
     head = ["what", "by", "MB/s", "objects/s", "CPU s per GiB", "CPU ms per object", "store's CPU ms per object"]
-    return _Grid("The uploader alone, file system idle: median of the rounds", head, rows)
+    return Grid("The uploader alone, file system idle: median of the rounds", head, rows)
 
 
 def _upload_cells(samples: Sequence[UploadSample]) -> list[str]:
@@ -159,22 +143,3 @@ def _upload_cells(samples: Sequence[UploadSample]) -> list[str]:
         f"{median(lambda sample: sample.sender_seconds / sample.objects * 1e3):.2f}",
         f"{median(lambda sample: sample.store_seconds / sample.objects * 1e3):.2f}",
     ]
-
-
-def _print_grid(grid: _Grid) -> None:
-    if sys.stdout.isatty():
-        table = Table(*grid.head, title=grid.title, title_justify="left")
-        for row in grid.rows:
-            table.add_row(*row)
-        Console().print("", table)
-        return
-    widths = [max(len(row[column]) for row in [grid.head, *grid.rows]) for column in range(len(grid.head))]
-    print(f"\n{grid.title}\n")
-    for row in (grid.head, ["-" * width for width in widths], *grid.rows):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.3g} µs"
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from mirrorfs.journal.directory import StateDirectory
 from mirrorfs.replication.control import ask
 from tests.bench.processes import BenchFailed, FileSystemDaemon, processor_seconds
-from tests.end_to_end.mirrors import MirrorUnderTest
+from tests.end_to_end.mirrors import PROGRAM, MirrorUnderTest
 from tests.harness.system_calls import SystemCalls
 from tests.stores.seaweedfs import StoreServer
 
@@ -153,6 +154,17 @@ class Mirror(_Mounted):
         """Forget all of the mirroring, and mirror to another name from the next mount on."""
         shutil.rmtree(self._mirror.state, ignore_errors=True)
         self._mirror.name = name
+
+    def go_through(self, endpoint_url: str) -> None:
+        """Reach the store at another address from the next mount on."""
+        self._mirror.endpoint_url = endpoint_url
+
+    def waiting(self) -> subprocess.Popen[bytes]:
+        """Start `mirrorfs wait`, which ends when all that was done up to now is mirrored."""
+        command = [*PROGRAM, "wait", str(self.path), "--timeout", str(_DRAIN_SECONDS)]
+        return subprocess.Popen(
+            command, env=self._mirror.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
 
     def drain(self) -> float:
         """See Target. Raises BenchFailed when something cannot be mirrored."""

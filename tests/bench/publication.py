@@ -1,0 +1,413 @@
+"""A snapshot of a whole 1 TiB image comes and goes: how long that takes, stage by stage.
+
+`python -m tests.bench.publication DIRECTORY CHUNKS LATENCY...` is an uploader but for two things: it has no mount
+before it, and its store confirms everything after LATENCY seconds and keeps no chunk. The chunks are a few bytes each,
+their number is what counts. It prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import crc32c
+import trio
+
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.journal import JournalReader, JournalWriter
+from mirrorfs.journal.state import State
+from mirrorfs.objectstore.capabilities import StoreCapabilities
+from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
+from mirrorfs.objectstore.errors import ObjectMissing
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.drain import Drain
+from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.worklist import Worklist
+from tests.bench.processes import answer_and_memory, own_memory
+from tests.harness import formats
+from tests.harness.formats import MANIFEST_NAME, ManifestFile
+from tests.harness.names import chunk_path
+from tests.harness.writer import DatastoreWriter
+
+_PARALLEL = 8
+_TREE_WORKERS = 4
+_CHUNK_SIZE = 4 * 1024 * 1024
+_CHUNKS_A_COMMIT = 10_000
+_NEW_FRACTION = 0.01
+_IMAGE = "drive-scsi0.img.fidx"
+_HONEST = StoreCapabilities(
+    rejects_wrong_crc32c=True,
+    rejects_wrong_md5=True,
+    put_returns_crc32c=True,
+    head_returns_crc32c=True,
+    etag_is_md5=True,
+    copies=True,
+)
+# The step at which a stage ends, and what is done in it.
+_PUBLISHING = (
+    ("publication.begun", "read and check manifest and index"),
+    ("publication.chunks-put", "find out which chunks are missing, and send them"),
+    ("publication.before-commit", "send the index"),
+    ("publication.committed", "reference transaction"),
+    ("publication.recorded", "send the manifest, note that it is published"),
+)
+_REMOVING = (
+    ("removal.begun", "notice that it is gone, note that it goes"),
+    ("removal.manifest-deleted", "delete the manifest"),
+    ("removal.before-release", "read and check the index, from the bucket"),
+    ("removal.released", "reference transaction"),
+    ("removal.recorded", "look for chunks that nobody has, delete the index"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a passage: how long it took, how many requests began in it, and for how long one or more were under
+    way."""
+
+    title: str
+    seconds: float
+    requests: int
+    request_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A snapshot's way into the bucket or out of it, from the record in the journal to the note in the state."""
+
+    title: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return sum(stage.seconds for stage in self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What was measured with a store that takes `latency` seconds for each request."""
+
+    latency: float
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Publications:
+    """What was measured with snapshots of `chunks` chunks, of which `new` are new. `memory` is the most that the
+    process took beyond what it had before, in bytes."""
+
+    chunks: int
+    new: int
+    series: tuple[Series, ...]
+    memory: int
+
+
+def measure_publications(directory: Path, chunks: int, latencies: Sequence[float]) -> Publications:
+    """Measure in a process of its own; `directory` is made, and stays. Raises BenchFailed."""
+    directory.mkdir()
+    arguments = [str(directory), str(chunks), *map(str, latencies)]
+    answer, most = answer_and_memory([sys.executable, "-m", "tests.bench.publication", *arguments])
+    series = tuple(Series(one["latency"], tuple(map(_passage, one["passages"]))) for one in answer["series"])
+    return Publications(chunks, answer["new"], series, most - answer["memory"])
+
+
+def _passage(value: Mapping[str, Any]) -> Passage:
+    return Passage(value["title"], tuple(Stage(**stage) for stage in value["stages"]))
+
+
+class _ForgetfulClient:
+    """A store that confirms everything and keeps what is no chunk. Remembers when requests were under way."""
+
+    def __init__(self, directory: Path) -> None:
+        """What is kept stands in `directory`, which is made, and not in the memory that is measured."""
+        directory.mkdir()
+        self.latency = 0.0
+        self._directory = directory
+        self._shown: dict[str, StoredObject] = {}
+        self._lock = threading.Lock()
+        self.requests: list[tuple[float, float]] = []
+
+    @property
+    def place(self) -> str:
+        return "no bucket"
+
+    def put_object(self, key: str, body: bytes, *, crc32c: int | None, md5: bytes | None) -> PutReceipt:
+        with self._answering():
+            etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
+            if not _is_chunk(key):
+                self._file(key).write_bytes(body)
+            self._shown[key] = StoredObject(key, len(body), etag, crc32c)
+            return PutReceipt(etag, crc32c)
+
+    def head_object(self, key: str) -> StoredObject | None:
+        with self._answering():
+            # A chunk is asked for once, after its PUT: nothing grows.
+            return self._shown.pop(key, None) if _is_chunk(key) else self._shown.get(key)
+
+    def get_object(self, key: str) -> bytes:
+        with self._answering():
+            try:
+                return self._file(key).read_bytes()
+            except FileNotFoundError as error:
+                raise ObjectMissing(f"read {key}", "there is none") from error
+
+    def delete_objects(self, keys: Sequence[str]) -> dict[str, Exception]:
+        with self._answering():
+            for key in keys:
+                self._file(key).unlink(missing_ok=True)
+                self._shown.pop(key, None)
+            return {}
+
+    def _file(self, key: str) -> Path:
+        return self._directory / hashlib.sha256(key.encode()).hexdigest()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        began = time.perf_counter()
+        time.sleep(self.latency)
+        with self._lock:
+            yield
+            self.requests.append((began, time.perf_counter()))
+
+
+def _is_chunk(key: str) -> bool:
+    return "/.chunks/" in key
+
+
+class _Steps:
+    """When the named steps of the product were reached last."""
+
+    def __init__(self) -> None:
+        self.reached: dict[str, float] = {}
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """The product tells its steps to whoever arms one to kill it there; in this process, to us."""
+        with mock.patch.multiple("mirrorfs.steps", _file="", _look=self._record):
+            yield
+
+    def _record(self, _file: str, step: str) -> None:
+        self.reached[step] = time.perf_counter()
+
+
+class _Image:
+    """A datastore with one group, whose snapshots are images of so many chunks."""
+
+    def __init__(self, path: Path, chunks: int) -> None:
+        self.path = path
+        self._source = random.Random(chunks)
+        self._number = 0
+        self._snapshots = 0
+        path.mkdir()
+        with DatastoreWriter(path) as writer:
+            writer.create(chunk_directories="all" if chunks > 0x10000 else "when needed")
+        self.digests = [self.make_chunk() for _ in range(chunks)]
+
+    def make_chunk(self) -> str:
+        """Write a chunk of a few bytes, and return its digest."""
+        content = self._number.to_bytes(8, "big")
+        self._number += 1
+        digest = hashlib.sha256(content).hexdigest()
+        path = self.path / chunk_path(digest)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(_blob(content))
+        return digest
+
+    def change(self, fraction: float) -> list[str]:
+        """Have as many chunks of the image be new ones, and return these."""
+        new = [self.make_chunk() for _ in range(int(len(self.digests) * fraction))]
+        for slot, digest in zip(self._source.sample(range(len(self.digests)), len(new)), new, strict=True):
+            self.digests[slot] = digest
+        return new
+
+    def blobs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Digest and file of all chunks."""
+        for number in range(self._number):
+            content = number.to_bytes(8, "big")
+            yield hashlib.sha256(content).digest(), _blob(content)
+
+    def write_snapshot(self) -> str:
+        """Write the image as it is now as a snapshot, and return the path of that."""
+        body = b"".join(map(bytes.fromhex, self.digests))
+        size = len(self.digests) * _CHUNK_SIZE
+        self._snapshots += 1
+        created = 1_750_000_000 + self._snapshots
+        directory = self.path / "vm/100" / time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created))
+        directory.mkdir(parents=True)
+        header = formats.fixed_index_header(hashlib.sha256(body).digest()[:16], created, size, _CHUNK_SIZE)
+        (directory / _IMAGE).write_bytes(formats.with_index_csum(header, body))
+        listed = ManifestFile(_IMAGE, size, hashlib.sha256(body).hexdigest(), "none")
+        manifest = formats.make_manifest("vm", "100", created, [listed], signature=None, unprotected={})
+        (directory / MANIFEST_NAME).write_bytes(formats.encode_manifest(manifest))
+        return str(directory.relative_to(self.path))
+
+
+def _blob(content: bytes) -> bytes:
+    return formats.encode_blob(content, compress=False)
+
+
+class _JournalKeeper:
+    """Holds the journal for writing as the filesystem process does: in another process, since LMDB takes one handle of
+    a database in each."""
+
+    def __init__(self, directory: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other_end = context.Pipe()
+        self._process = context.Process(target=_keep_journal, args=(directory, other_end), daemon=True)
+        self._process.start()
+        other_end.close()
+        self._connection.recv()
+
+    def append(self, paths: Sequence[bytes]) -> None:
+        """Note that names have changed."""
+        self._connection.send(paths)
+        self._connection.recv()
+
+
+def _keep_journal(directory: str, connection: Connection) -> None:
+    journal = JournalWriter(directory)
+    connection.send(journal.sequence)
+    while True:
+        try:
+            paths = connection.recv()
+        except EOFError:
+            return
+        connection.send(journal.append_all(paths))
+
+
+class _Uploader:
+    """The product's parts, put together as its own uploader does it."""
+
+    def __init__(self, image: _Image, base: Path, client: _ForgetfulClient, steps: _Steps) -> None:
+        self._image = image
+        self._client = client
+        self._steps = steps
+        self._keeper = _JournalKeeper(str(base / "journal"))
+        journal = JournalReader(str(base / "journal"))
+        state = State(str(base / "state"))
+        _confirm_all(state, image)
+        store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=_HONEST)
+        tree = Tree(os.open(image.path, os.O_RDONLY | os.O_DIRECTORY))
+        worklist = Worklist()
+        self._mirror = Mirror(
+            tree, BucketLayout("bench"), store, state, worklist, parallel=_PARALLEL, newest=journal.last_sequence
+        )
+        self._drain = Drain(journal, state, self._mirror.commits, worklist, self._mirror)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Have everything work until the nursery is cancelled."""
+        drain = self._drain
+        nursery.start_soon(self._mirror.commits.run)
+        nursery.start_soon(drain.intake)
+        nursery.start_soon(drain.handle_chunk_removals)
+        nursery.start_soon(drain.handle_snapshot_removals)
+        nursery.start_soon(drain.save_position, lambda position: None)
+        for _ in range(_PARALLEL):
+            nursery.start_soon(drain.handle_chunks)
+        for _ in range(_TREE_WORKERS):
+            nursery.start_soon(drain.handle_tree)
+
+    async def reconcile(self) -> None:
+        """Look through the datastore, as at each start, and wait for what that leads to."""
+        await self._drain.reconcile()
+        await self._drain.settled()
+
+    async def send(self, digests: Sequence[str]) -> None:
+        """Have the chunks mirrored."""
+        self._tell([chunk_path(digest) for digest in digests])
+        await self._drain.settled()
+
+    async def publish(self, title: str, snapshot: str, new: Sequence[str] = ()) -> Passage:
+        """Publish a snapshot that has been written, whose `new` chunks are unknown until that moment."""
+        self._tell([chunk_path(digest) for digest in new])
+        return await self._measure(title, f"{snapshot}/{MANIFEST_NAME}", _PUBLISHING)
+
+    async def remove(self, title: str, snapshot: str) -> Passage:
+        """Remove a snapshot from the datastore, and with it from the bucket."""
+        shutil.rmtree(self._image.path / snapshot)
+        return await self._measure(title, f"{snapshot}/{MANIFEST_NAME}", _REMOVING)
+
+    async def _measure(self, title: str, path: str, stages: Sequence[tuple[str, str]]) -> Passage:
+        self._steps.reached.clear()
+        self._client.requests.clear()
+        began = time.perf_counter()
+        self._tell([path])
+        await self._drain.settled()
+        measured = []
+        for step, stage in stages:
+            ended = self._steps.reached[step]
+            measured.append(_stage(stage, began, ended, self._client.requests))
+            began = ended
+        return Passage(title, tuple(measured))
+
+    def _tell(self, paths: Sequence[str]) -> None:
+        self._keeper.append([path.encode() for path in paths])
+        self._drain.wake()
+
+
+def _confirm_all(state: State, image: _Image) -> None:
+    """As if the chunks had been sent before."""
+    blobs = list(image.blobs())
+    for start in range(0, len(blobs), _CHUNKS_A_COMMIT):
+        batch = blobs[start : start + _CHUNKS_A_COMMIT]
+        state.update(
+            lambda transaction, batch=batch: [  # type: ignore[misc]
+                transaction.confirm_chunk(digest, len(blob), crc32c.crc32c(blob)) for digest, blob in batch
+            ]
+        )
+
+
+def _stage(title: str, began: float, ended: float, requests: Sequence[tuple[float, float]]) -> Stage:
+    under_way, until = 0.0, began
+    for start, end in sorted(requests):
+        under_way += max(0.0, min(end, ended) - max(start, until))
+        until = max(until, min(end, ended))
+    return Stage(title, ended - began, sum(began <= start < ended for start, _ in requests), under_way)
+
+
+async def _measure(base: Path, chunks: int, latencies: Sequence[float]) -> dict[str, Any]:
+    steps, client = _Steps(), _ForgetfulClient(base / "objects")
+    image = _Image(base / "datastore", chunks)
+    uploader = _Uploader(image, base, client, steps)
+    memory = own_memory()
+    series = []
+    async with trio.open_nursery() as nursery:
+        uploader.start(nursery)
+        await uploader.reconcile()
+        with steps.recorded():
+            for client.latency in latencies:
+                passages = await _publish_and_remove(image, uploader)
+                series.append(asdict(Series(client.latency, tuple(passages))))
+        nursery.cancel_scope.cancel()
+    return {"new": int(chunks * _NEW_FRACTION), "memory": memory, "series": series}
+
+
+async def _publish_and_remove(image: _Image, uploader: _Uploader) -> list[Passage]:
+    passages = [await uploader.publish("publish, no new chunk", image.write_snapshot())]
+    await uploader.send(image.change(_NEW_FRACTION))
+    passages.append(await uploader.publish("publish, 1 % new, sent before", image.write_snapshot()))
+    new = image.change(_NEW_FRACTION)
+    last = image.write_snapshot()
+    passages.append(await uploader.publish("publish, 1 % new, none sent yet", last, new))
+    passages.append(await uploader.remove("unpublish", last))
+    return passages
+
+
+if __name__ == "__main__":
+    print(json.dumps(trio.run(_measure, Path(sys.argv[1]), int(sys.argv[2]), [*map(float, sys.argv[3:])])))

@@ -1,0 +1,68 @@
+"""A garbage collection of many chunks through the mount: the bucket ends with exactly those that the datastore has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.end_to_end.mirrors import MirrorUnderTest
+from tests.harness.bulk import generate_bulk
+from tests.harness.names import CHUNK_NAME
+from tests.watchdog import killing_mounts_after
+
+_SNAPSHOTS = 4
+# Of 3,000 chunks of this seed none begins with ffff, by which a datastore that has all chunk directories is told.
+_SEED = 5
+
+
+@pytest.fixture(autouse=True)
+def never_hang(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Instead of the one for all tests: these may take longer."""
+    limit = request.node.get_closest_marker("timeout")
+    with killing_mounts_after(limit.args[0] + 30.0):
+        yield
+
+
+@pytest.mark.timeout(280)
+def test_a_garbage_collection_of_3000_chunks_leaves_exactly_what_is_needed(mirror: MirrorUnderTest) -> None:
+    _collect(mirror, 3_000, seconds=120)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_a_garbage_collection_of_100000_chunks_leaves_exactly_what_is_needed(mirror: MirrorUnderTest) -> None:
+    with mirror.writer() as writer:
+        writer.create(chunk_directories="all")
+    _collect(mirror, 100_000, seconds=3000)
+
+
+def _collect(mirror: MirrorUnderTest, chunks: int, *, seconds: float) -> None:
+    """Mirror four snapshots, forget two of them, collect, and look into the bucket. Waits for `seconds` at most."""
+    made = generate_bulk(str(mirror.datastore), _SEED, snapshots=_SNAPSHOTS, chunks=chunks)
+    mirror.mount()
+    mirror.wait(seconds)
+    assert len(_in_bucket(mirror)) == chunks
+    first, second, third, fourth = made.snapshots
+    with mirror.writer() as writer:
+        writer.forget(first)
+        writer.forget(third)
+        collected = writer.collect_garbage(age_seconds=0, safety_seconds=0)
+    # All of two snapshots but the chunks that those after them share.
+    assert 0.49 * chunks < len(collected.removed) < 0.5 * chunks
+    mirror.wait(seconds)
+    left = _in_bucket(mirror)
+    assert left == _in_datastore(mirror)
+    assert left.isdisjoint(collected.removed)
+    assert len(left) == chunks - len(collected.removed)
+    assert mirror.published() == sorted([second, fourth])
+    assert mirror.audit() == []
+
+
+def _in_bucket(mirror: MirrorUnderTest) -> set[str]:
+    keys = mirror.store.access.keys(mirror.bucket, f"{mirror.name}/.chunks/")
+    return {key.rpartition("/")[2] for key in keys}
+
+
+def _in_datastore(mirror: MirrorUnderTest) -> set[str]:
+    return {path.name for path in mirror.datastore.glob(".chunks/*/*") if CHUNK_NAME.match(path.name)}
