@@ -142,6 +142,10 @@ class Grace:
             return None
         return data.decode("utf-8", "replace")
 
+    def look_again(self) -> None:
+        """Say that a published snapshot is gone from the bucket: its grace may end."""
+        self._changed.set()
+
     async def end(self, path: str) -> None:
         """Have nothing of the deleted snapshot `path` in the bucket, and give its references back."""
         async with self._alone.hold(path):
@@ -180,7 +184,7 @@ class Grace:
 
     async def end_due(self) -> float:
         """End what is due; returns for how long nothing else is, in seconds, at most a minute: clocks may be set."""
-        kept = self._state.view(lambda transaction: list(transaction.retention.all_deleted()))
+        kept = self._state.view(_may_end)
         due = [deleted for deleted in kept if _is_due(deleted, self._now())]
         try:
             moment = await self._clock.time() if due else 0.0
@@ -262,6 +266,14 @@ def _give_back(transaction: StateTransaction, deleted: DeletedSnapshot, digests:
 def _take_in(transaction: StateTransaction, deleted: DeletedSnapshot, digests: set[bytes]) -> None:
     transaction.retention.set_deleted(deleted)
     transaction.add_references(digests)
+
+
+def _may_end(transaction: StateTransaction) -> list[DeletedSnapshot]:
+    """Return the deleted snapshots without those that may still stand published, and need the references for that (P5).
+
+    They have been handed over before the published manifest goes; a crash may come in between.
+    """
+    return [deleted for deleted in transaction.retention.all_deleted() if transaction.snapshot(deleted.path) is None]
 
 
 def _is_due(deleted: DeletedSnapshot, moment: float) -> bool:

@@ -94,6 +94,7 @@ class SnapshotRetention:
         try:
             await self._grace.keep(snapshot)
             await self._removal.remove(snapshot)
+            self._grace.look_again()
             await self._groups.settle(snapshot.group)
             await self._namespaces.settle_with_parents(snapshot.group.namespace)
         except StoreRejected as error:

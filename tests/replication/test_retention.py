@@ -289,6 +289,34 @@ async def test_killed_at_any_step_of_a_grace(world: World) -> None:
     world.check()
 
 
+@pytest.mark.parametrize("step", range(1, 21))
+async def test_a_grace_does_not_end_while_its_snapshot_still_stands_published(world: World, step: int) -> None:
+    """Killed on the way, and not started again before the grace is over."""
+    world.retention = KEPT
+    watch_deleted_snapshots(world)
+    world.datastore.back_up(FIRST, ["a"])
+    assert await world.converge() == {}
+    world.datastore.forget(FIRST)
+    world.datastore.remove_chunk("a")
+    world.store.steps, world.store.dies_at = 0, step
+    with perhaps_killed():
+        await world.converge()
+    world.store.dies_at = None
+    world.now += 11 * DAY
+    async with world.running(reconciles=False) as running:
+        await end_due(running)
+        await running.settled()
+    assert world.store.broken == []
+    assert await world.converge() == {}
+    world.now += 11 * DAY
+    async with world.running() as running:
+        await running.settled()
+        await end_due(running)
+        await running.settled()
+    assert not deleted_objects(world)
+    world.check()
+
+
 async def _killed_all_along(world: World, change: Callable[[], object]) -> None:
     """Make a change, and die before and after the first, the second … change of the bucket that follows from it."""
     change()
