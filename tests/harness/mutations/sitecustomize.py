@@ -13,7 +13,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -63,21 +63,30 @@ def _take_all_for_confirmed(original: Method) -> Method:
 def _send_some_chunks_slowly(original: Method) -> Method:
     """Every fourth, by its name, as over a slow line: else they are often there before anybody can miss them."""
 
-    async def settle(self: object, digest: bytes) -> None:
+    async def settle(self: object, digest: bytes) -> bool:
         import trio  # not before the product does: this runs at the start of every interpreter
 
         if digest[-1] % _SLOW_CHUNKS == 0:
             await trio.sleep(_SLOW_CHUNK_SECONDS)
-        await original(self, digest)
+        is_settled: bool = await original(self, digest)
+        return is_settled
 
     return settle
 
 
-def _need_no_chunk(original: Method) -> Method:
-    async def needed(self: object, digest: bytes) -> bool:
-        return False
+def _see_no_reference(original: Method) -> Method:
+    def chunk(self: object, digest: bytes) -> object:
+        known = original(self, digest)
+        return None if known is None else replace(known, references=0)
 
-    return needed
+    return chunk
+
+
+def _see_no_quarantine(original: Method) -> Method:
+    def chunk(self: object, digest: bytes) -> object:
+        return replace(original(self, digest), is_quarantined=False)
+
+    return chunk
 
 
 def _lose_names(original: Method) -> Method:
@@ -108,7 +117,10 @@ MUTATIONS: dict[str, tuple[Replacement, ...]] = {
         Replacement(_CHUNKS, "ChunkMirror", "ensure", _do_not_wait_for_chunk),
         Replacement(_CHUNKS, "ChunkMirror", "settle", _send_some_chunks_slowly),
     ),
-    "delete-without-reference-check": (Replacement(_CHUNKS, "ChunkMirror", "_needed", _need_no_chunk),),
+    "delete-without-reference-check": (
+        Replacement("mirrorfs.journal.state", "StateTransaction", "chunk", _see_no_reference),
+        Replacement("mirrorfs.datastore.tree", "Tree", "chunk", _see_no_quarantine),
+    ),
     "drop-journal-record": (Replacement("mirrorfs.journal.journal", "JournalWriter", "append_all", _lose_names),),
     "no-syncfs": (Replacement("mirrorfs.filesystem.interception", "Durability", "reach", _promise_durability),),
 }
