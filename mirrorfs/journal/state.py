@@ -18,6 +18,7 @@ from hashlib import sha256
 from typing import TypeVar
 
 from mirrorfs.journal import retention
+from mirrorfs.journal.counting import COUNTING, CountingRecords, PartialCount, ReferenceHolder
 from mirrorfs.journal.entries import SHARED_KEY_PREFIX, decoded, path_key
 from mirrorfs.journal.environment import Environment, Transaction
 from mirrorfs.journal.errors import DatabaseCorrupt, ForeignState
@@ -150,6 +151,7 @@ class State:
                 _FOREIGN,
                 _QUARANTINED,
                 _SAME_FILES,
+                COUNTING,
                 *retention.DATABASES,
             ),
             format_version=FORMAT_VERSION,
@@ -187,6 +189,7 @@ class StateTransaction:
         self._transaction = transaction
         self._databases = environment.databases
         self.retention = RetentionRecords(transaction, self._databases, self._databases[_META])
+        self.counting = CountingRecords(transaction, self._databases[COUNTING])
 
     # --- identity and position
 
@@ -233,6 +236,7 @@ class StateTransaction:
         for database in (_CHUNKS, _CONTENTS, _SNAPSHOTS, _SAME_FILES):
             self._transaction.drop(self._databases[database], delete=False)
         self.retention.forget_bucket()
+        self.counting.forget_all()
         self._transaction.delete(b"adopted", db=self._databases[_META])
         self._transaction.delete(b"inspecting", db=self._databases[_META])
 
@@ -320,22 +324,34 @@ class StateTransaction:
         return int(self._transaction.stat(self._databases[_CHUNKS])["entries"])
 
     def commit_snapshot(self, path: str, snapshot: SnapshotState, digests: Iterable[bytes]) -> None:
-        """Note where a snapshot stands and count one more reference to each of the chunks it needs."""
+        """Note where a snapshot stands and count its references; `digests` are those that are not counted yet."""
         self.set_snapshot(path, snapshot)
         # It may have other objects than those that were locked.
         self.retention.forget_snapshot_lock(path)
-        self.add_references(digests)
+        self.end_count(ReferenceHolder(path), digests)
 
-    def release_snapshot(self, path: str, snapshot: SnapshotState, digests: Iterable[bytes]) -> list[bytes]:
-        """Note where a snapshot stands and count one reference less to each of the chunks it needed.
+    def count(self, holder: ReferenceHolder, count: PartialCount, digests: Iterable[bytes]) -> None:
+        """Count a part of a holder's references, after which they are counted as `count` says."""
+        self.add_references(digests)
+        self.counting.set(holder, count)
+
+    def end_count(self, holder: ReferenceHolder, digests: Iterable[bytes]) -> None:
+        """Count the last part of a holder's references."""
+        self.add_references(digests)
+        self.counting.forget(holder)
+
+    def give_back(self, holder: ReferenceHolder, left: PartialCount | None, digests: Iterable[bytes]) -> list[bytes]:
+        """Count one reference less to each of a part of a holder's chunks; then `left` is still counted.
 
         Returns the digests that nobody references any more.
 
         Raises:
             DatabaseCorrupt: a count would fall below zero.
         """
-        self.set_snapshot(path, snapshot)
-        self.retention.forget_snapshot_lock(path)
+        if left is None:
+            self.counting.forget(holder)
+        else:
+            self.counting.set(holder, left)
         return self.give_back_references(digests)
 
     def add_references(self, digests: Iterable[bytes]) -> None:

@@ -7,15 +7,16 @@ import time
 from contextlib import aclosing
 
 from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.index import parse_index
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.manifest import Manifest, parse_manifest
+from mirrorfs.datastore.manifest import parse_manifest
 from mirrorfs.datastore.names import SnapshotFileName, SnapshotId, classify
+from mirrorfs.journal.counting import ReferenceHolder
 from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.grace import Grace
+from mirrorfs.replication.references import References
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,14 @@ class Adoption:
     is deleted (P5).
     """
 
-    def __init__(self, layout: BucketLayout, store: ObjectStore, state: State, commits: StateCommits) -> None:
+    def __init__(
+        self, layout: BucketLayout, store: ObjectStore, state: State, commits: StateCommits, references: References
+    ) -> None:
         self._layout = layout
         self._store = store
         self._state = state
         self._commits = commits
+        self._references = references
 
     async def adopt(self, grace: Grace) -> None:
         """Take the bucket's content in, unless that has been done; can be repeated after a crash in the middle."""
@@ -85,23 +89,17 @@ class Adoption:
             return
         try:
             manifest = parse_manifest(await self._store.get(self._layout.content_key(snapshot.manifest_path)))
-            digests = await self._digests(snapshot, manifest)
         except (DatastoreError, ObjectMissing) as error:
-            # Without a record it is removed and, if the datastore has it, published anew.
-            log.warning("the published snapshot %s is incomplete in the bucket: %s", path, error)
+            log.warning("the manifest of %s in the bucket cannot be used: %s", path, error)
             return
         files = {file.filename: file.checksum.hex() for file in manifest.files}
+        holder = ReferenceHolder(path)
+        digests = await self._references.digests(holder, files)
+        if digests is None:
+            # Without a record it is removed and, if the datastore has it, published anew.
+            log.warning("the published snapshot %s is incomplete in the bucket", path)
+            return
+        left = await self._references.count_all_but_last(holder, files, digests)
         adopted = SnapshotState(SnapshotPhase.ADOPTED, files, time.time())
-        await self._commits.apply(lambda transaction: transaction.commit_snapshot(path, adopted, digests))
+        await self._commits.apply(lambda transaction: transaction.commit_snapshot(path, adopted, left))
         reach("adoption.snapshot-recorded")
-
-    async def _digests(self, snapshot: SnapshotId, manifest: Manifest) -> set[bytes]:
-        digests: set[bytes] = set()
-        for file in manifest.files:
-            if file.is_index:
-                key = self._layout.content_key(f"{snapshot.path}/{file.filename}")
-                index = parse_index(file.filename, await self._store.get(key))
-                if index.checksum != file.checksum:
-                    raise DatastoreError(f"{file.filename} is not the index that the manifest lists")
-                digests |= index.unique_digests()
-        return digests

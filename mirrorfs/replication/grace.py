@@ -16,6 +16,7 @@ from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME, BucketLayout
 from mirrorfs.datastore.manifest import parse_manifest
 from mirrorfs.datastore.names import MANIFEST_NAME, GroupId, SnapshotId
+from mirrorfs.journal.counting import ReferenceHolder
 from mirrorfs.journal.retention import DeletedPhase, DeletedSnapshot
 from mirrorfs.journal.state import ContentState, SnapshotPhase, SnapshotState, State, StateTransaction
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, StoreError
@@ -23,8 +24,7 @@ from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.clock import StoreClock
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.exclusion import Exclusion
-from mirrorfs.replication.references import referenced_digests
-from mirrorfs.replication.removal import Unreferenced
+from mirrorfs.replication.references import References
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Grace:
         store: ObjectStore,
         state: State,
         commits: StateCommits,
-        unreferenced: Unreferenced,
+        references: References,
         clock: StoreClock,
         *,
         delete_after: float,
@@ -58,7 +58,7 @@ class Grace:
         self._store = store
         self._state = state
         self._commits = commits
-        self._unreferenced = unreferenced
+        self._references = references
         self._clock = clock
         self._delete_after = delete_after
         self._now = now
@@ -157,22 +157,26 @@ class Grace:
             return
         if deleted.phase is not DeletedPhase.ENDING:
             await self._release(deleted)
+        else:
+            await self._references.give_back_interrupted(_holder(path))
         await self._store.delete([self._key(path, name) for name in deleted.names])
         reach("grace.files-deleted")
         await self._commits.apply(lambda transaction: transaction.retention.forget_deleted(path))
         reach("grace.ended")
 
     async def _release(self, deleted: DeletedSnapshot) -> None:
-        digests: set[bytes] | None = set()
         await self._store.delete([self._key(deleted.path, MANIFEST_NAME)])
         reach("grace.manifest-deleted")
+        ending = replace(deleted, phase=DeletedPhase.ENDING)
+
+        def note(transaction: StateTransaction) -> None:
+            transaction.retention.set_deleted(ending)
+
         if deleted.phase is DeletedPhase.KEPT:
-            digests = await referenced_digests(
-                deleted.path, deleted.files, lambda name: self._store.get(self._key(deleted.path, name))
-            )
-        unreferenced = await self._commits.apply(lambda transaction: _give_back(transaction, deleted, digests or set()))
+            await self._references.give_back(_holder(deleted.path), deleted.files, note)
+        else:
+            await self._commits.apply(note)
         reach("grace.released")
-        await self._unreferenced.tell(unreferenced)
 
     async def end_when_due(self) -> None:
         """End each grace when its time is over, for ever; a store that fails is tried again."""
@@ -217,17 +221,17 @@ class Grace:
             return
         now = self._now()
         incomplete = DeletedSnapshot(path, {}, names, DeletedPhase.ENDING, now, now)
-        deleted, digests = incomplete, set[bytes]()
+        deleted, digests = incomplete, list[bytes]()
         if MANIFEST_NAME in names:
             try:
                 files = await self._listed_files(path)
-                found = await referenced_digests(path, files, lambda name: self._store.get(self._key(path, name)))
+                found = await self._references.digests(_holder(path), files)
                 times = await self._times(path)
             except (DatastoreError, ObjectMissing) as error:
                 log.warning("the deleted snapshot %s in the bucket cannot be used: %s", path, error)
             else:
                 if found is not None:
-                    digests = found
+                    digests = await self._references.count_all_but_last(_holder(path), files, found)
                     deleted = replace(
                         incomplete, files=files, phase=DeletedPhase.KEPT, deleted=times[0], until=times[1]
                     )
@@ -258,14 +262,14 @@ def _hand_over(transaction: StateTransaction, known: SnapshotState, deleted: Del
     transaction.set_snapshot(deleted.path, replace(known, phase=SnapshotPhase.RELEASED, since=deleted.deleted))
 
 
-def _give_back(transaction: StateTransaction, deleted: DeletedSnapshot, digests: set[bytes]) -> list[bytes]:
-    transaction.retention.set_deleted(replace(deleted, phase=DeletedPhase.ENDING))
-    return transaction.give_back_references(digests)
-
-
-def _take_in(transaction: StateTransaction, deleted: DeletedSnapshot, digests: set[bytes]) -> None:
+def _take_in(transaction: StateTransaction, deleted: DeletedSnapshot, digests: list[bytes]) -> None:
     transaction.retention.set_deleted(deleted)
-    transaction.add_references(digests)
+    if deleted.phase is DeletedPhase.KEPT:
+        transaction.end_count(_holder(deleted.path), digests)
+
+
+def _holder(path: str) -> ReferenceHolder:
+    return ReferenceHolder(path, is_kept=True)
 
 
 def _may_end(transaction: StateTransaction) -> list[DeletedSnapshot]:

@@ -118,6 +118,7 @@ class BucketInspection:
         state: State,
         commits: StateCommits,
         publication: SnapshotPublication,
+        adoption: Adoption,
         *,
         parallel: int,
     ) -> None:
@@ -129,7 +130,7 @@ class BucketInspection:
         self._commits = commits
         self._publication = publication
         self._parallel = parallel
-        self._adoption = Adoption(layout, store, state, commits)
+        self._adoption = adoption
         self._lock = trio.Lock()
 
     async def inspect(self, report: Report, *, corrects: bool = True) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.journal.counting import ReferenceHolder
 from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.capabilities import LockMode
 from mirrorfs.objectstore.errors import ObjectMissing, StoreError
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.clock import StoreClock
 from mirrorfs.replication.commits import StateCommits
-from mirrorfs.replication.references import referenced_digests
+from mirrorfs.replication.references import References
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class SnapshotLocks:
         store: ObjectStore,
         state: State,
         commits: StateCommits,
+        references: References,
         clock: StoreClock,
         *,
         lock_for: float | None,
@@ -62,6 +64,7 @@ class SnapshotLocks:
         self._store = store
         self._state = state
         self._commits = commits
+        self._references = references
         self._clock = clock
         self._lock_for = lock_for
         self._parallel = parallel
@@ -131,9 +134,7 @@ class SnapshotLocks:
     async def _extend(self, path: str, snapshot: SnapshotState, terms: _Terms) -> None:
         now = self._now()
         until, horizon = now + terms.period, now + terms.period * _CHUNK_EXTEND_BELOW
-        digests = await referenced_digests(
-            path, snapshot.files, lambda name: self._store.get(self._layout.content_key(f"{path}/{name}"))
-        )
+        digests = await self._references.digests(ReferenceHolder(path), snapshot.files)
         chunks = self._state.view(
             lambda transaction: transaction.retention.chunks_locked_before(digests or (), horizon)
         )

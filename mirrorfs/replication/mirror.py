@@ -13,6 +13,7 @@ from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.adoption import Adoption
 from mirrorfs.replication.chunk_removal import ChunkRemoval
 from mirrorfs.replication.chunks import ChunkMirror
 from mirrorfs.replication.clock import StoreClock
@@ -25,7 +26,8 @@ from mirrorfs.replication.locks import SnapshotLocks
 from mirrorfs.replication.problems import Problems
 from mirrorfs.replication.publication import SnapshotPublication
 from mirrorfs.replication.reconcile import Reconciler
-from mirrorfs.replication.removal import SnapshotRemoval, Unreferenced
+from mirrorfs.replication.references import CHUNKS_A_COMMIT, References, Unreferenced
+from mirrorfs.replication.removal import SnapshotRemoval
 from mirrorfs.replication.replica import Replica
 from mirrorfs.replication.retention import SnapshotRetention
 from mirrorfs.replication.settings import RetentionSettings
@@ -52,6 +54,7 @@ class Mirror:
         newest: Callable[[], int],
         retention: RetentionSettings = _ALIGNED,
         now: Callable[[], float] = time.time,
+        references_a_commit: int = CHUNKS_A_COMMIT,
     ) -> None:
         """`parallel` bounds the chunks that are sent at once, and so the memory.
 
@@ -89,8 +92,15 @@ class Mirror:
         )
         self._groups = GroupMirror(tree, replica, state)
         self._namespaces = NamespaceMirror(tree, replica, state)
-        unreferenced = Unreferenced(tree, self._look_at_chunk)
-        removal = SnapshotRemoval(replica, state, self.commits, unreferenced)
+        self.references = References(
+            layout,
+            store,
+            state,
+            self.commits,
+            Unreferenced(tree, self._look_at_chunk),
+            chunks_a_commit=references_a_commit,
+        )
+        removal = SnapshotRemoval(replica, state, self.commits, self.references)
         self.publication = SnapshotPublication(
             tree,
             replica,
@@ -99,15 +109,31 @@ class Mirror:
             self._chunks,
             self._groups,
             self._namespaces,
+            self.references,
             removal,
             self.problems,
             parallel=parallel,
         )
         self.grace = Grace(
-            layout, store, state, self.commits, unreferenced, self.clock, delete_after=retention.delete_after, now=now
+            layout,
+            store,
+            state,
+            self.commits,
+            self.references,
+            self.clock,
+            delete_after=retention.delete_after,
+            now=now,
         )
         self.locks = SnapshotLocks(
-            layout, store, state, self.commits, self.clock, lock_for=retention.lock_for, parallel=parallel, now=now
+            layout,
+            store,
+            state,
+            self.commits,
+            self.references,
+            self.clock,
+            lock_for=retention.lock_for,
+            parallel=parallel,
+            now=now,
         )
         self._waves = RemovalWaves(
             state, self.commits, self.clock, max_delete_fraction=retention.max_delete_fraction, now=now
@@ -126,8 +152,9 @@ class Mirror:
             self.problems,
             now=now,
         )
+        self.adoption = Adoption(layout, store, state, self.commits, self.references)
         self.inspection = BucketInspection(
-            tree, layout, store, state, self.commits, self.publication, parallel=parallel
+            tree, layout, store, state, self.commits, self.publication, self.adoption, parallel=parallel
         )
         self.survey = Survey(tree, layout, state, self.reconciler, self.publication)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +17,7 @@ from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.manifest import Manifest, check_listed_file, parse_manifest
 from mirrorfs.datastore.names import CLIENT_LOG_NAME, MANIFEST_NAME, PROTECTED_NAME, GroupId, SnapshotId
 from mirrorfs.datastore.tree import Tree, longest_file
+from mirrorfs.journal.counting import ReferenceHolder
 from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State, StateTransaction
 from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing, StoreRejected
 from mirrorfs.replication.chunks import ChunkMirror
@@ -23,6 +25,7 @@ from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.exclusion import Exclusion
 from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.problems import CannotMirror, Problems
+from mirrorfs.replication.references import References
 from mirrorfs.replication.removal import SnapshotRemoval
 from mirrorfs.replication.replica import Replica
 from mirrorfs.steps import reach
@@ -76,6 +79,7 @@ class SnapshotPublication:
         chunks: ChunkMirror,
         groups: GroupMirror,
         namespaces: NamespaceMirror,
+        references: References,
         removal: SnapshotRemoval,
         problems: Problems,
         *,
@@ -89,6 +93,7 @@ class SnapshotPublication:
         self._chunks = chunks
         self._groups = groups
         self._namespaces = namespaces
+        self._references = references
         self._removal = removal
         self._problems = problems
         self._parallel = parallel
@@ -253,7 +258,7 @@ class SnapshotPublication:
             await self._ensure_chunks(snapshot, missing)
             reach("publication.chunks-put")
             # Not before everything that takes its place is known to be good.
-            if self._state.view(lambda transaction: _may_be_published(transaction, snapshot)):
+            if self._state.view(lambda transaction: _stands_in_the_way(transaction, snapshot, local.files)):
                 await self._removal.remove(snapshot)
             # If it was moved here, it still stands under its earlier name.
             twin = self._state.view(lambda transaction: transaction.snapshot_with(local.files))
@@ -262,10 +267,13 @@ class SnapshotPublication:
                 await self._replica.put(f"{snapshot.path}/{name}", data, same_as=same_as)
                 reach("publication.file-put")
             reach("publication.before-commit")
+            left = await self._references.count_all_but_last(
+                ReferenceHolder(snapshot.path), local.files, closure.digests
+            )
             committed = SnapshotState(SnapshotPhase.COMMITTED, local.files, time.time())
             # A chunk may have been found missing in the bucket since it was ensured.
             while doubted := await self._commits.apply(
-                lambda transaction: _commit_if_complete(transaction, snapshot, committed, closure.digests)
+                lambda transaction: _commit_if_complete(transaction, snapshot, committed, closure.digests, left)
             ):
                 await self._ensure_chunks(snapshot, doubted)
             reach("publication.committed")
@@ -370,17 +378,27 @@ class SnapshotPublication:
         return extras, damaged
 
 
-def _may_be_published(transaction: StateTransaction, snapshot: SnapshotId) -> bool:
-    return transaction.snapshot(snapshot.path) is not None or transaction.content(snapshot.manifest_path) is not None
+def _stands_in_the_way(transaction: StateTransaction, snapshot: SnapshotId, files: Mapping[str, str]) -> bool:
+    """Tell whether what is in the bucket may be published, or has to go before other files take its place."""
+    begun = transaction.counting.get(ReferenceHolder(snapshot.path))
+    return (
+        transaction.snapshot(snapshot.path) is not None
+        or transaction.content(snapshot.manifest_path) is not None
+        or (begun is not None and begun.files != files)
+    )
 
 
 def _commit_if_complete(
-    transaction: StateTransaction, snapshot: SnapshotId, committed: SnapshotState, digests: set[bytes]
+    transaction: StateTransaction,
+    snapshot: SnapshotId,
+    committed: SnapshotState,
+    digests: set[bytes],
+    uncounted: list[bytes],
 ) -> list[bytes]:
-    """Count the references if all chunks are confirmed; else return those that are not, and do nothing."""
+    """Count the last references if all chunks are confirmed; else return those that are not, and do nothing."""
     doubted = transaction.unconfirmed(digests)
     if not doubted:
-        transaction.commit_snapshot(snapshot.path, committed, digests)
+        transaction.commit_snapshot(snapshot.path, committed, uncounted)
     return doubted
 
 

@@ -24,7 +24,6 @@ from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreRej
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
-from mirrorfs.replication.adoption import Adoption
 from mirrorfs.replication.claim import ClaimRefused, claim_prefix
 from mirrorfs.replication.control import Answer, Tell, serve_control
 from mirrorfs.replication.differences import Difference, Remedy
@@ -207,7 +206,7 @@ class Uploader:
             try:
                 await self._store.probe(self._layout.own_key("probe"))
                 self._status.phase = "reading the bucket"
-                await Adoption(self._layout, self._store, self._state, self._mirror.commits).adopt(self._mirror.grace)
+                await self._mirror.adoption.adopt(self._mirror.grace)
                 await self._mirror.clear_staging()
                 if is_in_doubt:
                     await self._compare_bucket()

@@ -19,13 +19,17 @@ drop-journal-record: a third of all names (by their CRC-32) never gets into the 
 makes that good, so look while the mount is up.
 no-syncfs: the rename of a manifest is answered without any sync."""
 
+COUNT_IN_SMALL_PARTS = "count-in-small-parts"
+"""A variation, which breaks nothing: the references of a snapshot are counted three at a time, as those of one with
+millions of chunks are by thousands."""
+
 _DIRECTORY = Path(__file__).parent / "mutations"
 _REPOSITORY = Path(__file__).parents[2]
 
 
 def environment_of(mutation: str) -> dict[str, str]:
-    """What to add to a process' environment, so that it and its children are broken. Raises ValueError."""
-    if mutation not in MUTATIONS:
+    """What to add to a process' environment, so that it and its children are broken, or varied. Raises ValueError."""
+    if mutation not in (*MUTATIONS, COUNT_IN_SMALL_PARTS):
         raise ValueError(f"no mutation {mutation}: it is one of {', '.join(MUTATIONS)}")
     # The repository too: the package must be found before the program has set its own path.
     paths = [str(_DIRECTORY), str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]

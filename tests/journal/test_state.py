@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from mirrorfs.journal.counting import PartialCount, ReferenceHolder
 from mirrorfs.journal.errors import DatabaseCorrupt, ForeignState, JournalError
 from mirrorfs.journal.journal import Position
 from mirrorfs.journal.state import (
@@ -30,6 +31,7 @@ from mirrorfs.journal.state import (
     check_identity,
 )
 
+FILES = {"drive.img.fidx": "00"}
 DIGESTS = [sha256(bytes([number])).digest() for number in range(6)]
 LONG_GROUP = "/".join(f"ns/{character * 100}" for character in "abcd") + "/vm/" + "g" * 120
 DIRECTORIES = ["", "vm", "vm/1", "vm/10", "ns/a", "ns", "host", "v", LONG_GROUP, LONG_GROUP + "1"]
@@ -61,7 +63,7 @@ def state(tmp_path: Path) -> Iterator[State]:
 
 
 def snapshot_state(phase: SnapshotPhase) -> SnapshotState:
-    return SnapshotState(phase, {"drive.img.fidx": "00"}, time.time())
+    return SnapshotState(phase, FILES, time.time())
 
 
 class ReferenceModel(RuleBasedStateMachine):
@@ -87,15 +89,42 @@ class ReferenceModel(RuleBasedStateMachine):
         for digest in digests:
             self.confirmed.setdefault(digest, False)
 
+    @rule(digests=st.frozensets(st.sampled_from(DIGESTS), min_size=1), data=st.data())
+    def commit_in_two_parts(self, digests: frozenset[bytes], data: st.DataObject) -> None:
+        up_to = data.draw(st.sampled_from(sorted(digests)))
+        path = f"vm/{self.number + 1}"
+        holder, count = ReferenceHolder(path), PartialCount(FILES, up_to)
+        counted = {digest for digest in digests if digest <= up_to}
+        self.state.update(lambda transaction: transaction.count(holder, count, counted))
+        assert self.state.view(lambda transaction: transaction.counting.get(holder)) == count
+        self.references.update(counted)
+        for digest in counted:
+            self.confirmed.setdefault(digest, False)
+        self.agrees()
+        self.commit(digests - counted)
+        self.held[-1] = path, digests
+
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    def give_back(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.held) - 1))
         path, digests = self.held.pop(index)
-        released = snapshot_state(SnapshotPhase.RELEASED)
-        found = self.state.update(lambda transaction: transaction.release_snapshot(path, released, digests))
-        self.references.subtract(digests)
-        assert found == sorted(digest for digest in digests if self.references[digest] == 0)
+        part = frozenset(data.draw(st.sets(st.sampled_from(sorted(digests))))) if digests else digests
+        for some, left in ((part, PartialCount(FILES, b"")), (digests - part, None)):
+            found = self.state.update(
+                lambda transaction, left=left, some=some: transaction.give_back(  # type: ignore[misc]
+                    ReferenceHolder(path), left, some
+                )
+            )
+            self.references.subtract(some)
+            assert found == sorted(digest for digest in some if self.references[digest] == 0)
+
+    @invariant()
+    def no_count_is_left(self) -> None:
+        paths = [f"vm/{number}" for number in range(1, self.number + 1)]
+        assert not self.state.view(
+            lambda transaction: [path for path in paths if transaction.counting.get(ReferenceHolder(path))]
+        )
 
     @rule(digest=st.sampled_from(DIGESTS), operation=st.sampled_from(["confirm", "doubt", "intend"]))
     def note(self, digest: bytes, operation: str) -> None:
@@ -134,10 +163,11 @@ TestReferences.settings = settings(
 def test_a_reference_that_was_never_counted_cannot_be_given_back(state: State) -> None:
     first, second = DIGESTS[:2]
     committed = snapshot_state(SnapshotPhase.COMMITTED)
-    released = snapshot_state(SnapshotPhase.RELEASED)
+    holder = ReferenceHolder("vm/1")
     state.update(lambda transaction: transaction.commit_snapshot("vm/1", committed, {first}))
     with pytest.raises(DatabaseCorrupt, match=second.hex()):
-        state.update(lambda transaction: transaction.release_snapshot("vm/1", released, {first, second}))
+        state.update(lambda transaction: transaction.give_back(holder, PartialCount(FILES, second), {first, second}))
+    assert state.view(lambda transaction: transaction.counting.get(holder)) is None
     chunk = state.view(lambda transaction: transaction.chunk(first))
     assert chunk is not None
     assert chunk.references == 1

@@ -23,7 +23,7 @@ from tests.replication.datastore import (
     published,
     referenced,
 )
-from tests.replication.world import Killed, Running, World, perhaps_killed
+from tests.replication.world import Running, World, die_at, perhaps_killed
 
 pytestmark = pytest.mark.trio
 
@@ -158,20 +158,6 @@ async def test_a_kill_at_named_steps_between_the_requests(
                 died = await dies_of(world, paths)
             await check_recovery(world, paths)
         assert times > 1, f"{step} is not reached"
-
-
-def die_at(patch: pytest.MonkeyPatch, step: str, times: int) -> None:
-    """Kill at a step when it has been reached so many times."""
-    reached = 0
-
-    def look(_: str, now: str) -> None:
-        nonlocal reached
-        reached += now == step
-        if now == step and reached == times:
-            raise Killed
-
-    patch.setattr("mirrorfs.steps._file", "armed")
-    patch.setattr("mirrorfs.steps._look", look)
 
 
 async def dies_of(world: World, paths: list[str]) -> bool:

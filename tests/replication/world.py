@@ -9,19 +9,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import crc32c
+import pytest
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.counting import ReferenceHolder
 from mirrorfs.journal.state import State, StateTransaction
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, StoreError, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.adoption import Adoption
 from mirrorfs.replication.chunk_removal import CHUNKS_A_BATCH
 from mirrorfs.replication.differences import Difference
 from mirrorfs.replication.inspection import no_report
@@ -43,6 +44,7 @@ _HONEST = StoreCapabilities(True, True, True, True, True, copies=True)
 
 
 Keys = list[str]
+Result = TypeVar("Result")
 
 
 class Killed(BaseException):
@@ -242,13 +244,17 @@ class Running:
 
 @dataclass(slots=True)
 class World:
-    """A datastore, the state of its mirror, and the store."""
+    """A datastore, the state of its mirror, and the store.
+
+    References are counted one by one, as those of a large snapshot are thousand by thousand.
+    """
 
     datastore: Datastore
     state_directory: Path
     store: FakeStore = field(default_factory=FakeStore)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     now: float = field(default_factory=time.time)
+    references_a_commit: int = 1
 
     @asynccontextmanager
     async def running(
@@ -269,12 +275,13 @@ class World:
             newest=newest,
             retention=self.retention,
             now=lambda: self.now,
+            references_a_commit=self.references_a_commit,
         )
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(mirror.commits.run)
                 if reconciles:
-                    await Adoption(layout, store, state, mirror.commits).adopt(mirror.grace)
+                    await mirror.adoption.adopt(mirror.grace)
                     await mirror.clear_staging()
                     if state.view(lambda transaction: transaction.inspecting()):
                         await mirror.inspection.inspect(no_report)
@@ -309,9 +316,17 @@ class World:
 
     def references(self, *labels: str) -> list[int]:
         """The counted references of chunks, while no uploader runs."""
+        return self._view(lambda transaction: [_references(transaction, label) for label in labels])
+
+    def interrupted(self, snapshot: str) -> bool:
+        """Whether a count of the snapshot's references, or of its kept copy's, has not ended."""
+        holders = [ReferenceHolder(snapshot), ReferenceHolder(snapshot, is_kept=True)]
+        return self._view(lambda transaction: any(transaction.counting.get(holder) for holder in holders))
+
+    def _view(self, work: Callable[[StateTransaction], Result]) -> Result:
         state = State(str(self.state_directory))
         try:
-            return state.view(lambda transaction: [_references(transaction, label) for label in labels])
+            return state.view(work)
         finally:
             state.close()
 
@@ -325,6 +340,20 @@ def perhaps_killed() -> Iterator[None]:
         _, others = group.split(Killed)
         if others is not None:
             raise
+
+
+def die_at(patch: pytest.MonkeyPatch, step: str, times: int) -> None:
+    """Kill at a step when it has been reached so many times."""
+    reached = 0
+
+    def look(_: str, now: str) -> None:
+        nonlocal reached
+        reached += now == step
+        if now == step and reached == times:
+            raise Killed
+
+    patch.setattr("mirrorfs.steps._file", "armed")
+    patch.setattr("mirrorfs.steps._look", look)
 
 
 def problems_of(state: State) -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""Breaks the product on purpose, to prove that the harness notices. Python imports a module of this name at its start
-when the directory stands in PYTHONPATH; the product knows nothing of it. See tests/harness/mutation.py.
+"""Breaks or varies the product on purpose, to prove that the harness notices, or to have it reach more. Python imports
+a module of this name at its start when the directory stands in PYTHONPATH; the product knows nothing of it. See
+tests/harness/mutation.py.
 
 MIRRORFS_MUTATION names what is broken. If what a mutation replaces is not there any more, the process ends at once, so
 that no mutation ever comes to be harmless unnoticed; when it has taken place, standard error says so.
@@ -24,6 +25,7 @@ VARIABLE = "MIRRORFS_MUTATION"
 _FAILED = 70  # EX_SOFTWARE
 _LOST_NAMES = 3
 _SLOW_CHUNKS = 4
+_FEW_CHUNKS = 3
 _SLOW_CHUNK_SECONDS = 4.0
 
 Method = Callable[..., Any]
@@ -108,6 +110,13 @@ def _promise_durability(original: Method) -> Method:
     return reach
 
 
+def _count_few(original: Method) -> Method:
+    def __init__(self: object, *arguments: object, **more: object) -> None:
+        original(self, *arguments, **{**more, "chunks_a_commit": _FEW_CHUNKS})
+
+    return __init__
+
+
 _CHUNKS = "mirrorfs.replication.chunks"
 
 MUTATIONS: dict[str, tuple[Replacement, ...]] = {
@@ -125,6 +134,11 @@ MUTATIONS: dict[str, tuple[Replacement, ...]] = {
     "no-syncfs": (Replacement("mirrorfs.filesystem.interception", "Durability", "reach", _promise_durability),),
 }
 
+
+# What breaks nothing, and has code run that otherwise takes more data than a test makes.
+VARIATIONS: dict[str, tuple[Replacement, ...]] = {
+    "count-in-small-parts": (Replacement("mirrorfs.replication.references", "References", "__init__", _count_few),),
+}
 
 _ACTIVE: set[Replacement] = set()
 
@@ -147,7 +161,7 @@ class _BreakingLoader(Loader):
                 _fail(self._mutation, f"{replacement.module} has no {replacement.owner}.{replacement.method}")
             setattr(owner, replacement.method, replacement.make(original))
         _ACTIVE.update(self._replacements)
-        if _ACTIVE.issuperset(MUTATIONS[self._mutation]):
+        if _ACTIVE.issuperset((MUTATIONS | VARIATIONS)[self._mutation]):
             _say(f"mutation {self._mutation} is active")
 
 
@@ -204,11 +218,12 @@ def _say(line: str) -> None:
 
 
 def _mutate(mutation: str) -> None:
-    if mutation not in MUTATIONS:
-        _fail(mutation, f"it is none of {', '.join(MUTATIONS)}")
-    for replacement in MUTATIONS[mutation]:
+    known = MUTATIONS | VARIATIONS
+    if mutation not in known:
+        _fail(mutation, f"it is none of {', '.join(known)}")
+    for replacement in known[mutation]:
         _check_source(mutation, replacement)
-    sys.meta_path.insert(0, _BreakingFinder(mutation, MUTATIONS[mutation]))
+    sys.meta_path.insert(0, _BreakingFinder(mutation, known[mutation]))
 
 
 if os.environ.get(VARIABLE):
