@@ -136,6 +136,17 @@ class SnapshotPublication:
         """Return the key of a snapshot's manifest object."""
         return self._replica.layout.content_key(snapshot.manifest_path)
 
+    def listed_files(self, snapshot: SnapshotId) -> Mapping[str, str] | None:
+        """Return what the datastore's manifest lists, with the checksums in hex; None if that cannot be told.
+
+        Blocks for the disk.
+        """
+        try:
+            local = self._read_manifest(snapshot)
+        except CannotMirror:
+            return None
+        return None if local is None else local.files
+
     def alone(self, snapshot: SnapshotId) -> AbstractAsyncContextManager[None]:
         """Keep a snapshot from being settled, after whoever settles it now."""
         return self._alone.hold(snapshot)

@@ -10,12 +10,13 @@ import trio
 
 from mirrorfs.datastore.names import PROTECTED_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.journal.state import State
+from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.commits import StateCommits
 from mirrorfs.replication.grace import Grace
 from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
+from mirrorfs.replication.items import item_of_problem
 from mirrorfs.replication.problems import CannotMirror, Problems
 from mirrorfs.replication.publication import SnapshotPublication
 from mirrorfs.replication.removal import SnapshotRemoval
@@ -90,6 +91,7 @@ class SnapshotRetention:
 
     async def _remove(self, snapshot: SnapshotId) -> None:
         await self._refuse_if_protected(snapshot)
+        await self._refuse_while_its_move_fails(snapshot)
         self._refuse_before_retry(snapshot)
         try:
             await self._grace.keep(snapshot)
@@ -115,6 +117,28 @@ class SnapshotRetention:
                 "it was protected and its manifest is gone, but its directory is there: its copy in the bucket stays "
                 "until the directory is gone too (restore the snapshot from the bucket, or remove the directory)",
             )
+
+    async def _refuse_while_its_move_fails(self, snapshot: SnapshotId) -> None:
+        """What stands under another name now, and cannot be published there, is restorable under the old one alone."""
+        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        moved = None if known is None else await trio.to_thread.run_sync(self._moved_and_unpublished, snapshot, known)
+        if moved is not None:
+            raise CannotMirror(
+                snapshot.path,
+                f"it is gone, but {moved.path} has the same files and cannot be published: the copy under the old name "
+                "stays in the bucket until the new one is published, or gone too",
+            )
+
+    def _moved_and_unpublished(self, snapshot: SnapshotId, known: SnapshotState) -> SnapshotId | None:
+        sick = (item_of_problem(name) for name in self._problems.names())
+        # No move changes the time of a backup.
+        others = (item for item in sick if isinstance(item, SnapshotId) and item.backup_time == snapshot.backup_time)
+        unpublished = (other for other in others if other != snapshot and not self._is_in_bucket(other))
+        return next((other for other in unpublished if self._publication.listed_files(other) == known.files), None)
+
+    def _is_in_bucket(self, snapshot: SnapshotId) -> bool:
+        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        return known is not None and known.phase is SnapshotPhase.PUBLISHED
 
     def _refuse_before_retry(self, snapshot: SnapshotId) -> None:
         refusal = self._state.view(lambda transaction: transaction.retention.refused(snapshot.path))

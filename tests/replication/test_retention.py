@@ -586,6 +586,51 @@ async def test_a_moved_group_is_up_before_its_old_name_goes(world: World) -> Non
     world.check()
 
 
+async def test_what_cannot_be_published_where_it_was_moved_to_keeps_its_old_name(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    moved = FIRST.replace("vm/100", "vm/200")
+    async with world.running() as running:
+        await running.settled()
+        (world.datastore.root / "vm/100").rename(world.datastore.root / "vm/200")
+        index = world.datastore.root / moved / INDEX
+        whole = index.read_bytes()
+        index.write_bytes(whole[:-1])
+        running.changed("vm/100", "vm/200")
+        await running.settled()
+        assert published(world.store.objects) == {FIRST}
+        assert f"{moved} has the same files and cannot be published" in running.problems()[FIRST]
+        assert INDEX in running.problems()[moved]
+        index.write_bytes(whole)
+        running.changed(f"{moved}/{INDEX}")
+        await running.settled()
+        running.mirror.look_again_at_problems()
+        await running.settled()
+        assert running.problems() == {}
+    assert published(world.store.objects) == {moved}
+    assert world.references("a", "b") == [1, 1]
+    world.check()
+
+
+async def test_what_was_moved_and_is_forgotten_there_goes_under_its_old_name_too(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    moved = FIRST.replace("vm/100", "vm/200")
+    async with world.running() as running:
+        await running.settled()
+        (world.datastore.root / "vm/100").rename(world.datastore.root / "vm/200")
+        world.datastore.remove(f"{moved}/{INDEX}")
+        running.changed("vm/100", "vm/200")
+        await running.settled()
+        assert published(world.store.objects) == {FIRST}
+        world.datastore.forget_group("vm/200")
+        running.changed("vm/200")
+        await running.settled()
+        running.mirror.look_again_at_problems()
+        await running.settled()
+        assert running.problems() == {}
+    assert published(world.store.objects) == set()
+    world.check()
+
+
 async def test_what_moves_while_it_is_published_goes_from_its_old_name(world: World) -> None:
     """Nothing is known of its old name yet when the move is looked at."""
     world.datastore.back_up(FIRST, ["a"])
