@@ -189,18 +189,27 @@ class Grace:
     async def end_due(self) -> float:
         """End what is due; returns for how long nothing else is, in seconds, at most a minute: clocks may be set."""
         kept = self._state.view(_may_end)
-        due = [deleted for deleted in kept if _is_due(deleted, self._now())]
+        moment = self._now()
+        due = [deleted for deleted in kept if _is_due(deleted, moment)]
         try:
-            moment = await self._clock.time() if due else 0.0
+            if due:
+                # By the store's clock, by which they were dated; ours may be ahead by less than would be told.
+                moment = await self._clock.time()
+                moment = moment if self._clock.is_trusted else float("-inf")
             for deleted in due:
-                if _is_due(deleted, moment if self._clock.is_trusted else float("-inf")):
-                    await self.end(deleted.path)
-                    log.info("the deleted snapshot %s is not kept any longer", deleted.path)
+                await self._end_if_due(deleted.path, moment)
         except StoreError as error:
             log.error("deleted snapshots that are due stay in the bucket for now: %s", error)
             return _LONGEST_WAIT
-        left = [deleted.until - self._now() for deleted in kept if deleted not in due]
-        return min([_LONGEST_WAIT, *(max(0.0, seconds) for seconds in left)])
+        return min([_LONGEST_WAIT, *(deleted.until - moment for deleted in kept if not _is_due(deleted, moment))])
+
+    async def _end_if_due(self, path: str, moment: float) -> None:
+        async with self._alone.hold(path):
+            # Another one may have taken its name meanwhile.
+            kept = self._state.view(_may_end)
+            if any(deleted.path == path and _is_due(deleted, moment) for deleted in kept):
+                await self._end(path)
+                log.info("the deleted snapshot %s is not kept any longer", path)
 
     # --- a new state
 
@@ -281,13 +290,8 @@ def _may_end(transaction: StateTransaction) -> list[DeletedSnapshot]:
 
 
 def _is_due(deleted: DeletedSnapshot, moment: float) -> bool:
-    match deleted.phase:
-        case DeletedPhase.COPYING:
-            return False
-        case DeletedPhase.KEPT:
-            return deleted.until <= moment
-        case DeletedPhase.ENDING:
-            return True
+    """Tell whether one that may end has to: at its time, or because it was given up when it was copied or removed."""
+    return deleted.phase is not DeletedPhase.KEPT or deleted.until <= moment
 
 
 def _filename(content: ContentState) -> str:

@@ -196,6 +196,64 @@ async def test_a_grace_is_counted_by_the_clock_of_the_store(world: World) -> Non
         assert not deleted_objects(world)
 
 
+async def test_a_grace_that_is_over_by_our_clock_alone_is_looked_at_again_soon(world: World) -> None:
+    """The store's clock is a moment behind: not worth a word, and no reason to wait for a minute."""
+    world.retention = KEPT
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        world.store.clock_ahead = -0.5
+        await forget(running, world, FIRST)
+        world.now += 10 * DAY - 0.3
+        assert 0.2 < await running.mirror.grace.end_due() <= 0.4
+        assert deleted_snapshots(world) == {FIRST}
+        world.now += 0.6
+        await end_due(running)
+        assert not deleted_objects(world)
+
+
+async def test_a_copy_that_was_given_up_goes(world: World) -> None:
+    """Killed while it was being made, and started again by somebody who keeps nothing."""
+    world.retention = KEPT
+    world.datastore.back_up(FIRST, ["a"])
+    assert await world.converge() == {}
+    world.datastore.forget(FIRST)
+    world.store.steps, world.store.dies_at = 0, 3
+    with perhaps_killed():
+        await world.converge()
+    world.store.dies_at = None
+    assert deleted_objects(world)
+    world.retention = RetentionSettings()
+    async with world.running() as running:
+        await running.settled()
+        await end_due(running)
+        await running.settled()
+    assert not deleted_objects(world)
+    assert published(world.store.objects) == set()
+    world.check()
+
+
+async def test_a_grace_that_begins_while_an_earlier_one_is_over_lasts(world: World) -> None:
+    """The earlier one of the same name was found to be over; before it is ended, the name returns and goes again."""
+    world.retention = KEPT
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        await forget(running, world, FIRST)
+        world.now += 11 * DAY
+        gate = world.store.gate("clock-difference", "mirror/.mirrorfs/")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.mirror.grace.end_due)
+            await gate.reached.wait()
+            world.datastore.back_up(FIRST, ["b"])
+            running.changed(f"{FIRST}/{MANIFEST}")
+            await running.settled()
+            await forget(running, world, FIRST)
+            gate.opened.set()
+        assert deleted_snapshots(world) == {FIRST}
+    assert world.references("a", "b") == [0, 1]
+
+
 async def test_what_was_never_put_does_not_keep_a_snapshot_from_being_kept(world: World) -> None:
     world.retention = KEPT
     world.datastore.back_up(FIRST, ["a"])
