@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ _LONGEST_INDEX = 2048 * _MIB
 _LONGEST_LINE_FILE = _MIB
 # PBS numbers the corrupt copies of a chunk from 0 to 9.
 _QUARANTINE_NUMBERS = range(10)
+
+_CHUNK_DIRECTORY = re.compile("[0-9a-f]{4}")
 
 Unreadable = Callable[[str, OSError], None]
 """Told of each directory (its path in the datastore) that the file system refuses to list, and why."""
@@ -154,6 +157,10 @@ class Tree:
     def is_taken(self, path: str) -> bool:
         """Whether anything at all stands at ``path``."""
         return self._status(path) is not None
+
+    def chunk_directories(self) -> set[int]:
+        """The numbers under whose names anything stands in ``.chunks``. Raises OSError when that cannot be listed."""
+        return {int(name, 16) for name, _ in self._entries(CHUNKS_NAME) if _CHUNK_DIRECTORY.fullmatch(name)}
 
     def chunk_directory(self, number: int) -> list[bytes]:
         """The digests of the chunks in ``.chunks/<number as four hexadecimal digits>``, in no order."""

@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 if TYPE_CHECKING:
+    Cursor = lmdb.Cursor[bytes]
     Transaction = lmdb.Transaction[bytes]
     Database = lmdb._Database
 else:
     # Generic in lmdb's stubs only.
+    Cursor = lmdb.Cursor
     Transaction = lmdb.Transaction
     Database = object
 

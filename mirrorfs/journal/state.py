@@ -20,7 +20,7 @@ from typing import TypeVar
 from mirrorfs.journal import retention
 from mirrorfs.journal.counting import COUNTING, CountingRecords, PartialCount, ReferenceHolder
 from mirrorfs.journal.entries import SHARED_KEY_PREFIX, decoded, path_key
-from mirrorfs.journal.environment import Environment, Transaction
+from mirrorfs.journal.environment import Cursor, Environment, Transaction
 from mirrorfs.journal.errors import DatabaseCorrupt, ForeignState
 from mirrorfs.journal.journal import Position
 from mirrorfs.journal.retention import RetentionRecords
@@ -311,6 +311,14 @@ class StateTransaction:
                 found.append((digest, _chunk(stored)))
         return found
 
+    def chunk_directories(self) -> set[int]:
+        """Return the numbers of the directories of which any chunk is known, as object or in quarantine."""
+        return {
+            number
+            for database in (_CHUNKS, _QUARANTINED)
+            for number in _directories(self._transaction.cursor(db=self._databases[database]))
+        }
+
     def chunks_after(self, digest: bytes, maximum: int) -> list[tuple[bytes, ChunkState]]:
         """Return what is known of up to `maximum` chunks whose digests are greater than `digest`, sorted."""
         cursor = self._transaction.cursor(db=self._databases[_CHUNKS])
@@ -597,3 +605,12 @@ def _since(stored: bytes) -> float:
 
 def _files_key(files: dict[str, str]) -> bytes:
     return sha256(json.dumps(files, sort_keys=True).encode()).digest()
+
+
+def _directories(cursor: Cursor) -> Iterator[int]:
+    """The first two bytes of the keys, each once, without looking at the keys between."""
+    following = 0
+    while following <= 0xFFFF and cursor.set_range(following.to_bytes(2, "big")):
+        number = int.from_bytes(cursor.key()[:2], "big")
+        yield number
+        following = number + 1

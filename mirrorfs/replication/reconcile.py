@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import trio
@@ -70,16 +70,23 @@ class Reconciler:
         await self._note(found)
         await self._note(await self._count_foreign(""))
         reach("reconcile.snapshots-listed")
-        for numbers in self.chunk_ranges():
+        for numbers in await trio.to_thread.run_sync(self.chunk_directories):
             await self._reconcile_chunks(numbers, sequence)
         reach("reconcile.ended")
 
-    @staticmethod
-    def chunk_ranges() -> list[range]:
-        """Return the numbers of all chunk directories, in portions that are looked at in one visit to a thread."""
-        return [
-            range(first, first + _DIRECTORIES_AT_ONCE) for first in range(0, _CHUNK_DIRECTORIES, _DIRECTORIES_AT_ONCE)
-        ]
+    def chunk_directories(self) -> list[list[int]]:
+        """Return the numbers of all chunk directories in which anything is or is known to have been, in portions that
+        are looked at in one visit to a thread. Blocks for the disk.
+
+        Of one that is made after this look the journal tells.
+        """
+        try:
+            numbers = self._tree.chunk_directories()
+        except OSError:
+            # Each says for itself that it cannot be listed.
+            numbers = set(range(_CHUNK_DIRECTORIES))
+        ordered = sorted(numbers | self._state.view(StateTransaction.chunk_directories))
+        return [ordered[first : first + _DIRECTORIES_AT_ONCE] for first in range(0, len(ordered), _DIRECTORIES_AT_ONCE)]
 
     async def reconcile_subtree(self, path: str, sequence: int) -> None:
         """List everything that is in the directory `path`, that the bucket holds of it, or that is a problem in it.
@@ -91,7 +98,7 @@ class Reconciler:
         """
         number = _chunk_directory_number(path)
         if number is not None:
-            await self._reconcile_chunks(range(number, number + 1), sequence, own=path)
+            await self._reconcile_chunks([number], sequence, own=path)
             return
         self._look_again_at_what_is_handled(path, sequence)
         found = await trio.to_thread.run_sync(self.look_below, path)
@@ -168,7 +175,7 @@ class Reconciler:
                 snapshots = sorted(self._tree.snapshots(group, unreadable), reverse=True)
                 yield from (snapshot for snapshot in snapshots if _touches(snapshot.path, path))
 
-    async def _reconcile_chunks(self, numbers: range, sequence: int, own: str | None = None) -> None:
+    async def _reconcile_chunks(self, numbers: Iterable[int], sequence: int, own: str | None = None) -> None:
         found = await trio.to_thread.run_sync(self.differing_chunks, numbers)
         for item in found.items:
             if own is None:
@@ -176,7 +183,7 @@ class Reconciler:
             self._worklist.add(item, sequence)
         await self._note(found, own)
 
-    def differing_chunks(self, numbers: range) -> Found:
+    def differing_chunks(self, numbers: Iterable[int]) -> Found:
         """Return the chunks of these directories that are to be sent, compared, deleted or noted as in quarantine.
 
         Sizes are compared, no content: another compression of the same content has another size practically always.

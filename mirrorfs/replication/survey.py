@@ -41,7 +41,7 @@ class Survey:
     async def survey(self, report: Report) -> None:
         """Report each difference between the datastore and what the state says of the bucket."""
         await self._tell(report, await trio.to_thread.run_sync(self._reconciler.look_below, ""))
-        for numbers in self._reconciler.chunk_ranges():
+        for numbers in await trio.to_thread.run_sync(self._reconciler.chunk_directories):
             await self._tell(report, await trio.to_thread.run_sync(self._reconciler.differing_chunks, numbers))
 
     async def _tell(self, report: Report, found: Found) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from mirrorfs.objectstore import ObjectStore, Patience, StoreOptions, open_store
+from mirrorfs.objectstore.retry import Patience
+from mirrorfs.objectstore.store import ObjectStore, open_store
+from mirrorfs.objectstore.url import StoreOptions
 from tests.stores.seaweedfs import StoreServer
 from tests.stores.server import StoreAccess
 

@@ -16,18 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from mirrorfs.objectstore import (
-    AT_ONCE,
-    UNPROVEN,
-    Confirmation,
-    ConfirmationFailed,
-    ObjectLockRule,
-    ObjectMissing,
-    ObjectStore,
-    StoreReason,
-    StoreRejected,
-    StoreUnavailable,
-)
+from mirrorfs.objectstore.capabilities import UNPROVEN, Confirmation, ObjectLockRule
+from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing, StoreReason, StoreRejected, StoreUnavailable
+from mirrorfs.objectstore.retry import AT_ONCE
+from mirrorfs.objectstore.store import ObjectStore
 from tests.objectstore.conftest import open_at, use_credentials
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.server import StoreAccess

@@ -12,19 +12,12 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.objectstore import (
-    AT_ONCE,
-    Confirmation,
-    ConfirmationFailed,
-    ObjectMissing,
-    ObjectStore,
-    Patience,
-    S3Client,
-    StoreCapabilities,
-    StoredObject,
-    StoreOptions,
-)
-from mirrorfs.objectstore.client import PutReceipt
+from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
+from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
+from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing
+from mirrorfs.objectstore.retry import AT_ONCE, Patience
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, open_at
 from tests.objectstore.test_store import BY_ETAG, BY_HEAD, BY_PUT, BY_READING, RIGHTS
 from tests.stores.fault_proxy import Fault, FaultProxy

@@ -9,20 +9,18 @@ import crc32c
 import pytest
 import trio
 
-from mirrorfs.objectstore import (
-    AT_ONCE,
+from mirrorfs.objectstore.capabilities import StoreCapabilities
+from mirrorfs.objectstore.client import PutReceipt, StoredObject
+from mirrorfs.objectstore.errors import (
     ConfirmationFailed,
     CopyUnsupported,
     ObjectMissing,
-    ObjectStore,
-    StoreCapabilities,
-    StoredObject,
-    StoreOptions,
     StoreRejected,
     StoreUnavailable,
-    open_store,
 )
-from mirrorfs.objectstore.client import PutReceipt
+from mirrorfs.objectstore.retry import AT_ONCE
+from mirrorfs.objectstore.store import ObjectStore, open_store
+from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, open_at
 from tests.objectstore.test_confirmation import EVERY_WAY, ForgetfulClient
 from tests.objectstore.test_store import BY_ETAG, BY_HEAD, BY_PUT, BY_READING, RIGHTS

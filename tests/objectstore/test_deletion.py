@@ -8,17 +8,11 @@ from xml.sax.saxutils import escape
 import pytest
 import trio
 
-from mirrorfs.objectstore import (
-    AT_ONCE,
-    ObjectLocked,
-    ObjectStore,
-    StoreError,
-    StoreOptions,
-    StoreReason,
-    StoreRejected,
-    StoreUnavailable,
-)
 from mirrorfs.objectstore.client import MAX_KEYS_PER_DELETE, S3Client
+from mirrorfs.objectstore.errors import ObjectLocked, StoreError, StoreReason, StoreRejected, StoreUnavailable
+from mirrorfs.objectstore.retry import AT_ONCE
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, LogWatcher, open_at
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.seaweedfs import StoreServer

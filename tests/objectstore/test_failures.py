@@ -18,18 +18,11 @@ import pytest
 import trio
 
 import mirrorfs.objectstore.client
-from mirrorfs.objectstore import (
-    AT_ONCE,
-    ConfirmationFailed,
-    ObjectStore,
-    StoreCapabilities,
-    StoreError,
-    StoreOptions,
-    StoreReason,
-    StoreRejected,
-    StoreUnavailable,
-    open_store,
-)
+from mirrorfs.objectstore.capabilities import StoreCapabilities
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreReason, StoreRejected, StoreUnavailable
+from mirrorfs.objectstore.retry import AT_ONCE
+from mirrorfs.objectstore.store import ObjectStore, open_store
+from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, LogWatcher, open_at
 from tests.objectstore.test_store import BY_ETAG, BY_READING, RIGHTS
 from tests.stores.fault_proxy import Fault, FaultProxy, Rule

@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 
-from mirrorfs.objectstore import ObjectStore
+from mirrorfs.objectstore.store import ObjectStore
 from tests.objectstore.conftest import LogWatcher, open_at, use_credentials
 from tests.objectstore.test_store import RIGHTS
 from tests.stores.seaweedfs import StoreServer

@@ -12,8 +12,10 @@ import botocore.httpsession
 import crc32c
 import pytest
 
-from mirrorfs.objectstore import AT_ONCE, S3Client, StoreOptions, StoreUnavailable
-from mirrorfs.objectstore.client import Retention
+from mirrorfs.objectstore.client import Retention, S3Client
+from mirrorfs.objectstore.errors import StoreUnavailable
+from mirrorfs.objectstore.retry import AT_ONCE
+from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import open_at
 
 

@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.objectstore import Condition, ObjectMissing, Patience, StoreReason, StoreUnavailable
-from mirrorfs.objectstore.retry import Persistence
+from mirrorfs.objectstore.errors import ObjectMissing, StoreReason, StoreUnavailable
+from mirrorfs.objectstore.retry import Condition, Patience, Persistence
 from tests.objectstore.conftest import LogWatcher
 
 pytestmark = pytest.mark.trio

@@ -9,17 +9,11 @@ from contextlib import aclosing
 import pytest
 import trio
 
-from mirrorfs.objectstore import (
-    AT_ONCE,
-    Confirmation,
-    ObjectMissing,
-    ObjectStore,
-    StoreCapabilities,
-    StoreOptions,
-    StoreReason,
-    StoreUnavailable,
-    open_store,
-)
+from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
+from mirrorfs.objectstore.errors import ObjectMissing, StoreReason, StoreUnavailable
+from mirrorfs.objectstore.retry import AT_ONCE
+from mirrorfs.objectstore.store import ObjectStore, open_store
+from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import open_at, use_credentials
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs

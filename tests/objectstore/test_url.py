@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorfs.objectstore import MalformedURL, StoreAddress, StoreOptions, parse_url
-from mirrorfs.objectstore.url import MAX_PREFIX_LENGTH
+from mirrorfs.objectstore.url import MAX_PREFIX_LENGTH, MalformedURL, StoreAddress, StoreOptions, parse_url
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,19 @@ import trio
 from botocore.exceptions import ClientError
 
 import mirrorfs.objectstore.client
-from mirrorfs.objectstore import (
-    AT_ONCE,
-    LockMode,
+from mirrorfs.objectstore.capabilities import LockMode, ObjectLockRule
+from mirrorfs.objectstore.client import S3Client, StoredVersion
+from mirrorfs.objectstore.errors import (
     ObjectLocked,
-    ObjectLockRule,
     ObjectMissing,
-    ObjectStore,
-    StoredVersion,
     StoreError,
-    StoreOptions,
     StoreReason,
     StoreRejected,
     StoreUnavailable,
 )
-from mirrorfs.objectstore.client import S3Client
+from mirrorfs.objectstore.retry import AT_ONCE
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, open_at
 from tests.objectstore.test_store import RIGHTS
 from tests.stores.fault_proxy import FaultProxy

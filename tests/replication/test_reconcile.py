@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import cast
 import crc32c
 import pytest
 
+from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.store import ObjectStore
@@ -50,6 +52,31 @@ async def test_what_changed_while_nobody_looked_is_found(world: World) -> None:
     (world.datastore.root / "ns/fresh").mkdir(parents=True)
     assert await world.converge() == {}
     world.check()
+
+
+async def test_chunks_whose_whole_directory_is_gone_are_found(world: World) -> None:
+    for label in ("a", "b", "c"):
+        world.datastore.write_chunk(label)
+    assert await world.converge() == {}
+    world.check()
+    shutil.rmtree(world.datastore.root / ".chunks" / digest_of("a").hex()[:4])
+    assert await world.converge() == {}
+    assert chunk_key("a") not in world.store.objects
+    world.check()
+
+
+async def test_a_directory_for_chunks_that_cannot_be_listed_hides_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names in .chunks are not to be had: then each is looked for."""
+    world.datastore.write_chunk("a")
+
+    def refuse(tree: Tree) -> set[int]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Tree, "chunk_directories", refuse)
+    assert await world.converge() == {}
+    assert chunk_key("a") in world.store.objects
 
 
 async def test_reconciling_what_agrees_asks_the_store_for_nothing(world: World) -> None:
