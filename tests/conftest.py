@@ -10,8 +10,8 @@ import pytest
 
 from tests.watchdog import MARK, killing_mounts_after
 
-# Beyond the time limit of any test: by then pytest's own limit has failed to end it.
-_HUNG_SECONDS = 200.0
+# Beyond a test's time limit: by then pytest has failed to end it.
+_HUNG_SECONDS = 50.0
 
 os.environ[MARK] = uuid.uuid4().hex
 
@@ -41,7 +41,9 @@ def stay_here() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def never_hang() -> Iterator[None]:
+def never_hang(request: pytest.FixtureRequest) -> Iterator[None]:
     """Kill the mounts of a test that hangs in one of them."""
-    with killing_mounts_after(_HUNG_SECONDS):
+    mark = request.node.get_closest_marker("timeout")
+    limit = request.config.getini("timeout") if mark is None else mark.args[0]
+    with killing_mounts_after(float(limit) + _HUNG_SECONDS):
         yield

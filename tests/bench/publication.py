@@ -16,13 +16,13 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
-from unittest import mock
 
 import crc32c
 import trio
@@ -58,20 +58,18 @@ _HONEST = StoreCapabilities(
     etag_is_md5=True,
     copies=True,
 )
-# The step at which a stage ends, and what is done in it.
 _PUBLISHING = (
-    ("publication.begun", "read and check manifest and index"),
-    ("publication.chunks-put", "find out which chunks are missing, and send them"),
-    ("publication.before-commit", "send the index"),
-    ("publication.committed", "reference transaction"),
-    ("publication.recorded", "send the manifest, note that it is published"),
+    "read and check manifest and index, send the chunks that are missing",
+    "send the index",
+    "note that, count the references",
+    "send the manifest, note that it is published",
 )
 _REMOVING = (
-    ("removal.begun", "notice that it is gone, note that it goes"),
-    ("removal.manifest-deleted", "delete the manifest"),
-    ("removal.before-release", "read and check the index, from the bucket"),
-    ("removal.released", "reference transaction"),
-    ("removal.recorded", "look for chunks that nobody has, delete the index"),
+    "notice that it is gone, note that it goes",
+    "delete the manifest",
+    "read the index, from the bucket",
+    "check it, give the references back, look for chunks that nobody has",
+    "delete the index, note that it is gone",
 )
 
 
@@ -131,8 +129,21 @@ def _passage(value: Mapping[str, Any]) -> Passage:
     return Passage(value["title"], tuple(Stage(**stage) for stage in value["stages"]))
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request for the objects `keys`, and when it was under way."""
+
+    keys: Sequence[str]
+    began: float
+    ended: float
+
+    def is_for(self, name: str) -> bool:
+        """Whether it is for a file of that name."""
+        return any(key.endswith(f"/{name}") for key in self.keys)
+
+
 class _ForgetfulClient:
-    """A store that confirms everything and keeps what is no chunk. Remembers when requests were under way."""
+    """A store that confirms everything and keeps what is no chunk. Remembers requests."""
 
     def __init__(self, directory: Path) -> None:
         """What is kept stands in `directory`, which is made, and not in the memory that is measured."""
@@ -141,14 +152,14 @@ class _ForgetfulClient:
         self._directory = directory
         self._shown: dict[str, StoredObject] = {}
         self._lock = threading.Lock()
-        self.requests: list[tuple[float, float]] = []
+        self.requests: list[_Request] = []
 
     @property
     def place(self) -> str:
         return "no bucket"
 
     def put_object(self, key: str, body: bytes, *, crc32c: int | None, md5: bytes | None) -> PutReceipt:
-        with self._answering():
+        with self._answering(key):
             etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
             if not _is_chunk(key):
                 self._file(key).write_bytes(body)
@@ -156,19 +167,19 @@ class _ForgetfulClient:
             return PutReceipt(etag, crc32c)
 
     def head_object(self, key: str) -> StoredObject | None:
-        with self._answering():
+        with self._answering(key):
             # A chunk is asked for once, after its PUT: nothing grows.
             return self._shown.pop(key, None) if _is_chunk(key) else self._shown.get(key)
 
     def get_object(self, key: str) -> bytes:
-        with self._answering():
+        with self._answering(key):
             try:
                 return self._file(key).read_bytes()
             except FileNotFoundError as error:
                 raise ObjectMissing(f"read {key}", "there is none") from error
 
     def delete_objects(self, keys: Sequence[str]) -> dict[str, Exception]:
-        with self._answering():
+        with self._answering(*keys):
             for key in keys:
                 self._file(key).unlink(missing_ok=True)
                 self._shown.pop(key, None)
@@ -178,32 +189,30 @@ class _ForgetfulClient:
         return self._directory / hashlib.sha256(key.encode()).hexdigest()
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answering(self, *keys: str) -> Iterator[None]:
         began = time.perf_counter()
         time.sleep(self.latency)
         with self._lock:
             yield
-            self.requests.append((began, time.perf_counter()))
+            self.requests.append(_Request(keys, began, time.perf_counter()))
 
 
 def _is_chunk(key: str) -> bool:
     return "/.chunks/" in key
 
 
-class _Steps:
-    """When the named steps of the product were reached last."""
+def _ends_of_publishing(requests: Sequence[_Request]) -> tuple[float, ...]:
+    """When the stages ended but for the last, by requests in the order in which they began."""
+    of_index = [request for request in requests if request.is_for(_IMAGE)]
+    sent = of_index[-1].ended
+    return of_index[0].began, sent, next(request.began for request in requests if request.began >= sent)
 
-    def __init__(self) -> None:
-        self.reached: dict[str, float] = {}
 
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """The product tells its steps to whoever arms one to kill it there; in this process, to us."""
-        with mock.patch.multiple("mirrorfs.steps", _file="", _look=self._record):
-            yield
-
-    def _record(self, _file: str, step: str) -> None:
-        self.reached[step] = time.perf_counter()
+def _ends_of_removing(requests: Sequence[_Request]) -> tuple[float, ...]:
+    """When the stages ended but for the last, by requests in the order in which they began."""
+    of_manifest = next(request for request in requests if request.is_for(MANIFEST_NAME))
+    reading, deleting = (request for request in requests if request.is_for(_IMAGE))
+    return of_manifest.began, reading.began, reading.ended, deleting.began
 
 
 class _Image:
@@ -294,10 +303,9 @@ def _keep_journal(directory: str, connection: Connection) -> None:
 class _Uploader:
     """The product's parts, put together as its own uploader does it."""
 
-    def __init__(self, image: _Image, base: Path, client: _ForgetfulClient, steps: _Steps) -> None:
+    def __init__(self, image: _Image, base: Path, client: _ForgetfulClient) -> None:
         self._image = image
         self._client = client
-        self._steps = steps
         self._keeper = _JournalKeeper(str(base / "journal"))
         journal = JournalReader(str(base / "journal"))
         state = State(str(base / "state"))
@@ -336,25 +344,30 @@ class _Uploader:
     async def publish(self, title: str, snapshot: str, new: Sequence[str] = ()) -> Passage:
         """Publish a snapshot that has been written, whose `new` chunks are unknown until that moment."""
         self._tell([chunk_path(digest) for digest in new])
-        return await self._measure(title, f"{snapshot}/{MANIFEST_NAME}", _PUBLISHING)
+        return await self._measure(title, snapshot, _PUBLISHING, _ends_of_publishing)
 
     async def remove(self, title: str, snapshot: str) -> Passage:
         """Remove a snapshot from the datastore, and with it from the bucket."""
         shutil.rmtree(self._image.path / snapshot)
-        return await self._measure(title, f"{snapshot}/{MANIFEST_NAME}", _REMOVING)
+        return await self._measure(title, snapshot, _REMOVING, _ends_of_removing)
 
-    async def _measure(self, title: str, path: str, stages: Sequence[tuple[str, str]]) -> Passage:
-        self._steps.reached.clear()
+    async def _measure(
+        self,
+        title: str,
+        snapshot: str,
+        stages: Sequence[str],
+        ends_of: Callable[[Sequence[_Request]], tuple[float, ...]],
+    ) -> Passage:
+        """Tell that the snapshot's manifest is another; `ends_of` gives the ends of all `stages` but the last."""
         self._client.requests.clear()
         began = time.perf_counter()
-        self._tell([path])
+        self._tell([f"{snapshot}/{MANIFEST_NAME}"])
         await self._drain.settled()
-        measured = []
-        for step, stage in stages:
-            ended = self._steps.reached[step]
-            measured.append(_stage(stage, began, ended, self._client.requests))
-            began = ended
-        return Passage(title, tuple(measured))
+        ended = time.perf_counter()
+        requests = sorted(self._client.requests, key=lambda request: request.began)
+        moments = (began, *ends_of(requests), ended)
+        spans = zip(stages, pairwise(moments), strict=True)
+        return Passage(title, tuple(_stage(stage, start, end, requests) for stage, (start, end) in spans))
 
     def _tell(self, paths: Sequence[str]) -> None:
         self._keeper.append([path.encode() for path in paths])
@@ -373,27 +386,27 @@ def _confirm_all(state: State, image: _Image) -> None:
         )
 
 
-def _stage(title: str, began: float, ended: float, requests: Sequence[tuple[float, float]]) -> Stage:
+def _stage(title: str, began: float, ended: float, requests: Sequence[_Request]) -> Stage:
+    """`requests` are in the order in which they began."""
     under_way, until = 0.0, began
-    for start, end in sorted(requests):
-        under_way += max(0.0, min(end, ended) - max(start, until))
-        until = max(until, min(end, ended))
-    return Stage(title, ended - began, sum(began <= start < ended for start, _ in requests), under_way)
+    for request in requests:
+        under_way += max(0.0, min(request.ended, ended) - max(request.began, until))
+        until = max(until, min(request.ended, ended))
+    return Stage(title, ended - began, sum(began <= request.began < ended for request in requests), under_way)
 
 
 async def _measure(base: Path, chunks: int, latencies: Sequence[float]) -> dict[str, Any]:
-    steps, client = _Steps(), _ForgetfulClient(base / "objects")
+    client = _ForgetfulClient(base / "objects")
     image = _Image(base / "datastore", chunks)
-    uploader = _Uploader(image, base, client, steps)
+    uploader = _Uploader(image, base, client)
     memory = own_memory()
     series = []
     async with trio.open_nursery() as nursery:
         uploader.start(nursery)
         await uploader.reconcile()
-        with steps.recorded():
-            for client.latency in latencies:
-                passages = await _publish_and_remove(image, uploader)
-                series.append(asdict(Series(client.latency, tuple(passages))))
+        for client.latency in latencies:
+            passages = await _publish_and_remove(image, uploader)
+            series.append(asdict(Series(client.latency, tuple(passages))))
         nursery.cancel_scope.cancel()
     return {"new": int(chunks * _NEW_FRACTION), "memory": memory, "series": series}
 

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.harness.bulk import generate_bulk
 from tests.harness.names import CHUNK_NAME
-from tests.watchdog import killing_mounts_after
 
 _SNAPSHOTS = 4
-# Of 3,000 chunks of this seed none begins with ffff, by which a datastore that has all chunk directories is told.
+# Of 2,200 chunks of this seed none begins with ffff, by which a datastore that has all chunk directories is told.
 _SEED = 5
 
 
-@pytest.fixture(autouse=True)
-def never_hang(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Instead of the one for all tests: these may take longer."""
-    limit = request.node.get_closest_marker("timeout")
-    with killing_mounts_after(limit.args[0] + 30.0):
-        yield
-
-
 @pytest.mark.timeout(280)
-def test_a_garbage_collection_of_3000_chunks_leaves_exactly_what_is_needed(mirror: MirrorUnderTest) -> None:
-    _collect(mirror, 3_000, seconds=120)
+def test_a_garbage_collection_of_2200_chunks_leaves_exactly_what_is_needed(mirror: MirrorUnderTest) -> None:
+    # Half of them go, which is more than a request deletes.
+    _collect(mirror, 2_200, seconds=120)
 
 
 @pytest.mark.long

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,13 @@ import pytest
 from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.harness.writer import DatastoreWriter
 from tests.stores.fault_proxy import FaultProxy
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """Instead of the one on the disk: a restored datastore has 65,536 directories, which a disk is long in making."""
+    with tempfile.TemporaryDirectory(prefix="mirrorfs-test-", dir="/dev/shm") as path:
+        yield Path(path)
 
 
 @pytest.mark.timeout(120)
@@ -28,8 +37,7 @@ def test_backups_arrive_in_the_bucket_and_come_back_byte_for_byte(mirror: Mirror
     mirror.wait()
     assert mirror.published() == sorted(made.path for made in (first, second, secret))
     assert mirror.audit() == []
-    done = mirror.restore(base / "restored", "--owner", "root:root")
-    assert done.returncode == 0, done.stderr
+    mirror.restore(base / "restored", "--owner", "root:root")
     assert mirror.compare(base / "restored").differences == ()
     mirror.umount()
     assert mirror.compare(base / "restored").differences == ()
@@ -188,8 +196,7 @@ def test_a_datastore_restored_in_part_does_not_empty_the_mirror(mirror: MirrorUn
     mirror.wait()
     mirror.umount()
     shutil.rmtree(mirror.datastore)
-    done = mirror.restore(mirror.datastore, "--group", "vm/1", "--owner", "root:root")
-    assert done.returncode == 0, done.stderr
+    mirror.restore(mirror.datastore, "--group", "vm/1", "--owner", "root:root")
     refused = mirror.run(*mirror.mount_arguments())
     assert refused.returncode == 1
     assert "2 of the 3 snapshots" in refused.stderr

@@ -62,8 +62,7 @@ def test_whoever_forgets_everything_has_not_emptied_the_mirror(mirror: MirrorUnd
         snapshot.path for snapshot in made
     ]
     assert "2 removed snapshots are still restorable" in mirror.succeed("status", str(mirror.datastore))
-    done = mirror.restore(memory / "after", "--deleted")
-    assert done.returncode == 0, done.stderr
+    mirror.restore(memory / "after", "--deleted")
     assert compare_datastores(memory / "before", memory / "after").differences == ()
 
 
@@ -141,8 +140,7 @@ def test_a_locked_bucket_has_what_was_deleted(locked_mirror: MirrorUnderTest, me
     assert mirror.published() == []
     assert mirror.audit() == []
     assert listed(mirror, "--as-of", moment) == [made.path]
-    done = mirror.restore(memory / "after", "--as-of", moment)
-    assert done.returncode == 0, done.stderr
+    mirror.restore(memory / "after", "--as-of", moment)
     assert compare_datastores(memory / "before", memory / "after").differences == ()
 
 

@@ -1,6 +1,7 @@
 """Requests that meet each other between a system call in a thread and what becomes of it: each meeting arranged."""
 
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -211,7 +212,15 @@ async def test_both_unlinked_and_told_later(operations: PassThrough, stops: Stop
     assert (await operations.getattr(number, CALLER)).st_nlink == 0
     await operations.forget([(number, 2)])
     assert operations.statistics()["descriptors"] == 0
-    assert not [path for path in map(_target, os.listdir("/proc/self/fd")) if path.startswith(f"{tmp_path}/")]
+    await trio.to_thread.run_sync(_wait_until_all_is_closed_in, tmp_path)
+
+
+def _wait_until_all_is_closed_in(directory: Path) -> None:
+    """What was forgotten is closed by a thread that tells nobody."""
+    deadline = time.monotonic() + 5
+    while any(_target(number).startswith(f"{directory}/") for number in os.listdir("/proc/self/fd")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _target(number: str) -> str:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_PROGRAM = [sys.executable, "-m", "mirrorfs.cli"]
+PROGRAM = [sys.executable, "-m", "mirrorfs.cli"]
 _COMMAND_SECONDS = 90.0
 _END_SECONDS = 20.0
+_MOUNT_LOCK, _UPLOADER_LOCK = "mount.lock", "uploader.lock"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mirror:
     """One mount of mirrorfs. Commands give None for success, or what the program said of its failure."""
 
@@ -25,47 +26,88 @@ class Mirror:
     state: Path
     url: str
     endpoint_url: str
-    environment: dict[str, str]
+    extra_environment: dict[str, str]
     mount_options: tuple[str, ...] = ()
+
+    # -- commands ------------------------------------------------------------------------------------------
 
     def mount(self, *options: str) -> str | None:
         """Mount over the datastore."""
-        return self._run(
-            "mount", str(self.datastore), "--to", self.url, "--state-dir", str(self.state), "--retry-ceiling", "1",
-            *self._store_options(), *self.mount_options, *options,
-        )  # fmt: skip
+        return self._do(*self.mount_arguments(*options))
 
     def umount(self) -> str | None:
         """Unmount in good order."""
-        return self._run("umount", str(self.datastore))
+        return self._do("umount", str(self.datastore))
 
-    def wait(self, timeout: float) -> str | None:
+    def wait(self, timeout: float = 60.0) -> str | None:
         """Wait until everything is published."""
-        return self._run("wait", str(self.datastore), "--timeout", f"{timeout:.0f}", timeout=timeout + 30)
+        return self._do("wait", str(self.datastore), "--timeout", f"{timeout:.0f}", timeout=timeout + 30)
 
     def reconcile(self, *options: str) -> str | None:
         """Have datastore and bucket compared."""
-        return self._run("reconcile", str(self.datastore), *options, timeout=240)
+        return self._do("reconcile", str(self.datastore), *options, timeout=240)
 
     def approve_removals(self) -> str | None:
         """Approve of all removals that are held."""
-        return self._run("retention", "approve", str(self.datastore))
+        return self._do("retention", "approve", str(self.datastore))
 
     def restore(self, target: Path, *options: str) -> str | None:
         """Rebuild a datastore from the bucket."""
-        return self._run("restore", self.url, str(target), *self._store_options(), *options, timeout=180)
+        return self._do("restore", self.url, str(target), *self.store_options(), *options, timeout=180)
 
     def deleted_snapshots(self) -> dict[str, dict[str, Any]]:
         """What `snapshots --deleted --json` lists, by path; empty when it fails."""
-        done = self._execute(["snapshots", self.url, "--deleted", "--json", *self._store_options()], _COMMAND_SECONDS)
+        done = self.run("snapshots", self.url, "--deleted", "--json", *self.store_options())
         answer: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"snapshots": []}
         return {snapshot["path"]: snapshot for snapshot in answer["snapshots"]}
 
     def status(self) -> dict[str, Any]:
         """What `status --json` tells; empty when nobody answers."""
-        done = self._execute(["status", str(self.datastore), "--json"], _COMMAND_SECONDS)
+        done = self.run("status", str(self.datastore), "--json")
         answer: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
         return answer
+
+    def run(self, *arguments: str, timeout: float = _COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
+        """Run any mirrorfs command and return how it ended. Raises subprocess.TimeoutExpired."""
+        return subprocess.run(
+            [*PROGRAM, *arguments],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def _do(self, *arguments: str, timeout: float = _COMMAND_SECONDS) -> str | None:
+        try:
+            done = self.run(*arguments, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return f"'mirrorfs {arguments[0]}' has not ended within {timeout:.0f} s"
+        if "Traceback" in done.stderr:
+            return f"'mirrorfs {arguments[0]}' ended with a traceback:\n{done.stderr}"
+        return None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+
+    def mount_arguments(self, *options: str) -> list[str]:
+        """The mount command of this mirror."""
+        options = ("--retry-ceiling", "1", *self.store_options(), *self.mount_options, *options)
+        return ["mount", str(self.datastore), "--to", self.url, "--state-dir", str(self.state), *options]
+
+    def store_options(self) -> list[str]:
+        """The options that say how to reach the store."""
+        return ["--endpoint-url", self.endpoint_url]
+
+    def environment(self) -> dict[str, str]:
+        """What commands and mounts run with."""
+        return {**os.environ, **self.extra_environment}
+
+    # -- what runs -----------------------------------------------------------------------------------------
+
+    @property
+    def log(self) -> str:
+        """Everything that mount and uploader have logged so far."""
+        file = self.state / "mirrorfs.log"
+        return file.read_text(errors="replace") if file.exists() else ""
 
     def is_alive(self) -> bool:
         """Whether the filesystem process runs and is mounted."""
@@ -74,11 +116,11 @@ class Mirror:
 
     def mount_pid(self) -> int | None:
         """The filesystem process, if there has been one."""
-        return self._pid("mount.lock")
+        return self._pid(_MOUNT_LOCK)
 
     def uploader_pid(self) -> int | None:
         """The uploader process, if there has been one."""
-        return self._pid("uploader.lock")
+        return self._pid(_UPLOADER_LOCK)
 
     def kill_mount(self) -> None:
         """SIGKILL for the filesystem process; returns when it is gone."""
@@ -89,47 +131,20 @@ class Mirror:
         _kill(self.uploader_pid())
 
     def kill_all(self) -> None:
-        """SIGKILL for both, the one that would start the other first."""
-        self.kill_mount()
-        self.kill_uploader()
+        """SIGKILL for whichever of both there is, the one that would start the other first."""
+        for lock in (_MOUNT_LOCK, _UPLOADER_LOCK):
+            _kill(self._pid(lock))
 
     def detach_dead(self) -> None:
         """Take a killed mount away, as an administrator would."""
         if not _answers(self.datastore):
             subprocess.run(["umount", "--lazy", str(self.datastore)], check=True, capture_output=True, timeout=30)
 
-    def tear_down(self) -> None:
-        """End everything, whatever state it is in."""
-        self.kill_all()
-
     def _pid(self, lock: str) -> int | None:
         try:
             return int((self.state / lock).read_text())
         except (OSError, ValueError):
             return None
-
-    def _store_options(self) -> list[str]:
-        return ["--endpoint-url", self.endpoint_url]
-
-    def _run(self, *arguments: str, timeout: float = _COMMAND_SECONDS) -> str | None:
-        try:
-            done = self._execute(arguments, timeout)
-        except subprocess.TimeoutExpired:
-            return f"'mirrorfs {arguments[0]}' has not ended within {timeout:.0f} s"
-        if "Traceback" in done.stderr:
-            return f"'mirrorfs {arguments[0]}' ended with a traceback:\n{done.stderr}"
-        return None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
-
-    def _execute(self, arguments: tuple[str, ...] | list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*_PROGRAM, *arguments],
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
 
 
 def _answers(path: Path) -> bool:
@@ -148,13 +163,16 @@ def _is_mirrorfs(pid: int) -> bool:
 
 
 def _kill(pid: int | None) -> None:
-    if pid is None or not _is_mirrorfs(pid):
+    if pid is None:
         return
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
+        # The number may be another's by now; this descriptor never is.
+        if not _is_mirrorfs(pid):
+            return
         signal.pidfd_send_signal(process, signal.SIGKILL)
         poll = select.poll()
         poll.register(process, select.POLLIN)

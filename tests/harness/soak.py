@@ -16,11 +16,13 @@ from pathlib import Path
 
 from mirrorfs.steps import STEPS
 from tests.harness.accidents import any_accident
+from tests.harness.machine import WorldEnded
+from tests.harness.mutation import COUNT_IN_SMALL_PARTS, environment_of
 from tests.harness.operations import any_operation
 from tests.harness.retention import FOR_A_SWEEP, choose_retention, chooses_versions
 from tests.harness.statistics import Statistics
 from tests.harness.sweep import sweep_steps
-from tests.harness.world import World, WorldEnded, WorldSettings
+from tests.harness.world import World, WorldSettings
 from tests.stores.server import AnyStore
 
 _ACCIDENT_FRACTION = 0.45
@@ -93,6 +95,7 @@ def run_round(
                 choice = random.Random(seed)
                 if is_sweep:
                     _sweep(world, choice, history)
+                    settings.tell(history[-1])
                 else:
                     _live(world, choice, history, over)
                 world.finish(choice, restore=choice.random() < _RESTORE_FRACTION)
@@ -118,7 +121,7 @@ def _settings_of_world(settings: SoakSettings, seed: int, base: Path, *, is_swee
         settings.store,
         settings.locking_bucket if keeps_versions and settings.locking_bucket is not None else settings.bucket,
         f"{settings.prefix}-{seed}-{os.getpid()}",
-        dict(settings.extra_environment),
+        {**environment_of(COUNT_IN_SMALL_PARTS), **settings.extra_environment},
         retention=FOR_A_SWEEP if is_sweep else choose_retention(seed),
         keeps_versions=keeps_versions,
     )

@@ -15,11 +15,13 @@ from hypothesis import strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.harness.accidents import ACCIDENTS
+from tests.harness.machine import WorldEnded
+from tests.harness.mutation import COUNT_IN_SMALL_PARTS, environment_of
 from tests.harness.operations import OPERATIONS
 from tests.harness.retention import choose_retention
 from tests.harness.soak import MEMORY
 from tests.harness.statistics import Statistics
-from tests.harness.world import World, WorldEnded, WorldSettings
+from tests.harness.world import World, WorldSettings
 from tests.stores.server import AnyStore
 
 _NUMBERS = strategies.integers(0, 2**32 - 1)
@@ -31,7 +33,7 @@ class MirrorMachine(RuleBasedStateMachine):
 
     store: ClassVar[AnyStore]
     bucket: ClassVar[str]
-    environment: ClassVar[dict[str, str]] = {}
+    environment: ClassVar[dict[str, str]] = environment_of(COUNT_IN_SMALL_PARTS)
 
     def __init__(self) -> None:
         super().__init__()

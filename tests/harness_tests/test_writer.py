@@ -606,18 +606,20 @@ def test_a_backup_killed_at_any_step_leaves_no_finished_snapshot_before_the_mani
             successor.backup("vm/1")
 
 
-def test_files_belong_to_user_backup_where_the_datastore_does(tmp_path: Path) -> None:
+def test_files_belong_to_user_backup_where_the_datastore_does() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-    with DatastoreWriter(tmp_path / "store", default_plan=TINY, threads=2) as writer:
-        writer.create("when needed")
-        written = writer.backup("vm/1")
-    assert os.stat(tmp_path / "store" / written.path / "drive-scsi0.img.fidx").st_uid == 34
-    assert {os.stat(tmp_path / "store" / chunk_path(digest)).st_gid for digest in written.chunks} == {34}
-    (tmp_path / "mine").write_text("made by root again")
-    assert os.stat(tmp_path / "mine").st_uid == 0
+    with tempfile.TemporaryDirectory(prefix="mirrorfs-test-") as directory:
+        base = Path(directory)
+        # For user backup, who has no way into pytest's own directories.
+        base.chmod(0o755)
+        with DatastoreWriter(base / "store", default_plan=TINY, threads=2) as writer:
+            writer.create("when needed")
+            written = writer.backup("vm/1")
+        assert os.stat(base / "store" / written.path / "drive-scsi0.img.fidx").st_uid == 34
+        assert {os.stat(base / "store" / chunk_path(digest)).st_gid for digest in written.chunks} == {34}
+        (base / "mine").write_text("made by root again")
+        assert os.stat(base / "mine").st_uid == 0
 
 
 def test_bulk_datastore_is_sound(writer: DatastoreWriter) -> None:

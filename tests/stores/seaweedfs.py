@@ -269,6 +269,7 @@ def running_seaweedfs(
     """
     with ExitStack() as stack:
         run_dir = Path(stack.enter_context(_temporary_directory()))
+        is_kept = data_dir is not None
         if data_dir is None:
             data_dir = run_dir / "data"
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -279,7 +280,8 @@ def running_seaweedfs(
             secret_key or secrets.token_urlsafe(30),
             tls,
         )
-        stack.callback(server.stop)
+        # In good order it takes more than 2 s to end, for data that nobody will read again.
+        stack.callback(server.stop if is_kept else server.kill)
         server.start()
         yield server
 
