@@ -25,8 +25,17 @@ class MirrorUnderTest(Mirror):
     def __init__(self, base: Path, store: StoreServer, bucket: str, endpoint_url: str, name: str = "store1") -> None:
         state, url = base / "state", f"s3://{bucket}/{name}"
         super().__init__(base / "datastore", state, url, endpoint_url, store.environment())
-        self.base, self.store, self.bucket = base, store, bucket
+        self.base, self.store = base, store
         self.datastore.mkdir(exist_ok=True)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that it is mirrored to; one that is set holds from the next mount on."""
+        return self.url.removeprefix("s3://").partition("/")[0]
+
+    @bucket.setter
+    def bucket(self, bucket: str) -> None:
+        self.url = f"s3://{bucket}/{self.name}"
 
     @property
     def name(self) -> str:
