@@ -70,9 +70,11 @@ class Machine:
 
     @contextmanager
     def without_mirror(self) -> Iterator[None]:
-        """Nothing is mounted while this lasts; mounts again at the end."""
-        if self.mirror.is_alive():
-            self.mirror.umount()
+        """Nothing is mounted while this lasts; mounts again at the end. Raises WorldEnded."""
+        sentence = self.mirror.umount() if self.mirror.is_alive() else None
+        if sentence is not None and self.mirror.is_alive():
+            self._statistics.violate([f"P4 the mount cannot be taken away: {sentence}"])
+            raise WorldEnded(sentence)
         self.mirror.detach_dead()
         yield
         self.mount()

@@ -63,11 +63,6 @@ class Worker:
         )
         theirs.close()
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can take orders."""
-        return self._process.poll() is None
-
     def do(self, order: Order, on_stop: Callable[[], None] = lambda: None) -> Any:  # noqa: ANN401
         """Have an order done; gives what the method gives and raises what it raises, or WriterDied."""
         try:
@@ -101,16 +96,18 @@ class Workers:
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def do(self, order: Order, on_stop: Callable[[], None] = lambda: None) -> Any:  # noqa: ANN401
-        """See Worker.do."""
+        """See Worker.do. Who fails is ended: what it has still open or mapped would keep the mount busy."""
         worker = self._take()
         try:
-            return worker.do(order, on_stop)
-        finally:
+            result = worker.do(order, on_stop)
+        except BaseException:
+            worker.end()
             with self._mutex:
-                if worker.is_alive:
-                    self._idle.append(worker)
-                else:
-                    self._all.remove(worker)
+                self._all = [other for other in self._all if other is not worker]
+            raise
+        with self._mutex:
+            self._idle.append(worker)
+        return result
 
     def end(self) -> None:
         """End them all."""
