@@ -16,7 +16,7 @@ from tests.harness.world import World
 Happening = Callable[[World, random.Random], None]
 _HOUR = 3600.0
 # Of 750 bytes each: what a small journal holds in pages that it has already does not do.
-_FILES_BEYOND_FREE_PAGES = 1500
+FILES_BEYOND_FREE_PAGES = 1500
 _PATIENCE_WITH_FOREIGN_FILES = 400.0
 
 
@@ -251,7 +251,7 @@ def state_disk_full(world: World, choice: random.Random) -> None:
     world.state_disk.fill()
     some_operations(world, choice, 2)
     with world.uploader_stopped():
-        make_foreign_files(world, _FILES_BEYOND_FREE_PAGES)
+        make_foreign_files(world, FILES_BEYOND_FREE_PAGES)
     some_operations(world, choice)
     world.state_disk.free()
     world.statistics.count_fault("state directory's disk full")

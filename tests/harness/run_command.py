@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from mirrorfs.steps import STEPS
 from tests.harness.soak import SoakSettings, run_round, run_soak
 from tests.harness.statistics import Statistics
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs
@@ -26,6 +27,9 @@ from tests.stores.server import AnyStore, GivenStore
     default=None,
     help="With --round: kill at every named step, as the first round of 15 minutes or more does unless told not to.",
 )
+@click.option(
+    "--step", "steps", multiple=True, type=click.Choice(STEPS), metavar="NAME", help="With --sweep: this step alone."
+)
 @click.option("--keep", type=click.Path(path_type=Path), default=Path("soak-failures"), show_default=True)
 @click.option("--to", "url", default=None, metavar="s3://BUCKET/PREFIX", help="Your store instead of a SeaweedFS.")
 @click.option("--endpoint-url", envvar="AWS_ENDPOINT_URL", default=None, help="Of your store.")
@@ -35,6 +39,7 @@ def command(
     seed: int | None,
     single: int | None,
     sweep: bool | None,
+    steps: tuple[str, ...],
     keep: Path,
     url: str | None,
     endpoint_url: str | None,
@@ -67,7 +72,7 @@ def command(
         settings = SoakSettings(store, bucket, prefix, chosen, minutes * 60, keep, tell=_tell, locking_bucket=locking)
         if single is not None:
             statistics = Statistics()
-            run_round(settings, statistics, single, is_sweep=bool(sweep))
+            run_round(settings, statistics, single, is_sweep=bool(sweep), steps=steps or STEPS)
         else:
             _tell(f"seed {chosen}: repeat all of it with --seed {chosen}")
             statistics = run_soak(settings, with_sweep=sweep)

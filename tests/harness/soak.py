@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,11 +78,17 @@ def round_seed(seed: int, number: int) -> int:
 
 
 def run_round(
-    settings: SoakSettings, statistics: Statistics, seed: int, over: float | None = None, *, is_sweep: bool = False
+    settings: SoakSettings,
+    statistics: Statistics,
+    seed: int,
+    over: float | None = None,
+    *,
+    is_sweep: bool = False,
+    steps: Sequence[str] = STEPS,
 ) -> None:
     """One round in a world of its own; what was violated is in `statistics`, its logs are kept.
 
-    A sweep kills at every named step instead of letting anything happen.
+    A sweep kills at each of the named `steps` instead of letting anything happen.
     """
     before = len(statistics.violations)
     statistics.rounds += 1
@@ -94,7 +100,7 @@ def run_round(
             try:
                 choice = random.Random(seed)
                 if is_sweep:
-                    _sweep(world, choice, history)
+                    _sweep(world, choice, history, steps)
                     settings.tell(history[-1])
                 else:
                     _live(world, choice, history, over)
@@ -127,9 +133,9 @@ def _settings_of_world(settings: SoakSettings, seed: int, base: Path, *, is_swee
     )
 
 
-def _sweep(world: World, choice: random.Random, history: list[str]) -> None:
-    unreached = sweep_steps(world, choice)
-    world.statistics.checks["steps at which a sweep has killed"] += len(STEPS) - len(unreached)
+def _sweep(world: World, choice: random.Random, history: list[str], steps: Sequence[str]) -> None:
+    unreached = sweep_steps(world, choice, steps)
+    world.statistics.checks["steps at which a sweep has killed"] += len(steps) - len(unreached)
     world.statistics.checks["steps that a sweep did not reach"] += len(unreached)
     history.append(f"steps that were not reached: {', '.join(unreached) or 'none'}")
 

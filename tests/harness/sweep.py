@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 from mirrorfs.steps import STEPS
 from tests.harness.accidents import (
+    FILES_BEYOND_FREE_PAGES,
     lose_the_state,
     make_foreign_files,
     mount_again,
     put_an_older_state_back,
     remove_foreign_files,
-    state_disk_full,
     unreadable_chunk,
 )
 from tests.harness.names import parse_snapshot_path
 from tests.harness.operations import OPERATIONS, any_operation, run_backup
+from tests.harness.retention import RetentionSettings
 from tests.harness.retention_scenes import remove_group
 from tests.harness.world import World
 
 _TRIES = 4
 # Files with paths of 750 bytes: they make the journal outgrow the map of 16 MiB that it begins with.
 _RECORDS_BEYOND_THE_MAP = 22_000
-_MORE_THAN_AN_HOUR = 3700.0
+_MORE_THAN_A_LOCK = 2 * 86400.0
 _UNTIL_IT_LOOKS_AGAIN = 20.0
 
 Provocation = Callable[[World, random.Random], None]
 
 
-def sweep_steps(world: World, choice: random.Random) -> list[str]:
+def sweep_steps(world: World, choice: random.Random, steps: Sequence[str] = STEPS) -> list[str]:
     """Kill a process at each step, in an order by choice; gives the steps that nothing here has reached."""
     unreached = []
-    for step in choice.sample(STEPS, len(STEPS)):
+    for step in choice.sample(steps, len(steps)):
         if not _kill_at(world, step, choice):
             unreached.append(step)
         if world.violations():
@@ -103,9 +106,25 @@ def _older_state(world: World, choice: random.Random) -> None:
 
 
 def _full_state_disk(world: World, choice: random.Random) -> None:
-    state_disk_full(world, choice)
+    """Full until the journal has failed, and free until it is repaired."""
+    # One that has grown has pages to spare, and needs no disk for a long time.
+    lose_the_state(world, "journal", "deleted", choice)
+    with world.trouble("the state disk is full"):
+        world.state_disk.fill()
+        with world.uploader_stopped():
+            make_foreign_files(world, FILES_BEYOND_FREE_PAGES)
+        _wait_until(world, lambda: world.mirror.status().get("journal_broken_since") is not None)
+        world.state_disk.free()
+        _wait_until(world, lambda: world.mirror.status().get("journal_broken_since", 0) is None)
     world.mount()
-    world.mirror.wait(20)
+    remove_foreign_files(world)
+
+
+def _wait_until(world: World, is_so: Callable[[], bool]) -> None:
+    """Or until an armed step has killed, or for as long as anybody has patience."""
+    before, deadline = len(world.steps.fired), time.monotonic() + _UNTIL_IT_LOOKS_AGAIN
+    while len(world.steps.fired) == before and not is_so() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _unmount_from_outside(world: World, choice: random.Random) -> None:
@@ -150,6 +169,30 @@ def _forget_and_collect(world: World, choice: random.Random) -> None:
     _carry_over(world)
 
 
+@contextmanager
+def _mounted_with(world: World, retention: RetentionSettings) -> Iterator[None]:
+    """Another retention than the world's own while this lasts."""
+    own = world.mirror.mount_options
+    with world.without_mirror():
+        world.mirror.mount_options = retention.mount_options
+    try:
+        yield
+    finally:
+        with world.without_mirror():
+            world.mirror.mount_options = own
+
+
+def _forget_and_keep_nothing(world: World, choice: random.Random) -> None:
+    """A snapshot that leaves goes at once, without a copy that takes over what it references."""
+    with _mounted_with(world, replace(world.retention, delete_after=0)):
+        _forget_and_collect(world, choice)
+
+
+def _hold_every_removal(world: World, choice: random.Random) -> None:
+    with _mounted_with(world, replace(world.retention, max_delete_fraction=0.01)):
+        _forget_and_collect(world, choice)
+
+
 def _keep_until_it_is_over(world: World, choice: random.Random) -> None:
     """A snapshot leaves, is kept, and is not any more."""
     _forget_and_collect(world, choice)
@@ -182,12 +225,17 @@ def _remove_everything(world: World, choice: random.Random) -> None:
 
 
 def _refuse_deletions(world: World, choice: random.Random) -> None:
-    with world.refusing.refusing(choice.choice(("*/qemu-server.conf.blob", "*/root.pxar.didx", "*/.chunks/[0-7]*"))):
+    with world.refusing.refusing("*/qemu-server.conf.blob"), world.refusing.refusing("*/root.pxar.didx"):
         _forget_and_collect(world, choice)
 
 
-def _refuse_chunks_for_an_hour(world: World, choice: random.Random) -> None:
-    """Some chunks of many are refused, and an hour later the mirror looks whether it is time to ask again."""
+def _refuse_deletions_for_a_while(world: World, choice: random.Random) -> None:
+    _refuse_deletions(world, choice)
+    _wait_until_locks_are_over(world)
+
+
+def _refuse_chunks_for_a_while(world: World, choice: random.Random) -> None:
+    """Some chunks of many are refused, and when their locks are over the mirror looks whether to ask again."""
     run_backup(world, choice)
     _carry_over(world)
     OPERATIONS["forget group"].run(world, choice)
@@ -198,12 +246,15 @@ def _refuse_chunks_for_an_hour(world: World, choice: random.Random) -> None:
         with world.uploader_stopped():
             OPERATIONS["garbage collection"].run(world, choice)
         world.mirror.wait(20)
+    _wait_until_locks_are_over(world)
+
+
+def _wait_until_locks_are_over(world: World) -> None:
+    """A mirror that has just been started soon looks again at what was refused."""
     world.mirror.kill_uploader()
     world.mirror.wait(20)
-    world.clock.jump_to(_MORE_THAN_AN_HOUR)
-    deadline, before = time.monotonic() + _UNTIL_IT_LOOKS_AGAIN, len(world.steps.fired)
-    while len(world.steps.fired) == before and time.monotonic() < deadline:
-        time.sleep(0.2)
+    world.clock.jump_to(_MORE_THAN_A_LOCK)
+    _wait_until(world, lambda: False)
     world.clock.set_right()
 
 
@@ -242,11 +293,13 @@ _PROVOCATIONS: dict[str, Provocation] = {
     "foreign.": _foreign_file,
     "grace.adopted": _adopt_what_is_kept,
     "grace.": _keep_until_it_is_over,
+    "wave.approved": _hold_every_removal,
     "wave.": _remove_everything,
+    "retention.refusal-over": _refuse_deletions_for_a_while,
     "retention.": _refuse_deletions,
     "references.": _forget_and_collect,
-    "removal.": _forget_and_collect,
-    "chunk-removal.refusals-over": _refuse_chunks_for_an_hour,
+    "removal.": _forget_and_keep_nothing,
+    "chunk-removal.refusals-over": _refuse_chunks_for_a_while,
     "chunk-removal.": _forget_and_collect,
     "chunk.staged": _replace_a_chunk,
     "chunk.doubted": _replace_a_chunk,
