@@ -28,7 +28,7 @@ _TRIES = 4
 # Files with paths of 750 bytes: they make the journal outgrow the map of 16 MiB that it begins with.
 _RECORDS_BEYOND_THE_MAP = 22_000
 _MORE_THAN_A_LOCK = 2 * 86400.0
-_UNTIL_IT_LOOKS_AGAIN = 20.0
+_UNTIL_IT_LOOKS_AGAIN = 40.0
 
 Provocation = Callable[[World, random.Random], None]
 

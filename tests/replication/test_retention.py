@@ -29,7 +29,7 @@ from tests.replication.datastore import (
     content_key,
     published,
 )
-from tests.replication.world import Killed, Running, World, perhaps_killed
+from tests.replication.world import Killed, Running, World, die_at, perhaps_killed
 
 pytestmark = pytest.mark.trio
 
@@ -619,6 +619,33 @@ async def test_a_manifest_that_the_store_refuses_to_delete_keeps_its_chunks(worl
         assert running.problems() == {}
         assert running.state.view(lambda transaction: transaction.retention.refusals(9)) == (0, [])
     world.check()
+
+
+@pytest.mark.parametrize(("step", "refused"), [("retention.refusal-recorded", True), ("retention.refusal-over", False)])
+async def test_killed_around_a_refusal(world: World, monkeypatch: pytest.MonkeyPatch, step: str, refused: bool) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    assert await world.converge() == {}
+    world.datastore.forget(FIRST)
+    world.datastore.remove_chunk("a")
+    world.store.kept = {content_key(f"{FIRST}/{INDEX}")}
+    assert await _is_killed_at(world, monkeypatch, step) == refused
+    assert published(world.store.objects) == set()
+    world.store.kept = set()
+    world.now += 2 * DAY
+    assert await _is_killed_at(world, monkeypatch, step) != refused
+    assert world.store.broken == []
+    assert await world.converge() == {}
+    assert world.references("a") == [0]
+    world.check()
+
+
+async def _is_killed_at(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> bool:
+    is_killed = True
+    with monkeypatch.context() as patch, perhaps_killed():
+        die_at(patch, step, 1)
+        await world.converge()
+        is_killed = False
+    return is_killed
 
 
 async def test_a_moved_group_is_up_before_its_old_name_goes(world: World) -> None:
