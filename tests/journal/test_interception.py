@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -245,6 +248,41 @@ async def test_a_journal_that_lmdb_gave_up_is_opened_anew(scene: Scene) -> None:
     await scene.repaired()
     await scene.interception.removed(CHUNK, False)
     assert scene.records() == [INDEX, b"", CHUNK]
+
+
+_KILLED_IN_REPAIR = """
+import sys
+from pathlib import Path
+import trio
+from tests.journal.test_interception import INDEX, MANIFEST, Scene
+
+async def main():
+    scene = Scene(Path(sys.argv[1]))
+    await scene.interception.removed(INDEX, False)
+    scene.journal._environment._environment.close()
+    await scene.interception.removed(MANIFEST, False)
+    await scene.repaired()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "step", ["repair.before-record", "repair.before-reopen", "repair.after-reopen", "repair.recorded"]
+)
+async def test_killed_while_the_journal_is_repaired(tmp_path: Path, step: str) -> None:
+    """What was recorded before is there, and the next mount, which looks at everything anyway, goes on with it."""
+    directory, armed = tmp_path / "journal", tmp_path / "step"
+    armed.write_text(f"{step} 1")
+    killed = await trio.run_process(
+        [sys.executable, "-c", _KILLED_IN_REPAIR, str(directory)],
+        env={**os.environ, "MIRRORFS_STEP_FILE": str(armed), "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    scene = Scene(directory)
+    await scene.interception.removed(CHUNK, False)
+    assert scene.records() == [INDEX, *([b""] if step == "repair.recorded" else []), CHUNK]
 
 
 class Disk:
