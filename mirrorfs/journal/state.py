@@ -340,12 +340,12 @@ class StateTransaction:
 
     def count(self, holder: ReferenceHolder, count: PartialCount, digests: Iterable[bytes]) -> None:
         """Count a part of a holder's references, after which they are counted as `count` says."""
-        self.add_references(digests)
+        self._add_references(digests)
         self.counting.set(holder, count)
 
     def end_count(self, holder: ReferenceHolder, digests: Iterable[bytes]) -> None:
         """Count the last part of a holder's references."""
-        self.add_references(digests)
+        self._add_references(digests)
         self.counting.forget(holder)
 
     def give_back(self, holder: ReferenceHolder, left: PartialCount | None, digests: Iterable[bytes]) -> list[bytes]:
@@ -360,20 +360,6 @@ class StateTransaction:
             self.counting.forget(holder)
         else:
             self.counting.set(holder, left)
-        return self.give_back_references(digests)
-
-    def add_references(self, digests: Iterable[bytes]) -> None:
-        """Count one more reference to each chunk."""
-        for digest in sorted(digests):
-            known = self.chunk(digest) or ChunkState(0, 0, 0)
-            self._put_chunk(digest, ChunkState(known.size, known.crc32c, known.references + 1))
-
-    def give_back_references(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Count one reference less to each chunk; returns those that nobody references any more.
-
-        Raises:
-            DatabaseCorrupt: a count would fall below zero.
-        """
         unreferenced = []
         for digest in sorted(digests):
             known = self.chunk(digest)
@@ -383,6 +369,11 @@ class StateTransaction:
             if known.references == 1:
                 unreferenced.append(digest)
         return unreferenced
+
+    def _add_references(self, digests: Iterable[bytes]) -> None:
+        for digest in sorted(digests):
+            known = self.chunk(digest) or ChunkState(0, 0, 0)
+            self._put_chunk(digest, ChunkState(known.size, known.crc32c, known.references + 1))
 
     def _put_chunk(self, digest: bytes, chunk: ChunkState) -> None:
         value = _CHUNK_VALUE.pack(chunk.size, chunk.crc32c, chunk.references)

@@ -206,8 +206,8 @@ class Grace:
     async def _end_if_due(self, path: str, moment: float) -> None:
         async with self._alone.hold(path):
             # Another one may have taken its name meanwhile.
-            kept = self._state.view(_may_end)
-            if any(deleted.path == path and _is_due(deleted, moment) for deleted in kept):
+            deleted = self._state.view(lambda transaction: _if_it_may_end(transaction, path))
+            if deleted is not None and _is_due(deleted, moment):
                 await self._end(path)
                 log.info("the deleted snapshot %s is not kept any longer", path)
 
@@ -282,11 +282,17 @@ def _holder(path: str) -> ReferenceHolder:
 
 
 def _may_end(transaction: StateTransaction) -> list[DeletedSnapshot]:
-    """Return the deleted snapshots without those that may still stand published, and need the references for that (P5).
+    """Return the deleted snapshots that may end as far as that is not a matter of time."""
+    paths = (deleted.path for deleted in transaction.retention.all_deleted())
+    return [deleted for path in paths if (deleted := _if_it_may_end(transaction, path)) is not None]
+
+
+def _if_it_may_end(transaction: StateTransaction, path: str) -> DeletedSnapshot | None:
+    """Return a deleted snapshot unless it may still stand published, and need the references for that (P5).
 
     They have been handed over before the published manifest goes; a crash may come in between.
     """
-    return [deleted for deleted in transaction.retention.all_deleted() if transaction.snapshot(deleted.path) is None]
+    return transaction.retention.deleted(path) if transaction.snapshot(path) is None else None
 
 
 def _is_due(deleted: DeletedSnapshot, moment: float) -> bool:
