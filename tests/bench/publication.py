@@ -31,7 +31,6 @@ from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, JournalWriter
 from mirrorfs.journal.state import State
-from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
@@ -43,6 +42,7 @@ from tests.harness import formats
 from tests.harness.formats import MANIFEST_NAME, ManifestFile
 from tests.harness.names import chunk_path
 from tests.harness.writer import DatastoreWriter
+from tests.stores.capabilities import HONEST
 
 _PARALLEL = 8
 _TREE_WORKERS = 4
@@ -50,14 +50,6 @@ _CHUNK_SIZE = 4 * 1024 * 1024
 _CHUNKS_A_COMMIT = 10_000
 _NEW_FRACTION = 0.01
 _IMAGE = "drive-scsi0.img.fidx"
-_HONEST = StoreCapabilities(
-    rejects_wrong_crc32c=True,
-    rejects_wrong_md5=True,
-    put_returns_crc32c=True,
-    head_returns_crc32c=True,
-    etag_is_md5=True,
-    copies=True,
-)
 _PUBLISHING = (
     "read and check manifest and index, send the chunks that are missing",
     "send the index",
@@ -310,7 +302,7 @@ class _Uploader:
         journal = JournalReader(str(base / "journal"))
         state = State(str(base / "state"))
         _confirm_all(state, image)
-        store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=_HONEST)
+        store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=HONEST)
         tree = Tree(os.open(image.path, os.O_RDONLY | os.O_DIRECTORY))
         worklist = Worklist()
         self._mirror = Mirror(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -20,21 +21,14 @@ from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, JournalWriter
 from mirrorfs.journal.state import SnapshotPhase, State
-from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.drain import Drain
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.worklist import Worklist
+from tests.stores.capabilities import HONEST
 
 _PARALLEL = 8
-_HONEST = StoreCapabilities(
-    rejects_wrong_crc32c=True,
-    rejects_wrong_md5=True,
-    put_returns_crc32c=True,
-    head_returns_crc32c=True,
-    etag_is_md5=True,
-)
 
 
 class _ForgetfulClient:
@@ -59,7 +53,7 @@ async def _reconcile(datastore: str, directory: str) -> dict[str, int]:
     JournalWriter(f"{directory}/journal").close()
     state = State(f"{directory}/state")
     client = _ForgetfulClient()
-    store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=_HONEST)
+    store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=replace(HONEST, copies=False))
     tree = Tree(os.open(datastore, os.O_RDONLY | os.O_DIRECTORY))
     worklist = Worklist()
     journal = JournalReader(f"{directory}/journal")

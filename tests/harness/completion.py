@@ -81,7 +81,7 @@ class Completion:
         """Until the store has refused one because of the clock, or it is plain that none is made."""
         deadline = time.monotonic() + _UNTIL_REQUEST_SECONDS
         while reconciling.is_alive() and time.monotonic() < deadline and self._is_store_up():
-            time.sleep(0.1)
+            reconciling.join(0.1)
 
     def _is_store_up(self) -> bool:
         store: dict[str, Any] = self._mirror.status().get("store", {"up": True})

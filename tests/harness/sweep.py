@@ -200,10 +200,8 @@ def _keep_until_it_is_over(world: World, choice: random.Random) -> None:
 
 
 def _wait_until_nothing_is_kept(world: World) -> None:
-    deadline = time.monotonic() + world.retention.delete_after + 5
-    while world.auditor.deleted_snapshots() and time.monotonic() < deadline:
-        time.sleep(0.2)
-        world.mount()
+    _wait_until(world, lambda: not world.auditor.deleted_snapshots())
+    world.mount()
 
 
 def _adopt_what_is_kept(world: World, choice: random.Random) -> None:

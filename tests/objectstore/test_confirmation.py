@@ -19,13 +19,14 @@ from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, open_at
-from tests.objectstore.test_store import BY_ETAG, BY_HEAD, BY_PUT, BY_READING, RIGHTS
+from tests.objectstore.test_store import BY_ETAG, BY_HEAD, BY_PUT, BY_READING
+from tests.stores.capabilities import HONEST
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.seaweedfs import StoreServer
 
 pytestmark = pytest.mark.trio
 
-EVERY_WAY = [RIGHTS, BY_ETAG, BY_HEAD, BY_PUT, BY_READING]
+EVERY_WAY = [HONEST, BY_ETAG, BY_HEAD, BY_PUT, BY_READING]
 
 
 class ForgetfulClient(S3Client):

@@ -23,7 +23,8 @@ from mirrorfs.objectstore.store import ObjectStore, open_store
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, open_at
 from tests.objectstore.test_confirmation import EVERY_WAY, ForgetfulClient
-from tests.objectstore.test_store import BY_ETAG, BY_HEAD, BY_PUT, BY_READING, RIGHTS
+from tests.objectstore.test_store import BY_ETAG, BY_HEAD, BY_PUT, BY_READING
+from tests.stores.capabilities import HONEST
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.seaweedfs import StoreServer
 
@@ -46,8 +47,8 @@ async def copy(
 @pytest.mark.parametrize(
     ("capabilities", "gives_md5", "requests"),
     [
-        (RIGHTS, True, ["PUT", "HEAD"]),
-        (RIGHTS, False, ["PUT", "HEAD"]),
+        (HONEST, True, ["PUT", "HEAD"]),
+        (HONEST, False, ["PUT", "HEAD"]),
         (BY_HEAD, False, ["PUT", "HEAD"]),
         (BY_ETAG, True, ["PUT", "HEAD"]),
         (BY_ETAG, False, ["HEAD", "PUT", "HEAD"]),
@@ -155,7 +156,7 @@ async def test_where_a_head_is_stale_the_bytes_decide(
 ) -> None:
     objects = open_at(fault_proxy.endpoint_url, shared_bucket)
     await objects.put(f"{prefix}/source", BODY)
-    objects.capabilities = RIGHTS
+    objects.capabilities = HONEST
     fault_proxy.stale_head(100.0, f"{prefix}/a")
     await copy(objects, f"{prefix}/source", f"{prefix}/a")
     assert fault_proxy.count_injected(Fault.STALE_HEAD) == 1
@@ -216,7 +217,7 @@ async def test_a_damaged_copy_is_found_out(capabilities: StoreCapabilities, give
 
 async def test_where_copies_have_no_checksum_the_etag_proves_them() -> None:
     client = ForgetfulCopier(lies=0)
-    objects = ObjectStore(client, capabilities=RIGHTS, patience=QUICK)
+    objects = ObjectStore(client, capabilities=HONEST, patience=QUICK)
     await copy(objects, "m/source", "m/a", b"content")
     assert (client.copies, client.gets) == (1, 0)
     await copy(objects, "m/source", "m/a", b"content", gives_md5=False)
@@ -242,7 +243,7 @@ async def test_a_storm_neither_loses_nor_damages_a_copy(
     fault_proxy: FaultProxy, store: StoreServer, shared_bucket: str, prefix: str, credentials: None
 ) -> None:
     objects = open_at(fault_proxy.endpoint_url, shared_bucket, parallelism=8)
-    objects.capabilities = RIGHTS
+    objects.capabilities = HONEST
     bodies = {f"{prefix}/{number}": f"content {number}".encode() * 100 for number in range(16)}
     for key, body in bodies.items():
         await objects.put(f"{key}-source", body)

@@ -24,7 +24,8 @@ from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore, open_store
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, LogWatcher, open_at
-from tests.objectstore.test_store import BY_ETAG, BY_READING, RIGHTS
+from tests.objectstore.test_store import BY_ETAG, BY_READING
+from tests.stores.capabilities import HONEST
 from tests.stores.fault_proxy import Fault, FaultProxy, Rule
 from tests.stores.seaweedfs import StoreServer
 
@@ -214,14 +215,14 @@ async def test_a_put_whose_answer_is_lost_is_sent_again(
     fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
 ) -> None:
     objects = open_at(fault_proxy.endpoint_url, shared_bucket)
-    objects.capabilities = RIGHTS
+    objects.capabilities = HONEST
     fault_proxy.drop_after("PUT", times=1)
     await objects.put(f"{prefix}/a", b"content")
     assert [seen.status for seen in fault_proxy.requests("PUT")] == [None, 200]
     assert await objects.get(f"{prefix}/a") == b"content"
 
 
-@pytest.mark.parametrize("capabilities", [RIGHTS, BY_ETAG, BY_READING])
+@pytest.mark.parametrize("capabilities", [HONEST, BY_ETAG, BY_READING])
 async def test_a_put_that_is_damaged_on_its_way_is_sent_again(
     fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None, capabilities: StoreCapabilities
 ) -> None:
@@ -470,7 +471,7 @@ async def test_a_key_that_fails_alone_does_not_flap_the_condition(
     fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None, log_watcher: LogWatcher
 ) -> None:
     objects = open_at(fault_proxy.endpoint_url, shared_bucket)
-    objects.capabilities = RIGHTS
+    objects.capabilities = HONEST
     rule = fault_proxy.answer(500, "InternalError", "PUT", "*/sick")
 
     async def healthy_traffic() -> None:

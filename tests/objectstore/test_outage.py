@@ -9,7 +9,7 @@ import trio
 
 from mirrorfs.objectstore.store import ObjectStore
 from tests.objectstore.conftest import LogWatcher, open_at, use_credentials
-from tests.objectstore.test_store import RIGHTS
+from tests.stores.capabilities import HONEST
 from tests.stores.seaweedfs import StoreServer
 
 pytestmark = pytest.mark.trio
@@ -26,7 +26,7 @@ def own_objects(own_store: StoreServer, monkeypatch: pytest.MonkeyPatch) -> Obje
     """A bucket in a store of this test's own."""
     use_credentials(own_store, monkeypatch)
     objects = open_at(own_store.endpoint_url, own_store.create_bucket("outage"))
-    objects.capabilities = RIGHTS
+    objects.capabilities = HONEST
     return objects
 
 

@@ -15,19 +15,12 @@ from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore, open_store
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import open_at, use_credentials
+from tests.stores.capabilities import HONEST
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 
 pytestmark = pytest.mark.trio
 
-RIGHTS = StoreCapabilities(
-    rejects_wrong_crc32c=True,
-    rejects_wrong_md5=True,
-    put_returns_crc32c=True,
-    head_returns_crc32c=True,
-    etag_is_md5=True,
-    copies=True,
-)
 BY_ETAG = StoreCapabilities(False, True, False, False, True)
 BY_HEAD = StoreCapabilities(True, True, False, True, False)
 BY_PUT = StoreCapabilities(True, True, True, False, False)
@@ -42,9 +35,9 @@ async def keys_of(objects: ObjectStore, prefix: str) -> dict[str, int]:
 async def test_the_probe_sees_what_seaweedfs_honours_and_leaves_nothing(
     objects: ObjectStore, store: StoreServer, shared_bucket: str, prefix: str
 ) -> None:
-    assert await objects.probe(f"{prefix}/.mirrorfs/probe") == RIGHTS
-    assert objects.capabilities == RIGHTS
-    assert RIGHTS.confirmation is Confirmation.HEAD_CHECKSUM
+    assert await objects.probe(f"{prefix}/.mirrorfs/probe") == HONEST
+    assert objects.capabilities == HONEST
+    assert HONEST.confirmation is Confirmation.HEAD_CHECKSUM
     assert store.access.keys(shared_bucket, prefix) == []
 
 
@@ -53,7 +46,7 @@ async def test_the_probe_is_not_misled_by_one_object_that_is_lost_or_seen_late(
 ) -> None:
     fault_proxy.lose("*/probe-right", times=1)
     fault_proxy.stale_head(100.0, times=2)
-    assert await open_at(fault_proxy.endpoint_url, shared_bucket).probe(f"{prefix}/probe") == RIGHTS
+    assert await open_at(fault_proxy.endpoint_url, shared_bucket).probe(f"{prefix}/probe") == HONEST
     assert fault_proxy.count("PUT", "*/probe-right") > 2
 
 
@@ -61,7 +54,7 @@ async def test_the_probe_is_not_misled_by_one_object_that_is_lost_or_seen_late(
 async def test_what_was_put_is_what_is_got(
     objects: ObjectStore, store: StoreServer, shared_bucket: str, prefix: str, size: int
 ) -> None:
-    objects.capabilities = RIGHTS
+    objects.capabilities = HONEST
     body = random.Random(size).randbytes(size)
     key = f"{prefix}/a b/é+&%/{size}"
     stored = await objects.put(key, body)
@@ -94,7 +87,7 @@ async def test_a_missing_bucket_is_not_taken_for_a_missing_object(store: StoreSe
 async def test_a_listing_of_many_pages_is_complete_and_deleting_takes_them_all(
     objects: ObjectStore, store: StoreServer, prefix: str
 ) -> None:
-    objects.capabilities = RIGHTS
+    objects.capabilities = HONEST
     wanted = {f"{prefix}/{number % 7}/{number}": number % 3 for number in range(1100)}
     async with trio.open_nursery() as nursery:
         for key, size in wanted.items():
@@ -116,7 +109,7 @@ async def test_deleting_nothing_asks_nothing(fault_proxy: FaultProxy, shared_buc
 @pytest.mark.parametrize(
     ("capabilities", "confirmation", "requests"),
     [
-        (RIGHTS, Confirmation.HEAD_CHECKSUM, ["PUT", "HEAD"]),
+        (HONEST, Confirmation.HEAD_CHECKSUM, ["PUT", "HEAD"]),
         (BY_HEAD, Confirmation.HEAD_CHECKSUM, ["PUT", "HEAD"]),
         (BY_ETAG, Confirmation.ETAG_MD5, ["PUT", "HEAD"]),
         (BY_PUT, Confirmation.PUT_CHECKSUM, ["PUT", "HEAD"]),
@@ -164,7 +157,7 @@ async def test_no_more_requests_are_under_way_than_allowed(
     fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
 ) -> None:
     objects = open_at(fault_proxy.endpoint_url, shared_bucket, parallelism=3)
-    objects.capabilities = RIGHTS
+    objects.capabilities = HONEST
     rule = fault_proxy.hold("PUT")
     async with trio.open_nursery() as nursery:
         for number in range(9):
@@ -182,7 +175,7 @@ async def test_everything_works_over_tls(monkeypatch: pytest.MonkeyPatch) -> Non
         use_credentials(server, monkeypatch)
         bucket = server.create_bucket()
         objects = open_at(server.endpoint_url, bucket)
-        assert await objects.probe("m/probe") == RIGHTS
+        assert await objects.probe("m/probe") == HONEST
         body = os.urandom(300_000)
         stored = await objects.put("m/a", body)
         assert await objects.head("m/a") == stored

@@ -26,7 +26,7 @@ from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, open_at
-from tests.objectstore.test_store import RIGHTS
+from tests.stores.capabilities import HONEST
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.seaweedfs import StoreServer
 
@@ -81,7 +81,7 @@ async def test_all_versions_are_listed_and_can_be_read(versioned: ObjectStore) -
 
 
 async def test_a_listing_of_versions_of_many_pages_is_complete(versioned: ObjectStore) -> None:
-    versioned.capabilities = RIGHTS
+    versioned.capabilities = HONEST
 
     async def put_twice(key: str) -> None:
         await versioned.put(key, b"1")

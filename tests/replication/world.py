@@ -38,9 +38,9 @@ from tests.replication.datastore import (
     difference,
     digest_of,
 )
+from tests.stores.capabilities import HONEST
 
 _WORKERS = 3
-_HONEST = StoreCapabilities(True, True, True, True, True, copies=True)
 
 
 Keys = list[str]
@@ -81,7 +81,7 @@ class FakeStore:
     dies_at: int | None = None
     steps: int = 0
     watches: bool = True
-    capabilities: StoreCapabilities = _HONEST
+    capabilities: StoreCapabilities = HONEST
     refuses_copies: bool = False
 
     def cannot_copy(self, *, announced: bool) -> None:
