@@ -13,8 +13,8 @@ from mirrorfs.cli.durations import Duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.settings_file import DatastoreCommand
-from mirrorfs.journal.directory import StateDirectory, default_state_directory
-from mirrorfs.journal.errors import JournalError
+from mirrorfs.database.directory import StateDirectory, default_state_directory
+from mirrorfs.database.errors import JournalError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.replication.settings import (
     DEFAULT_PARALLEL,

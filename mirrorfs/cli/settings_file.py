@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mirrorfs.journal.directory import escaped_name
+from mirrorfs.database.directory import escaped_name
 
 SETTINGS_BASE = "/etc/mirrorfs"
 

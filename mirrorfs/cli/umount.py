@@ -11,9 +11,9 @@ import click
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
 from mirrorfs.cli.wait import wait_until_published
+from mirrorfs.database.directory import StateDirectory
 from mirrorfs.filesystem.mount import detach, is_dead, is_mounted
 from mirrorfs.filesystem.system_calls import unmount
-from mirrorfs.journal.directory import StateDirectory
 from mirrorfs.supervision.registry import RunningMount, find, mountpoint_of, unregister
 from mirrorfs.supervision.users import users_of
 

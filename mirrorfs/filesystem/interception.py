@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from mirrorfs.database.errors import JournalError
 from mirrorfs.datastore.names import (
     ChunkName,
     ForeignName,
@@ -26,7 +27,6 @@ from mirrorfs.datastore.names import (
     classify,
 )
 from mirrorfs.filesystem.system_calls import syncfs
-from mirrorfs.journal.errors import JournalError
 from mirrorfs.journal.journal import JournalWriter
 from mirrorfs.steps import reach
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from mirrorfs.journal.environment import Environment, Transaction, examine
-from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
+from mirrorfs.database.environment import Environment, Transaction, examine
+from mirrorfs.database.errors import DatabaseCorrupt, JournalError
 from mirrorfs.steps import reach
 
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ import sys
 
 import trio
 
-from mirrorfs.journal.errors import JournalError
+from mirrorfs.database.errors import JournalError
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.uploader import Uploader, report_refusal
 

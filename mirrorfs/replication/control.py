@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from mirrorfs.journal.errors import DatabaseCorrupt
+from mirrorfs.database.errors import DatabaseCorrupt
 
 log = logging.getLogger(__name__)
 

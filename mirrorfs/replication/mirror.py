@@ -11,29 +11,29 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.adoption import Adoption
-from mirrorfs.replication.chunk_removal import ChunkRemoval
-from mirrorfs.replication.chunks import ChunkMirror
-from mirrorfs.replication.clock import StoreClock
-from mirrorfs.replication.commits import StateCommits
-from mirrorfs.replication.grace import Grace
-from mirrorfs.replication.groups import GroupMirror, NamespaceMirror
-from mirrorfs.replication.inspection import BucketInspection
-from mirrorfs.replication.items import ChunkItem, ForeignItem, Item, SubtreeItem, item_of_problem, problem_name
-from mirrorfs.replication.locks import SnapshotLocks
-from mirrorfs.replication.problems import Problems
-from mirrorfs.replication.publication import SnapshotPublication
-from mirrorfs.replication.reconcile import Reconciler
-from mirrorfs.replication.references import CHUNKS_A_COMMIT, References, Unreferenced
-from mirrorfs.replication.removal import SnapshotRemoval
-from mirrorfs.replication.replica import Replica
-from mirrorfs.replication.retention import SnapshotRetention
+from mirrorfs.replication.comparing.adoption import Adoption
+from mirrorfs.replication.comparing.inspection import BucketInspection
+from mirrorfs.replication.comparing.reconcile import Reconciler
+from mirrorfs.replication.comparing.survey import Survey
+from mirrorfs.replication.publishing.chunks import ChunkMirror
+from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
+from mirrorfs.replication.publishing.publication import SnapshotPublication
+from mirrorfs.replication.publishing.references import CHUNKS_A_COMMIT, References, Unreferenced
+from mirrorfs.replication.publishing.replica import Replica
+from mirrorfs.replication.retention.chunks import ChunkRemoval
+from mirrorfs.replication.retention.clock import StoreClock
+from mirrorfs.replication.retention.grace import Grace
+from mirrorfs.replication.retention.locks import SnapshotLocks
+from mirrorfs.replication.retention.removal import SnapshotRemoval
+from mirrorfs.replication.retention.snapshots import SnapshotRetention
+from mirrorfs.replication.retention.wave import RemovalWaves
 from mirrorfs.replication.settings import RetentionSettings
-from mirrorfs.replication.survey import Survey
-from mirrorfs.replication.wave import RemovalWaves
-from mirrorfs.replication.worklist import Worklist
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.items import ChunkItem, ForeignItem, Item, SubtreeItem, item_of_problem, problem_name
+from mirrorfs.replication.work.problems import Problems
+from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.state.state import SnapshotPhase, SnapshotState, State
 from mirrorfs.steps import reach
 
 _ALIGNED = RetentionSettings()

@@ -12,14 +12,14 @@ import trio
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader
-from mirrorfs.journal.retention import DeletedPhase, RetentionRecords
-from mirrorfs.journal.state import State, StateTransaction
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.clock import StoreClock
-from mirrorfs.replication.drain import Drain
 from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.settings import UploaderSettings
-from mirrorfs.replication.worklist import Worklist
+from mirrorfs.replication.work.drain import Drain
+from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.state.retention import DeletedPhase, RetentionRecords
+from mirrorfs.state.state import State, StateTransaction
 
 _RATE_SECONDS = 60.0
 _EXAMPLES = 20

@@ -12,28 +12,28 @@ from typing import Any
 
 import trio
 
+from mirrorfs.database.directory import DirectoryLock, StateDirectory
+from mirrorfs.database.errors import DatabaseCorrupt, JournalError
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.journal.damage import open_state, set_state_aside
-from mirrorfs.journal.directory import DirectoryLock, StateDirectory
-from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
 from mirrorfs.journal.journal import JournalReader, Position
-from mirrorfs.journal.state import Identity, check_identity
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
-from mirrorfs.replication.claim import ClaimRefused, claim_prefix
+from mirrorfs.replication.comparing.differences import Difference, Remedy
+from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.control import Answer, Tell, serve_control
-from mirrorfs.replication.differences import Difference, Remedy
-from mirrorfs.replication.drain import Drain
-from mirrorfs.replication.inspection import no_report
 from mirrorfs.replication.mirror import Mirror
-from mirrorfs.replication.precaution import doubt_about
+from mirrorfs.replication.ownership.claim import ClaimRefused, claim_prefix
+from mirrorfs.replication.ownership.precaution import doubt_about
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
-from mirrorfs.replication.worklist import Worklist
+from mirrorfs.replication.work.drain import Drain
+from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.state.damage import open_state, set_state_aside
+from mirrorfs.state.state import Identity, check_identity
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)

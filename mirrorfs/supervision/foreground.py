@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import trio
 
+from mirrorfs.database.errors import JournalError
 from mirrorfs.filesystem.mount import MountError
-from mirrorfs.journal.errors import JournalError
 from mirrorfs.supervision.ending import block_signals
 from mirrorfs.supervision.mount import MountRefused, MountSettings, run_mount
 

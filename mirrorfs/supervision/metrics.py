@@ -12,12 +12,12 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from mirrorfs import __version__
+from mirrorfs.database.directory import StateDirectory
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.filesystem.mount import is_dead, is_mounted
-from mirrorfs.journal.directory import StateDirectory
-from mirrorfs.journal.state import SnapshotPhase
 from mirrorfs.replication.control import Answer, ask
-from mirrorfs.replication.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem
+from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem
+from mirrorfs.state.state import SnapshotPhase
 from mirrorfs.supervision.registry import RunningMount
 
 _ANSWER_SECONDS = 5.0

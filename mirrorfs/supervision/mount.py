@@ -13,15 +13,15 @@ from functools import partial
 
 import trio
 
+from mirrorfs.database.directory import DirectoryLock, StateDirectory
+from mirrorfs.database.errors import DatabaseCorrupt, JournalError
 from mirrorfs.filesystem.interception import Durability, Interception
 from mirrorfs.filesystem.mount import MountError, detach, is_dead, is_mounted, serve
 from mirrorfs.filesystem.operations import PassThrough
-from mirrorfs.journal.damage import set_state_aside, stored_identity
-from mirrorfs.journal.directory import DirectoryLock, StateDirectory
-from mirrorfs.journal.errors import DatabaseCorrupt, JournalError
 from mirrorfs.journal.journal import JournalWriter
-from mirrorfs.journal.state import Identity, check_identity
 from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.state.damage import set_state_aside, stored_identity
+from mirrorfs.state.state import Identity, check_identity
 from mirrorfs.steps import reach
 from mirrorfs.supervision.ending import Deadline, end_on_signal
 from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager

@@ -7,8 +7,8 @@ import logging
 import os
 from dataclasses import asdict, dataclass, replace
 
+from mirrorfs.database.directory import RUNTIME_BASE, StateDirectory, default_state_directory, escaped_name
 from mirrorfs.filesystem.mount import is_mounted
-from mirrorfs.journal.directory import RUNTIME_BASE, StateDirectory, default_state_directory, escaped_name
 
 log = logging.getLogger(__name__)
 

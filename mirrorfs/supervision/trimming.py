@@ -6,7 +6,7 @@ import logging
 
 import trio
 
-from mirrorfs.journal.errors import JournalError
+from mirrorfs.database.errors import JournalError
 from mirrorfs.journal.journal import JournalWriter, Position
 from mirrorfs.steps import reach
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from mirrorfs.journal.errors import JournalError
+from mirrorfs.database.errors import JournalError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.control import stream_lines
 from mirrorfs.replication.settings import UploaderSettings

@@ -30,13 +30,13 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, JournalWriter
-from mirrorfs.journal.state import State
 from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.drain import Drain
 from mirrorfs.replication.mirror import Mirror
-from mirrorfs.replication.worklist import Worklist
+from mirrorfs.replication.work.drain import Drain
+from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.state.state import State
 from tests.bench.processes import answer_and_memory, own_memory
 from tests.harness import formats
 from tests.harness.formats import MANIFEST_NAME, ManifestFile

@@ -19,11 +19,11 @@ from typing import cast
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.journal.counting import ReferenceHolder
-from mirrorfs.journal.state import SnapshotPhase, SnapshotState, State, StateTransaction
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.commits import StateCommits
-from mirrorfs.replication.references import References, Unreferenced
+from mirrorfs.replication.publishing.references import References, Unreferenced
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.state.counting import ReferenceHolder
+from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
 from tests.bench.processes import answer_and_memory, own_memory
 
 CHUNKS_A_SNAPSHOT = 262_144

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from mirrorfs.journal.directory import StateDirectory
+from mirrorfs.database.directory import StateDirectory
 from mirrorfs.replication.control import ask
 from tests.bench.processes import BenchFailed, FileSystemDaemon, processor_seconds
 from tests.end_to_end.mirrors import PROGRAM, MirrorUnderTest

@@ -20,12 +20,12 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, JournalWriter
-from mirrorfs.journal.state import SnapshotPhase, State
 from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.drain import Drain
 from mirrorfs.replication.mirror import Mirror
-from mirrorfs.replication.worklist import Worklist
+from mirrorfs.replication.work.drain import Drain
+from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.state.state import SnapshotPhase, State
 from tests.stores.capabilities import HONEST
 
 _PARALLEL = 8

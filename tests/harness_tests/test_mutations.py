@@ -169,7 +169,7 @@ def test_a_mutation_whose_target_has_gone_ends_every_process(tmp_path: Path, nam
     entry = source[source.index(f'    "{name}": (') :]
     match = re.search(r'(?:"(mirrorfs[.a-z]*)"|_CHUNKS), "(\w+)", "(\w+)"', entry)
     assert match is not None
-    module = tmp_path / ((match[1] or "mirrorfs.replication.chunks").replace(".", "/") + ".py")
+    module = tmp_path / ((match[1] or "mirrorfs.replication.publishing.chunks").replace(".", "/") + ".py")
     if what == "method":
         module.write_text(module.read_text().replace(f"def {match[3]}(", "def renamed("))
     else:

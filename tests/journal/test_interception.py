@@ -15,9 +15,9 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs.database.environment import Environment
+from mirrorfs.database.errors import JournalError
 from mirrorfs.filesystem.interception import Durability, Interception
-from mirrorfs.journal.environment import Environment
-from mirrorfs.journal.errors import JournalError
 from mirrorfs.journal.journal import JournalReader, JournalWriter
 
 pytestmark = pytest.mark.trio

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mirrorfs.journal.environment import Environment
-from mirrorfs.journal.errors import DatabaseCorrupt, JournalError, NewerFormat
+from mirrorfs.database.environment import Environment
+from mirrorfs.database.errors import DatabaseCorrupt, JournalError, NewerFormat
 from mirrorfs.journal.journal import JournalReader, JournalWriter, Position, Record
-from tests.journal.processes import reader_of, run_and_kill
+from tests.database.processes import reader_of, run_and_kill
 
 LONG = b"vm/100/" + b"x" * 600
 NAMES = (

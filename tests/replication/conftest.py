@@ -26,8 +26,8 @@ def directory() -> Iterator[Path]:
 @pytest.fixture
 def world(directory: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty datastore and an empty store; reconciling looks at the chunk directories that these tests use."""
-    monkeypatch.setattr("mirrorfs.replication.reconcile._CHUNK_DIRECTORIES", CHUNK_DIRECTORIES)
-    monkeypatch.setattr("mirrorfs.replication.reconcile._DIRECTORIES_AT_ONCE", CHUNK_DIRECTORIES)
+    monkeypatch.setattr("mirrorfs.replication.comparing.reconcile._CHUNK_DIRECTORIES", CHUNK_DIRECTORIES)
+    monkeypatch.setattr("mirrorfs.replication.comparing.reconcile._DIRECTORIES_AT_ONCE", CHUNK_DIRECTORIES)
     datastore = Datastore(directory / "datastore")
     datastore.create()
     return World(datastore, directory / "state")

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.journal.errors import DatabaseCorrupt
+from mirrorfs.database.errors import DatabaseCorrupt
 from mirrorfs.replication.control import Answer, Handler, Tell, ask, serve_control
 
 pytestmark = pytest.mark.trio

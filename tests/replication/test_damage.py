@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.journal.state import Problem
+from mirrorfs.state.state import Problem
 from tests.datastore.formats import plain_blob
 from tests.replication.datastore import (
     CHUNK_DIRECTORIES,

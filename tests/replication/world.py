@@ -17,19 +17,19 @@ import trio
 
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.journal.counting import ReferenceHolder
-from mirrorfs.journal.state import State, StateTransaction
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, StoreError, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.chunk_removal import CHUNKS_A_BATCH
-from mirrorfs.replication.differences import Difference
-from mirrorfs.replication.inspection import no_report
-from mirrorfs.replication.items import Item, item_of
+from mirrorfs.replication.comparing.differences import Difference
+from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.retention.chunks import CHUNKS_A_BATCH
 from mirrorfs.replication.settings import RetentionSettings
-from mirrorfs.replication.worklist import Worklist
+from mirrorfs.replication.work.items import Item, item_of
+from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.state.counting import ReferenceHolder
+from mirrorfs.state.state import State, StateTransaction
 from tests.replication.datastore import (
     MANIFEST,
     PREFIX,

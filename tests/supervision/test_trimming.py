@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.journal.environment import Environment
-from mirrorfs.journal.errors import JournalError
+from mirrorfs.database.environment import Environment
+from mirrorfs.database.errors import JournalError
 from mirrorfs.journal.journal import JournalWriter, Position
 from mirrorfs.supervision.trimming import Trimming
 from tests.journal.test_journal import pairs

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mirrorfs.journal.errors import JournalError
+from mirrorfs.database.errors import JournalError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.supervision import uploader_process

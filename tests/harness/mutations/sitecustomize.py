@@ -117,17 +117,17 @@ def _count_few(original: Method) -> Method:
     return __init__
 
 
-_CHUNKS = "mirrorfs.replication.chunks"
+_CHUNKS = "mirrorfs.replication.publishing.chunks"
 
 MUTATIONS: dict[str, tuple[Replacement, ...]] = {
     "skip-confirmation": (Replacement("mirrorfs.objectstore.store", "ObjectStore", "_confirm", _believe_every_put),),
     "publish-early": (
-        Replacement("mirrorfs.journal.state", "StateTransaction", "unconfirmed", _take_all_for_confirmed),
+        Replacement("mirrorfs.state.state", "StateTransaction", "unconfirmed", _take_all_for_confirmed),
         Replacement(_CHUNKS, "ChunkMirror", "ensure", _do_not_wait_for_chunk),
         Replacement(_CHUNKS, "ChunkMirror", "settle", _send_some_chunks_slowly),
     ),
     "delete-without-reference-check": (
-        Replacement("mirrorfs.journal.state", "StateTransaction", "chunk", _see_no_reference),
+        Replacement("mirrorfs.state.state", "StateTransaction", "chunk", _see_no_reference),
         Replacement("mirrorfs.datastore.tree", "Tree", "chunk", _see_no_quarantine),
     ),
     "drop-journal-record": (Replacement("mirrorfs.journal.journal", "JournalWriter", "append_all", _lose_names),),
@@ -137,7 +137,9 @@ MUTATIONS: dict[str, tuple[Replacement, ...]] = {
 
 # What breaks nothing, and has code run that otherwise takes more data than a test makes.
 VARIATIONS: dict[str, tuple[Replacement, ...]] = {
-    "count-in-small-parts": (Replacement("mirrorfs.replication.references", "References", "__init__", _count_few),),
+    "count-in-small-parts": (
+        Replacement("mirrorfs.replication.publishing.references", "References", "__init__", _count_few),
+    ),
 }
 
 _ACTIVE: set[Replacement] = set()

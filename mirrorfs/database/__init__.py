@@ -1,0 +1,1 @@
+"""LMDB environments: format, growth, damage, and the state directory they lie in."""

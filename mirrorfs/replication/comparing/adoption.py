@@ -1,0 +1,105 @@
+"""Taking into a new state what an earlier one, lost or deleted, had put into the bucket."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import aclosing
+
+from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.manifest import parse_manifest
+from mirrorfs.datastore.names import SnapshotFileName, SnapshotId, classify
+from mirrorfs.objectstore.errors import ObjectMissing
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.publishing.references import References
+from mirrorfs.replication.retention.grace import Grace
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.state.counting import ReferenceHolder
+from mirrorfs.state.state import SnapshotPhase, SnapshotState, State
+from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
+
+_CHUNKS_AT_ONCE = 10_000
+
+
+class Adoption:
+    """Reads the bucket once, when a state begins.
+
+    Objects are noted as there but unconfirmed: whoever handles them compares checksums before sending anything again.
+    Published snapshots, and deleted ones that are kept, get their references counted, so that no chunk that they need
+    is deleted (P5).
+    """
+
+    def __init__(
+        self, layout: BucketLayout, store: ObjectStore, state: State, commits: StateCommits, references: References
+    ) -> None:
+        self._layout = layout
+        self._store = store
+        self._state = state
+        self._commits = commits
+        self._references = references
+
+    async def adopt(self, grace: Grace) -> None:
+        """Take the bucket's content in, unless that has been done; can be repeated after a crash in the middle."""
+        if self._state.view(lambda transaction: transaction.adopted()):
+            return
+        reach("adoption.begun")
+        await self._adopt_chunks()
+        for snapshot in await self._adopt_contents():
+            await self.adopt_snapshot(snapshot)
+        await grace.adopt()
+        reach("adoption.before-end")
+        await self._commits.apply(lambda transaction: transaction.set_adopted())
+        reach("adoption.ended")
+
+    async def _adopt_chunks(self) -> None:
+        digests: list[bytes] = []
+        async with aclosing(self._store.list(self._layout.chunks_prefix)) as objects:
+            async for stored in objects:
+                digest = self._layout.chunk_digest(stored.key)
+                if digest is not None:
+                    digests.append(digest)
+                if len(digests) == _CHUNKS_AT_ONCE:
+                    await self._note_chunks(digests)
+                    digests = []
+        await self._note_chunks(digests)
+
+    async def _note_chunks(self, digests: list[bytes]) -> None:
+        await self._commits.apply(lambda transaction: transaction.intend_chunks(digests))
+        reach("adoption.chunks-recorded")
+
+    async def _adopt_contents(self) -> list[SnapshotId]:
+        async with aclosing(self._store.list(self._layout.content_prefix)) as objects:
+            paths = [path async for stored in objects if (path := self._layout.content_path(stored.key)) is not None]
+        await self._commits.apply(
+            lambda transaction: transaction.intend_contents(path for path in paths if transaction.content(path) is None)
+        )
+        reach("adoption.contents-recorded")
+        if paths:
+            log.info("found %d objects of an earlier state of this mirror below .cnt", len(paths))
+        names = (classify(path.encode()) for path in paths)
+        return [name.snapshot for name in names if isinstance(name, SnapshotFileName) and name.is_manifest]
+
+    async def adopt_snapshot(self, snapshot: SnapshotId) -> None:
+        """Count the references of a published snapshot that the state does not know."""
+        path = snapshot.path
+        if self._state.view(lambda transaction: transaction.snapshot(path)) is not None:
+            return
+        try:
+            manifest = parse_manifest(await self._store.get(self._layout.content_key(snapshot.manifest_path)))
+        except (DatastoreError, ObjectMissing) as error:
+            log.warning("the manifest of %s in the bucket cannot be used: %s", path, error)
+            return
+        files = {file.filename: file.checksum.hex() for file in manifest.files}
+        holder = ReferenceHolder(path)
+        digests = await self._references.digests(holder, files)
+        if digests is None:
+            # Without a record it is removed and, if the datastore has it, published anew.
+            log.warning("the published snapshot %s is incomplete in the bucket", path)
+            return
+        left = await self._references.count_all_but_last(holder, files, digests)
+        adopted = SnapshotState(SnapshotPhase.ADOPTED, files, time.time())
+        await self._commits.apply(lambda transaction: transaction.commit_snapshot(path, adopted, left))
+        reach("adoption.snapshot-recorded")

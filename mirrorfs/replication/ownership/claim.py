@@ -1,0 +1,146 @@
+"""Whose mirror a bucket prefix is: two writers below one prefix would destroy each other's snapshots."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import socket
+import uuid
+from dataclasses import asdict, dataclass, replace
+
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.objectstore.errors import ObjectMissing
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.state.state import Epochs, Identity, State
+from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
+
+CLAIM_NAME = "claim.json"
+_MACHINE_ID = "/etc/machine-id"
+
+
+class ClaimRefused(Exception):
+    """The prefix belongs to somebody else; the message says to whom and how to override."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The record `.mirrorfs/claim.json`.
+
+    `epoch` is new each time an uploader starts: a state that does not know it is an old copy, or another state wrote to
+    the bucket meanwhile. `taken_from` is the host of a PBS whose `.in-use` was overridden.
+    """
+
+    mirror_id: str
+    hostname: str
+    machine: str
+    datastore: str
+    epoch: str
+    taken_from: str | None = None
+
+    def is_of(self, other: Claim) -> bool:
+        """Tell whether both are about the same datastore of the same machine, whatever became of its state."""
+        return (self.hostname, self.machine, self.datastore) == (other.hostname, other.machine, other.datastore)
+
+
+async def claim_prefix(
+    store: ObjectStore,
+    layout: BucketLayout,
+    identity: Identity,
+    state: State,
+    commits: StateCommits,
+    *,
+    take_over: bool,
+) -> Identity:
+    """Make sure that the prefix is this mirror's, say so in the bucket, and note it in the state.
+
+    What the state knows of the bucket is forgotten if the claim that stands there is not the state's own last one:
+    then somebody else has written meanwhile, or the state is an old copy. Returns the identity that holds; its mirror
+    id is that of an earlier state directory of the same datastore, if there was one.
+
+    Raises:
+        ClaimRefused: the prefix belongs to another mirror or to a live PBS, and `take_over` is false.
+        StoreError: the store cannot tell.
+    """
+    reach("claim.begun")
+    in_use_by = await _in_use_by(store, layout)
+    own = _new_claim(layout, identity, in_use_by)
+    standing = await _standing_claim(store, layout)
+    if not take_over:
+        _refuse_if_foreign(f"s3://{identity.bucket}/{identity.prefix}", own, standing)
+    if standing is not None and standing.is_of(own):
+        own = replace(own, mirror_id=standing.mirror_id)
+    epochs = state.view(lambda transaction: transaction.epochs())
+    if epochs.current is not None and (standing is None or standing.epoch not in (epochs.current, epochs.coming)):
+        log.warning(
+            "the bucket was changed by another state than this one, or this one is an old copy: reading it anew"
+        )
+        await commits.apply(lambda transaction: transaction.forget_bucket())
+        reach("claim.bucket-forgotten")
+    # Noted before and after, so that a crash in between leaves a claim that is known to be ours.
+    coming = Epochs(None if standing is None else standing.epoch, own.epoch)
+    await commits.apply(lambda transaction: transaction.set_epochs(coming))
+    reach("claim.before-put")
+    await store.put(layout.own_key(CLAIM_NAME), json.dumps(asdict(own), indent=1).encode())
+    reach("claim.after-put")
+    claimed = replace(identity, mirror_id=own.mirror_id)
+    await commits.apply(lambda transaction: transaction.set_claimed(claimed, own.epoch))
+    reach("claim.recorded")
+    return claimed
+
+
+def _new_claim(layout: BucketLayout, identity: Identity, in_use_by: str | None) -> Claim:
+    machine = hashlib.sha256(f"{layout.content_prefix}:{_machine_id()}".encode()).hexdigest()
+    return Claim(
+        identity.mirror_id, socket.gethostname(), machine, identity.datastore, uuid.uuid4().hex, taken_from=in_use_by
+    )
+
+
+def _refuse_if_foreign(where: str, own: Claim, standing: Claim | None) -> None:
+    if standing is not None and standing.mirror_id != own.mirror_id and not standing.is_of(own):
+        raise ClaimRefused(
+            f"{where} is the mirror of {standing.datastore} on {standing.hostname}. Give another name in the "
+            "bucket, or, if that mirror is never to run again, mount once with --take-over."
+        )
+    known_owner = standing.taken_from if standing is not None else None
+    if own.taken_from is not None and own.taken_from != known_owner:
+        raise ClaimRefused(
+            f"{where} is in use by the Proxmox Backup Server {own.taken_from} (object .in-use). Give another name "
+            "in the bucket, or, if that server is never to use it again, mount once with --take-over."
+        )
+
+
+async def _standing_claim(store: ObjectStore, layout: BucketLayout) -> Claim | None:
+    try:
+        return Claim(**json.loads(await store.get(layout.own_key(CLAIM_NAME))))
+    except ObjectMissing:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ClaimRefused(
+            f"{layout.own_key(CLAIM_NAME)} in the bucket is not a claim that this mirrorfs can read ({error}). Look "
+            "at it, and delete it if no other mirror uses this name."
+        ) from error
+
+
+async def _in_use_by(store: ObjectStore, layout: BucketLayout) -> str | None:
+    """Return the host named in `.in-use` (JSON {"hostname": ...}, written by PBS 4 for its own S3 datastores)."""
+    try:
+        data = await store.get(layout.in_use_key)
+    except ObjectMissing:
+        return None
+    try:
+        return str(json.loads(data)["hostname"])
+    except (ValueError, KeyError, TypeError):
+        return "of unknown name"
+
+
+def _machine_id() -> str:
+    # machine-id(5) asks to keep it from others: only its hash goes into the bucket.
+    try:
+        with open(_MACHINE_ID, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

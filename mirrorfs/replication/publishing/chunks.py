@@ -1,0 +1,264 @@
+"""Chunks: each is sent once, as soon as it is due, and goes when the datastore and every snapshot are done with it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+
+import crc32c
+import trio
+
+from mirrorfs.datastore.blob import check_chunk
+from mirrorfs.datastore.errors import BlobError, DatastoreError
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.names import chunk_path
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.objectstore.errors import ConfirmationFailed, CopyUnsupported, ObjectMissing, StoreRejected
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.publishing.replica import holds
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.exclusion import Exclusion
+from mirrorfs.replication.work.problems import CannotMirror
+from mirrorfs.state.state import ChunkState, State
+from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
+
+_STAGING = "staging/"
+
+
+class ChunkMirror:
+    """The chunk objects of the bucket.
+
+    A chunk is deleted only while it is neither referenced in the state nor pinned by a publication that is under way;
+    whoever pins looks afterwards at what is being handled at that moment, so that no deletion slips in between (P5).
+    An object is replaced by a copy inside the bucket of what was confirmed there before, where the store can do that.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        layout: BucketLayout,
+        store: ObjectStore,
+        state: State,
+        commits: StateCommits,
+        *,
+        parallel: int,
+        healed: Callable[[bytes], None],
+        look_again: Callable[[bytes], None],
+    ) -> None:
+        """`parallel` bounds the chunks in memory.
+
+        `healed` is called with each digest that has become confirmed, `look_again` with each that others alone have
+        kept from being deleted: when they pin it no more, or at once if they work on it, which is to be waited for.
+        """
+        self._tree = tree
+        self._layout = layout
+        self._store = store
+        self._state = state
+        self._commits = commits
+        self._healed = healed
+        self._look_again = look_again
+        self._kept_by_pins: set[bytes] = set()
+        self._busy = Exclusion[bytes]()
+        self._pins: list[set[bytes]] = []
+        self._in_memory = trio.CapacityLimiter(parallel)
+
+    @asynccontextmanager
+    async def pinned(self, digests: set[bytes]) -> AsyncIterator[list[bytes]]:
+        """Keep `digests` from being deleted, and give those that `ensure` must see to, sorted."""
+        self._pins.append(digests)
+        busy = self._busy.held() & digests
+        try:
+            missing = await trio.to_thread.run_sync(
+                lambda: self._state.view(lambda transaction: transaction.unconfirmed(digests))
+            )
+            yield sorted(busy.union(missing))
+        finally:
+            # By identity: two publications may pin equal sets.
+            self._pins = [pin for pin in self._pins if pin is not digests]
+            self._tell_unpinned(digests & self._kept_by_pins)
+
+    def _tell_unpinned(self, digests: set[bytes]) -> None:
+        for digest in digests:
+            if not self._is_pinned(digest):
+                self._kept_by_pins.discard(digest)
+                self._look_again(digest)
+
+    def _is_pinned(self, digest: bytes) -> bool:
+        return any(digest in pin for pin in self._pins)
+
+    @contextmanager
+    def deletable(self, digests: Iterable[bytes]) -> Iterator[list[bytes]]:
+        """Keep others from working on `digests`, and give those that nobody works on or pins.
+
+        Whoever pins one of these from now on finds it being handled.
+        """
+        with self._busy.hold_free(digests) as free:
+            for digest in set(digests).difference(free):
+                self._look_again(digest)
+            yield [digest for digest in free if not self._is_kept_by_pin(digest)]
+
+    def _is_kept_by_pin(self, digest: bytes) -> bool:
+        if self._is_pinned(digest):
+            self._kept_by_pins.add(digest)
+            return True
+        return False
+
+    async def ensure(self, digest: bytes) -> None:
+        """Have the chunk confirmed in the bucket, from the local file if it is not yet.
+
+        Raises:
+            CannotMirror: the local file is missing or damaged, or the store refuses it.
+        """
+        async with self._busy.hold(digest):
+            known = self._known(digest)
+            if known is not None and known.confirmed:
+                return
+            try:
+                await self._upload(digest, known)
+            except CannotMirror:
+                # What the datastore has lost or damaged may be whole in the bucket: adopted, or doubted by a crash.
+                if known is None or not await self._confirm_object(digest):
+                    raise
+
+    async def settle(self, digest: bytes) -> bool:
+        """Have the bucket agree with what the datastore holds now under the chunk's name.
+
+        Deletes nothing: returns False where the file is gone, and an object may be left that nobody is known to need.
+
+        Raises:
+            CannotMirror: see `ensure`.
+        """
+        async with self._busy.hold(digest):
+            file = await trio.to_thread.run_sync(self._tree.chunk, digest)
+            await self._note_quarantine(digest, file.is_quarantined)
+            known = self._known(digest)
+            if file.size is not None:
+                await self._upload(digest, known)
+                return True
+            is_needed = file.is_quarantined or known is None or known.references > 0
+            return is_needed or self._is_kept_by_pin(digest)
+
+    def _known(self, digest: bytes) -> ChunkState | None:
+        return self._state.view(lambda transaction: transaction.chunk(digest))
+
+    async def _note_quarantine(self, digest: bytes, is_quarantined: bool) -> None:
+        since = self._state.view(lambda transaction: transaction.quarantined_since(digest))
+        if (since is not None) == is_quarantined:
+            return
+        now = time.time() if is_quarantined else None
+        await self._commits.apply(lambda transaction: transaction.set_quarantined(digest, now))
+        reach("chunk.quarantine-recorded")
+        if is_quarantined:
+            log.warning("%s is in quarantine: PBS has found it corrupt; its object is kept", chunk_path(digest))
+
+    async def _upload(self, digest: bytes, known: ChunkState | None) -> None:
+        async with self._in_memory:
+            data = await trio.to_thread.run_sync(self._read, digest)
+            checksum = crc32c.crc32c(data)
+            if known is not None and (known.size, known.crc32c) == (len(data), checksum):
+                return
+            try:
+                await self._put(digest, data, checksum, known)
+            except (StoreRejected, ConfirmationFailed) as error:
+                raise CannotMirror(chunk_path(digest), str(error), (digest,)) from error
+        self._healed(digest)
+
+    async def _put(self, digest: bytes, data: bytes, checksum: int, known: ChunkState | None) -> None:
+        key = self._layout.chunk_key(digest)
+        if known is None:
+            reach("chunk.before-intention")
+            await self._commits.apply(lambda transaction: transaction.intend_chunks([digest]))
+        elif not known.confirmed and await holds(self._store, key, data):
+            await self._confirm(digest, len(data), checksum)
+            return
+        elif self._store.capabilities.copies and (known.confirmed or await self._store.head(key) is not None):
+            await self._replace(digest, data, checksum, known)
+            return
+        elif known.confirmed:
+            await self._doubt(digest)
+        reach("chunk.before-put")
+        await self._store.put(key, data)
+        reach("chunk.after-put")
+        await self._confirm(digest, len(data), checksum)
+
+    async def _replace(self, digest: bytes, data: bytes, checksum: int, known: ChunkState) -> None:
+        """Replace a chunk's object; what comes in its place is known to be good before."""
+        key, staged = self._layout.chunk_key(digest), self._staging_key(digest)
+        await self._doubt(digest)
+        try:
+            await self._store.put(staged, data)
+        except (StoreRejected, ConfirmationFailed):
+            if known.confirmed:
+                await self._confirm(digest, known.size, known.crc32c)
+            raise
+        reach("chunk.staged")
+        try:
+            await self._store.copy(staged, key, size=len(data), crc32c=checksum)
+        except (CopyUnsupported, ObjectMissing) as error:
+            log.debug("%s", error)
+            await self._store.put(key, data)
+        reach("chunk.replaced")
+        await self._confirm(digest, len(data), checksum)
+        await self._unstage([staged])
+
+    async def clear_staging(self) -> None:
+        """Delete what replacements that were interrupted have left in the bucket; none may be under way."""
+        prefix = self._layout.own_key(_STAGING)
+        async with aclosing(self._store.list(prefix)) as objects:
+            left = [stored.key async for stored in objects if self._is_staging_key(stored.key)]
+        if left:
+            await self._unstage(left)
+
+    async def _unstage(self, keys: list[str]) -> None:
+        try:
+            refused = await self._store.delete_each(keys)
+        except StoreRejected as error:
+            refused = dict.fromkeys(keys, error)
+        for refusal in refused.values():
+            log.debug("it is tried again at the next start: %s", refusal)
+        reach("chunk.unstaged")
+
+    def _staging_key(self, digest: bytes) -> str:
+        return self._layout.own_key(f"{_STAGING}{digest.hex()}")
+
+    def _is_staging_key(self, key: str) -> bool:
+        name = key.removeprefix(self._layout.own_key(_STAGING))
+        # Only what could be a chunk's: others may keep something there, too.
+        return self._layout.chunk_digest(f"{self._layout.chunks_prefix}{name[:4]}/{name}") is not None
+
+    async def _doubt(self, digest: bytes) -> None:
+        await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
+        reach("chunk.doubted")
+
+    async def _confirm(self, digest: bytes, size: int, checksum: int) -> None:
+        await self._commits.apply(lambda transaction: transaction.confirm_chunk(digest, size, checksum))
+        reach("chunk.recorded")
+
+    async def _confirm_object(self, digest: bytes) -> bool:
+        """Read the chunk's object and confirm it if it is sound."""
+        async with self._in_memory:
+            try:
+                data = await self._store.get(self._layout.chunk_key(digest))
+                await trio.to_thread.run_sync(lambda: check_chunk(data, digest, content=True))
+            except (ObjectMissing, StoreRejected, BlobError):
+                return False
+            await self._confirm(digest, len(data), crc32c.crc32c(data))
+        return True
+
+    def _read(self, digest: bytes) -> bytes:
+        try:
+            data = self._tree.read_chunk(digest)
+            # Also the content: a store would confirm wrong content under a good name, and the good object be gone.
+            check_chunk(data, digest, content=True)
+        except FileNotFoundError as error:
+            raise CannotMirror(chunk_path(digest), "the chunk is missing in the datastore", (digest,)) from error
+        except BlobError as error:
+            reason = f"it is not sound in the datastore: {error}"
+            raise CannotMirror(chunk_path(digest), reason, (digest,)) from error
+        except (DatastoreError, OSError) as error:
+            raise CannotMirror(chunk_path(digest), f"the chunk cannot be read: {error}", (digest,)) from error
+        return data

@@ -1,0 +1,106 @@
+"""Owner and notes of groups, and the markers of namespaces."""
+
+from __future__ import annotations
+
+import trio
+
+from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.names import GroupId, NamespaceId
+from mirrorfs.datastore.tree import Tree, longest_file
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
+from mirrorfs.replication.publishing.replica import Replica
+from mirrorfs.replication.work.exclusion import Exclusion
+from mirrorfs.replication.work.problems import CannotMirror
+from mirrorfs.state.state import State, StateTransaction
+from mirrorfs.steps import reach
+
+_OWNER, _NOTES = "owner", "notes"
+
+
+class GroupMirror:
+    """A group's owner and notes stand in the bucket as long as a snapshot of the group does.
+
+    A group always has an owner in PBS. One that has none any more is about to go as a whole: then both stay until the
+    last of its snapshots has left the bucket.
+    """
+
+    def __init__(self, tree: Tree, replica: Replica, state: State) -> None:
+        self._tree = tree
+        self._replica = replica
+        self._state = state
+        self._exclusion = Exclusion[GroupId]()
+
+    async def settle(self, group: GroupId) -> None:
+        """Have owner and notes in the bucket equal those in the datastore.
+
+        Raises:
+            CannotMirror: one of them is no file, too large, unreadable or refused by the store; what the bucket has
+                of it stays.
+        """
+        reasons: list[str] = []
+        async with self._exclusion.hold(group):
+            for name in (_OWNER, _NOTES):
+                try:
+                    await self._settle_file(group, f"{group.path}/{name}")
+                except CannotMirror as failure:
+                    reasons.append(failure.reason)
+                except (StoreRejected, ConfirmationFailed) as error:
+                    reasons.append(str(error))
+        if reasons:
+            raise CannotMirror(group.path, "; ".join(reasons))
+
+    async def _settle_file(self, group: GroupId, path: str) -> None:
+        stays = self._state.view(lambda transaction: _has_snapshots(transaction, group))
+        data = await trio.to_thread.run_sync(self._read, group, path) if stays else None
+        if data is not None:
+            await self._replica.put(path, data)
+            reach("group.file-put")
+        elif not stays or await trio.to_thread.run_sync(self._tree.exists, f"{group.path}/{_OWNER}"):
+            await self._replica.delete([path])
+            reach("group.file-deleted")
+
+    def _read(self, group: GroupId, path: str) -> bytes | None:
+        try:
+            return self._tree.read(path, maximum_size=longest_file(path))
+        except FileNotFoundError:
+            return None
+        except (DatastoreError, OSError) as error:
+            raise CannotMirror(group.path, f"{path} cannot be used: {error}") from error
+
+
+class NamespaceMirror:
+    """A namespace has a marker object, so that an empty one is not lost."""
+
+    def __init__(self, tree: Tree, replica: Replica, state: State) -> None:
+        self._tree = tree
+        self._replica = replica
+        self._state = state
+        self._exclusion = Exclusion[NamespaceId]()
+
+    async def settle(self, namespace: NamespaceId) -> None:
+        """Have the marker there exactly if the namespace's directory is, or a snapshot in it is still in the bucket."""
+        if namespace.parent is None:
+            return
+        async with self._exclusion.hold(namespace):
+            marker = f"{namespace.path}/.namespace"
+            if await trio.to_thread.run_sync(self._is_wanted, namespace):
+                await self._replica.put(marker, b"")
+                reach("namespace.marker-put")
+            else:
+                await self._replica.delete([marker])
+                reach("namespace.marker-deleted")
+
+    def _is_wanted(self, namespace: NamespaceId) -> bool:
+        return self._tree.exists(namespace.path) or self._state.view(
+            lambda transaction: _has_snapshots(transaction, namespace)
+        )
+
+    async def settle_with_parents(self, namespace: NamespaceId) -> None:
+        """Settle a namespace and all that it lies in, outermost first."""
+        if namespace.parent is not None:
+            await self.settle_with_parents(namespace.parent)
+            await self.settle(namespace)
+
+
+def _has_snapshots(transaction: StateTransaction, within: GroupId | NamespaceId) -> bool:
+    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots(within.path))

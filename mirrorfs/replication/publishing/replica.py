@@ -1,0 +1,102 @@
+"""The objects below `.cnt`: put and deleted so that the state always knows of every one that may be there."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+import crc32c
+import trio
+
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.state.state import State
+from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """The part of the bucket that equals the datastore's tree without its chunks."""
+
+    def __init__(self, layout: BucketLayout, store: ObjectStore, state: State, commits: StateCommits) -> None:
+        self.layout = layout
+        self.store = store
+        self._state = state
+        self._commits = commits
+
+    async def put(self, path: str, data: bytes, *, same_as: str | None = None) -> None:
+        """Have the object of datastore path `path` equal `data`, confirmed; does nothing where it does.
+
+        `same_as` is a path whose object may have the same content: then the store copies it by itself, if it can.
+
+        Raises:
+            StoreError: the store refuses it for good.
+        """
+        if self.is_confirmed(path, data):
+            return
+        known = self._state.view(lambda transaction: transaction.content(path))
+        key = self.layout.content_key(path)
+        there = known is not None and not known.confirmed and await holds(self.store, key, data)
+        if not there:
+            await self._commits.apply(lambda transaction: transaction.intend_contents([path]))
+            reach("content.before-put")
+            if not await self._copy(same_as, key, data):
+                await self.store.put(key, data)
+            reach("content.after-put")
+        await self._commits.apply(lambda transaction: transaction.confirm_content(path, len(data), crc32c.crc32c(data)))
+        reach("content.recorded")
+
+    async def _copy(self, source: str | None, key: str, data: bytes) -> bool:
+        if source is None or not self.store.capabilities.copies or not self.is_confirmed(source, data):
+            return False
+        try:
+            await self.store.copy(self.layout.content_key(source), key, size=len(data), crc32c=crc32c.crc32c(data))
+        except (CopyUnsupported, ObjectMissing) as error:
+            log.debug("%s", error)
+            return False
+        return True
+
+    def is_confirmed(self, path: str, data: bytes | None = None) -> bool:
+        """Tell whether the object of a datastore path is confirmed, and, with `data`, that it equals that."""
+        known = self._state.view(lambda transaction: transaction.content(path))
+        if known is None or not known.confirmed:
+            return False
+        return data is None or (known.size, known.crc32c) == (len(data), crc32c.crc32c(data))
+
+    async def get(self, path: str) -> bytes:
+        """Read the object of a datastore path. Raises ObjectMissing."""
+        return await self.store.get(self.layout.content_key(path))
+
+    async def delete(self, paths: list[str]) -> None:
+        """Delete the objects of datastore paths; does nothing for those that are not known to be there."""
+        known = self._state.view(lambda transaction: [path for path in paths if transaction.content(path)])
+        if not known:
+            return
+        await self._commits.apply(lambda transaction: transaction.intend_contents(known))
+        reach("content.before-delete")
+        await self.store.delete([self.layout.content_key(path) for path in known])
+        reach("content.after-delete")
+        await self._commits.apply(lambda transaction: transaction.forget_contents(known))
+        reach("content.forgotten")
+
+
+async def holds(store: ObjectStore, key: str, data: bytes) -> bool:
+    """Tell whether the object `key` is there with exactly this content.
+
+    The store is believed only what it was seen to calculate itself; else the object is read and compared.
+    """
+    held = await store.head(key)
+    if held is None or held.size != len(data):
+        return False
+    if store.capabilities.rejects_wrong_crc32c and held.crc32c is not None:
+        return held.crc32c == crc32c.crc32c(data)
+    if store.capabilities.etag_is_md5:
+        digest = await trio.to_thread.run_sync(lambda: hashlib.md5(data, usedforsecurity=False).hexdigest())
+        return held.etag.strip('"') == digest
+    try:
+        return await store.get(key) == data
+    except ObjectMissing:
+        return False

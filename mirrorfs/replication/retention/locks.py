@@ -1,0 +1,176 @@
+"""Object Lock: what live snapshots need is locked in the bucket, and the lock is extended while they live."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.objectstore.capabilities import LockMode
+from mirrorfs.objectstore.errors import ObjectMissing, StoreError
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.publishing.references import References
+from mirrorfs.replication.retention.clock import StoreClock
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.state.counting import ReferenceHolder
+from mirrorfs.state.state import SnapshotPhase, SnapshotState, State
+from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_MODE: LockMode = "GOVERNANCE"
+_LONGEST_PAUSE = 600.0
+_SHORTEST_PAUSE = 10.0
+_CHUNKS_A_COMMIT = 1000
+# Of the period: a lock that has less left than this is extended to a whole one …
+_EXTEND_BELOW = 0.5
+# … and so are, on that occasion, those of all chunks that have less than this left.
+_CHUNK_EXTEND_BELOW = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How objects are locked; `period` in seconds."""
+
+    mode: LockMode
+    period: float
+
+
+class SnapshotLocks:
+    """Keeps every object of every published snapshot locked for at least half of the period from now.
+
+    Where Object Lock is enabled but neither the bucket nor the settings give a period, nothing is locked.
+    """
+
+    def __init__(
+        self,
+        layout: BucketLayout,
+        store: ObjectStore,
+        state: State,
+        commits: StateCommits,
+        references: References,
+        clock: StoreClock,
+        *,
+        lock_for: float | None,
+        parallel: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`lock_for` is the period in seconds, None for the bucket's own default."""
+        self._layout = layout
+        self._store = store
+        self._state = state
+        self._commits = commits
+        self._references = references
+        self._clock = clock
+        self._lock_for = lock_for
+        self._parallel = parallel
+        self._now = now
+        self._published = trio.Event()
+
+    async def keep_locked(self) -> None:
+        """Lock and extend, for ever; returns at once where there is nothing to lock with."""
+        if self._terms() is None:
+            if self.obstacle is not None:
+                log.error("%s", self.obstacle)
+            return
+        while True:
+            self._published = trio.Event()
+            pause = await self.extend_due()
+            with trio.move_on_after(pause):
+                await self._published.wait()
+
+    def look_again(self) -> None:
+        """Say that a snapshot has been published."""
+        self._published.set()
+
+    async def extend_due(self) -> float:
+        """Lock what is not locked for long enough; returns after how many seconds to look again."""
+        terms = self._terms()
+        if terms is None:
+            return _LONGEST_PAUSE
+        try:
+            if not await self._clock.check():
+                return _LONGEST_PAUSE
+            for path, snapshot in self._due(terms.period):
+                await self._extend(path, snapshot, terms)
+        except StoreError as error:
+            log.error("the locks of snapshots are not extended for now: %s", error)
+        return max(_SHORTEST_PAUSE, min(_LONGEST_PAUSE, terms.period / 100))
+
+    def _terms(self) -> _Terms | None:
+        rule = self._store.capabilities.object_lock
+        period = None if rule is None else self._lock_for or rule.period
+        return None if rule is None or period is None else _Terms(rule.mode or _DEFAULT_MODE, period)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why nothing is locked though the bucket could, or though it is wanted; None if all is as it should be."""
+        if self._terms() is not None:
+            return None
+        if self._store.capabilities.object_lock is not None:
+            return (
+                f"{self._store.place} has Object Lock, but no default retention: nothing is locked without "
+                "--retention-lock-for"
+            )
+        if self._lock_for is not None:
+            return f"--retention-lock-for has no effect: {self._store.place} has no Object Lock"
+        return None
+
+    def _due(self, period: float) -> list[tuple[str, SnapshotState]]:
+        horizon = self._now() + period * _EXTEND_BELOW
+        return self._state.view(
+            lambda transaction: [
+                (path, snapshot)
+                for path, snapshot in transaction.snapshots()
+                if snapshot.phase is SnapshotPhase.PUBLISHED
+                and transaction.retention.snapshot_locked_until(path) < horizon
+            ]
+        )
+
+    async def _extend(self, path: str, snapshot: SnapshotState, terms: _Terms) -> None:
+        now = self._now()
+        until, horizon = now + terms.period, now + terms.period * _CHUNK_EXTEND_BELOW
+        digests = await self._references.digests(ReferenceHolder(path), snapshot.files)
+        chunks = self._state.view(
+            lambda transaction: transaction.retention.chunks_locked_before(digests or (), horizon)
+        )
+        try:
+            for first in range(0, len(chunks), _CHUNKS_A_COMMIT):
+                part = chunks[first : first + _CHUNKS_A_COMMIT]
+                await self._retain([self._layout.chunk_key(digest) for digest in part], until, terms.mode)
+                await self._commits.apply(
+                    lambda transaction, part=part: transaction.retention.set_chunks_locked(part, until)  # type: ignore[misc]
+                )
+                reach("locks.chunks-recorded")
+            contents = self._state.view(lambda transaction: list(transaction.contents(path)))
+            await self._retain([self._layout.content_key(content.path) for content in contents], until, terms.mode)
+        except ObjectMissing as error:
+            # It is being removed or replaced; if not, its publication finds what is missing.
+            log.info("the lock of %s is not extended now: %s", path, error)
+            return
+        await self._commits.apply(lambda transaction: transaction.retention.set_snapshot_locked(path, horizon))
+        reach("locks.snapshot-recorded")
+        log.debug("%s is locked until %s at least", path, time.strftime("%Y-%m-%d %H:%M", time.gmtime(horizon)))
+
+    async def _retain(self, keys: list[str], until: float, mode: LockMode) -> None:
+        waiting = iter(keys)
+        failures: list[StoreError] = []
+
+        async def extend() -> None:
+            for key in waiting:
+                try:
+                    await self._store.retain(key, until, mode)
+                except StoreError as error:
+                    failures.append(error)
+                if failures:
+                    return
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(self._parallel, len(keys))):
+                nursery.start_soon(extend)
+        if failures:
+            raise failures[0]

@@ -1,0 +1,157 @@
+"""What leaves the datastore leaves the bucket, when it may: snapshot by snapshot."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import trio
+
+from mirrorfs.datastore.names import PROTECTED_NAME, SnapshotId
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
+from mirrorfs.replication.publishing.publication import SnapshotPublication
+from mirrorfs.replication.retention.grace import Grace
+from mirrorfs.replication.retention.removal import SnapshotRemoval
+from mirrorfs.replication.retention.wave import RemovalWaves
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.items import item_of_problem
+from mirrorfs.replication.work.problems import CannotMirror, Problems
+from mirrorfs.state.state import SnapshotPhase, SnapshotState, State
+from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
+
+# How long a store that refused a deletion is left alone, where it does not tell until when it will.
+_REFUSED_SECONDS = 3600.0
+
+
+class SnapshotRetention:
+    """Removes snapshots whose manifests are gone from the datastore, after everything that may replace them is up."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        store: ObjectStore,
+        state: State,
+        commits: StateCommits,
+        publication: SnapshotPublication,
+        removal: SnapshotRemoval,
+        grace: Grace,
+        waves: RemovalWaves,
+        groups: GroupMirror,
+        namespaces: NamespaceMirror,
+        problems: Problems,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._tree = tree
+        self._store = store
+        self._state = state
+        self._commits = commits
+        self._publication = publication
+        self._removal = removal
+        self._grace = grace
+        self._waves = waves
+        self._groups = groups
+        self._namespaces = namespaces
+        self._problems = problems
+        self._now = now
+
+    async def remove(self, snapshots: Sequence[SnapshotId]) -> None:
+        """Remove those that are still gone and may go. What keeps one of them becomes a problem of its name."""
+        gone = []
+        for snapshot in snapshots:
+            async with self._problems.noting(snapshot.path):
+                if await trio.to_thread.run_sync(self._is_gone, snapshot):
+                    gone.append(snapshot)
+        for snapshot in await self._waves.admit(gone):
+            async with self._problems.noting(snapshot.path), self._publication.alone(snapshot):
+                # It may have come back while others were removed; then a record says so.
+                if await trio.to_thread.run_sync(self._is_gone, snapshot):
+                    await self._remove(snapshot)
+                    await self._problems.clear(snapshot.path)
+
+    async def returned(self, snapshot: SnapshotId) -> None:
+        """To be called when a snapshot is published: whatever its earlier removal has left is over."""
+        await self._forget_what_held_it(snapshot)
+        await self._grace.end(snapshot.path)
+
+    async def _forget_what_held_it(self, snapshot: SnapshotId) -> None:
+        await self._waves.forget(snapshot)
+        if self._state.view(lambda transaction: transaction.retention.refused(snapshot.path)) is not None:
+            await self._commits.apply(lambda transaction: transaction.retention.clear_refused([snapshot.path]))
+            reach("retention.refusal-over")
+
+    def _is_gone(self, snapshot: SnapshotId) -> bool:
+        return not self._tree.exists(snapshot.manifest_path)
+
+    async def _remove(self, snapshot: SnapshotId) -> None:
+        await self._refuse_if_protected(snapshot)
+        await self._refuse_while_its_move_fails(snapshot)
+        self._refuse_before_retry(snapshot)
+        try:
+            await self._grace.keep(snapshot)
+            await self._removal.remove(snapshot)
+            self._grace.look_again()
+            await self._groups.settle(snapshot.group)
+            await self._namespaces.settle_with_parents(snapshot.group.namespace)
+        except StoreRejected as error:
+            raise await self._refused(snapshot, error) from error
+        except ConfirmationFailed as error:
+            raise CannotMirror(snapshot.path, str(error)) from error
+        await self._forget_what_held_it(snapshot)
+        log.info("%s removed from the bucket", snapshot.path)
+
+    async def _refuse_if_protected(self, snapshot: SnapshotId) -> None:
+        """PBS never prunes a protected snapshot, so one whose manifest alone is gone was not removed by PBS."""
+        marker = f"{snapshot.path}/{PROTECTED_NAME}"
+        if self._state.view(lambda transaction: transaction.content(marker)) is None:
+            return
+        if await trio.to_thread.run_sync(self._tree.exists, snapshot.path):
+            raise CannotMirror(
+                snapshot.path,
+                "it was protected and its manifest is gone, but its directory is there: its copy in the bucket stays "
+                "until the directory is gone too (restore the snapshot from the bucket, or remove the directory)",
+            )
+
+    async def _refuse_while_its_move_fails(self, snapshot: SnapshotId) -> None:
+        """What stands under another name now, and cannot be published there, is restorable under the old one alone."""
+        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        moved = None if known is None else await trio.to_thread.run_sync(self._moved_and_unpublished, snapshot, known)
+        if moved is not None:
+            raise CannotMirror(
+                snapshot.path,
+                f"it is gone, but {moved.path} has the same files and cannot be published: the copy under the old name "
+                "stays in the bucket until the new one is published, or gone too",
+            )
+
+    def _moved_and_unpublished(self, snapshot: SnapshotId, known: SnapshotState) -> SnapshotId | None:
+        sick = (item_of_problem(name) for name in self._problems.names())
+        # No move changes the time of a backup.
+        others = (item for item in sick if isinstance(item, SnapshotId) and item.backup_time == snapshot.backup_time)
+        unpublished = (other for other in others if other != snapshot and not self._is_in_bucket(other))
+        return next((other for other in unpublished if self._publication.listed_files(other) == known.files), None)
+
+    def _is_in_bucket(self, snapshot: SnapshotId) -> bool:
+        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        return known is not None and known.phase is SnapshotPhase.PUBLISHED
+
+    def _refuse_before_retry(self, snapshot: SnapshotId) -> None:
+        refusal = self._state.view(lambda transaction: transaction.retention.refused(snapshot.path))
+        if refusal is not None and self._now() < refusal.retry_at:
+            raise CannotMirror(snapshot.path, refusal.reason)
+
+    async def _refused(self, snapshot: SnapshotId, error: StoreRejected) -> CannotMirror:
+        until = await self._store.retained_until(self._publication.manifest_key(snapshot))
+        retry_at = max(until or 0.0, self._now() + _REFUSED_SECONDS)
+        asked_again = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(retry_at))
+        reason = f"the store refuses to delete it, and is asked again at {asked_again}: {error}"
+        await self._commits.apply(
+            lambda transaction: transaction.retention.set_refused(snapshot.path, reason, retry_at)
+        )
+        reach("retention.refusal-recorded")
+        return CannotMirror(snapshot.path, reason)

@@ -1,0 +1,160 @@
+"""From the journal to the worklist, from the worklist to the workers, and the position that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from mirrorfs.journal.journal import JournalReader, Position
+from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.retention.chunks import CHUNKS_A_BATCH
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.items import item_of
+from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.state.state import State
+from mirrorfs.steps import reach
+
+_JOURNAL_BATCH = 1000
+_POSITION_PAUSE_SECONDS = 0.2
+
+
+class Drain:
+    """Reads the journal as fast as there is room, and notes how far everything before a record is dealt with."""
+
+    def __init__(
+        self, journal: JournalReader, state: State, commits: StateCommits, worklist: Worklist, mirror: Mirror
+    ) -> None:
+        self._journal = journal
+        self._commits = commits
+        self._worklist = worklist
+        self._mirror = mirror
+        self._news = trio.Event()
+        self._reconciled = False
+        position = state.view(lambda transaction: transaction.position())
+        known = position is not None and position.generation == journal.generation
+        self._follows_another_journal = position is not None and not known
+        self._read = position.sequence if position is not None and known else 0
+        self._saved = self._read
+        self._began_at = self._read
+
+    def wake(self) -> None:
+        """Say that the journal has new records."""
+        self._news.set()
+
+    async def intake(self) -> None:
+        """List what the journal says, for ever."""
+        while True:
+            await self._worklist.room()
+            # Replaced before reading: what comes while we read sets the new one.
+            self._news = trio.Event()
+            newest = await trio.to_thread.run_sync(self._journal.last_sequence)
+            records = await trio.to_thread.run_sync(self._journal.read, self._read, _JOURNAL_BATCH)
+            reach("drain.record-read")
+            for record in records:
+                item = item_of(record.path)
+                if item is not None:
+                    self._worklist.add(item, record.sequence)
+                self._read = record.sequence
+            reach("drain.records-listed")
+            has_news = bool(records) or self._read < newest
+            if not records:
+                # What was between has been trimmed, on behalf of a state that is lost.
+                self._read = max(self._read, newest)
+            self._worklist.has_read(self._read)
+            if has_news:
+                self._worklist.notify()
+            else:
+                await self._news.wait()
+
+    async def handle_chunks(self) -> None:
+        """Handle chunks, for ever."""
+        while True:
+            item = await self._worklist.take_chunk()
+            await self._mirror.handle(item)
+            self._worklist.done(item)
+
+    async def handle_tree(self) -> None:
+        """Handle everything that is not a chunk, for ever."""
+        while True:
+            item = await self._worklist.take_tree()
+            await self._mirror.handle(item)
+            self._worklist.done(item)
+
+    async def handle_chunk_removals(self) -> None:
+        """Remove chunks from the bucket that are gone from the datastore, for ever."""
+        while True:
+            items = await self._worklist.take_chunk_removals(CHUNKS_A_BATCH)
+            await self._mirror.remove_chunks(items)
+            for item in items:
+                self._worklist.done(item)
+
+    async def handle_snapshot_removals(self) -> None:
+        """Remove snapshots from the bucket that are gone from the datastore, for ever."""
+        while True:
+            snapshots = await self._worklist.take_snapshot_removals(self._mirror.quiet_before_removals)
+            await self._mirror.remove_snapshots(snapshots)
+            for snapshot in snapshots:
+                self._worklist.done(snapshot)
+
+    async def reconcile(self) -> None:
+        """List everything that may differ; `settled` waits for this to have been done once."""
+        # All of it may be older than what the journal held at the start, however far it has been read by now.
+        sequence = self._began_at
+        await self._mirror.reconciler.reconcile(sequence)
+        self._mirror.look_again_at_problems(sequence)
+        self._reconciled = True
+        self._worklist.notify()
+
+    async def reconcile_again(self) -> None:
+        """List everything that may differ now, and wait until that and all that the journal holds is dealt with."""
+        sequence = await trio.to_thread.run_sync(self._journal.last_sequence)
+        await self._mirror.reconciler.reconcile(sequence)
+        self._mirror.look_again_at_problems(sequence)
+        await self.settled()
+
+    @property
+    def follows_another_journal(self) -> bool:
+        """Whether the state was last brought up to date from another journal than this one.
+
+        Then that one is lost, or was given up after the machine went down: a moment from which a state may have come
+        back older than the bucket, if its disk does not keep what it says it has.
+        """
+        return self._follows_another_journal
+
+    @property
+    def reconciled(self) -> bool:
+        """Whether the datastore has been looked through since the start."""
+        return self._reconciled
+
+    @property
+    def position(self) -> Position:
+        """How far the journal is dealt with, as the state has it."""
+        return Position(self._journal.generation, self._saved)
+
+    async def save_position(self, saved: Callable[[Position], None]) -> None:
+        """Keep the state's position up with the work, for ever, and tell each new one when it is durable."""
+        while True:
+            oldest = self._worklist.oldest_sequence()
+            dealt_with = self._read if oldest is None else oldest - 1
+            if dealt_with <= self._saved:
+                await self._worklist.changed()
+                continue
+            position = Position(self._journal.generation, dealt_with)
+            await self._save(position)
+            saved(position)
+            # Each position costs a disk sync, and a position that lags costs next to nothing.
+            await trio.sleep(_POSITION_PAUSE_SECONDS)
+
+    async def _save(self, position: Position) -> None:
+        reach("position.before-save")
+        await self._commits.apply(lambda transaction: transaction.set_position(position))
+        reach("position.after-save")
+        self._saved = position.sequence
+
+    async def settled(self) -> None:
+        """Wait until all that the journal holds at this moment, and all that reconciling found, is dealt with."""
+        sequence = await trio.to_thread.run_sync(self._journal.last_sequence)
+        self.wake()
+        while not (self._reconciled and self._read >= sequence and self._worklist.settled(sequence)):
+            await self._worklist.changed()

@@ -1,0 +1,209 @@
+"""Whose mirror a prefix is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.ownership.claim import ClaimRefused, claim_prefix
+from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.state.state import Epochs, Identity, State
+from tests.replication.world import FakeStore
+
+pytestmark = pytest.mark.trio
+
+CLAIM = "name/.mirrorfs/claim.json"
+IN_USE = "name/.in-use"
+CHUNK = bytes(32)
+PBS = json.dumps({"hostname": "pbs1"}).encode()
+OWN = Identity("/mnt/datastore", "bucket", "name", "own")
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """A state directory that claims the prefix, as an uploader does at each start."""
+
+    state: State
+    commits: StateCommits
+
+    async def claim(self, store: FakeStore, identity: Identity = OWN, *, take_over: bool = False) -> Identity:
+        layout = BucketLayout("name")
+        return await claim_prefix(
+            cast(ObjectStore, store), layout, identity, self.state, self.commits, take_over=take_over
+        )
+
+    async def know(self, digest: bytes) -> None:
+        await self.commits.apply(lambda transaction: transaction.confirm_chunk(digest, 1, 1))
+
+    def knows(self, digest: bytes) -> bool:
+        return self.state.view(lambda transaction: transaction.chunk(digest)) is not None
+
+
+@pytest.fixture
+async def claimants(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[list[Claimant]]:
+    """Three state directories."""
+    made = []
+    for name in "abc":
+        state = State(str(tmp_path / name))
+        made.append(Claimant(state, StateCommits(state)))
+        nursery.start_soon(made[-1].commits.run)
+    yield made
+    nursery.cancel_scope.cancel()
+    for claimant in made:
+        claimant.state.close()
+
+
+def standing(store: FakeStore) -> dict[str, Any]:
+    claim: dict[str, Any] = json.loads(store.objects[CLAIM])
+    return claim
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_on("here", monkeypatch)
+
+
+def be_on(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirrorfs.replication.ownership.claim.socket.gethostname", lambda: machine)
+    monkeypatch.setattr("mirrorfs.replication.ownership.claim._machine_id", lambda: f"id of {machine}")
+
+
+async def test_a_fresh_prefix_is_claimed(claimants: list[Claimant]) -> None:
+    store = FakeStore()
+    assert (await claimants[0].claim(store)).mirror_id == "own"
+    assert list(store.objects) == [CLAIM]
+    assert (standing(store)["mirror_id"], standing(store)["hostname"]) == ("own", "here")
+    assert "id of here" not in store.objects[CLAIM].decode()
+
+
+async def test_what_a_state_knows_stays_as_long_as_it_wrote_the_last_claim(claimants: list[Claimant]) -> None:
+    store = FakeStore()
+    await claimants[0].claim(store)
+    await claimants[0].know(CHUNK)
+    epoch = standing(store)["epoch"]
+    await claimants[0].claim(store)
+    assert claimants[0].knows(CHUNK)
+    assert standing(store)["epoch"] != epoch
+
+
+async def test_what_a_state_knows_is_forgotten_when_another_state_wrote_meanwhile(claimants: list[Claimant]) -> None:
+    store = FakeStore()
+    stale, other, _ = claimants
+    await stale.claim(store)
+    await stale.know(CHUNK)
+    await other.claim(store)
+    await stale.claim(store)
+    assert not stale.knows(CHUNK)
+
+
+async def test_an_old_copy_of_a_state_forgets_what_it_knows(claimants: list[Claimant]) -> None:
+    store = FakeStore()
+    state, old_copy, _ = claimants
+    await state.claim(store)
+    epochs = state.state.view(lambda transaction: transaction.epochs())
+    await old_copy.commits.apply(lambda transaction: transaction.set_epochs(epochs))
+    await old_copy.know(CHUNK)
+    await state.claim(store)
+    await old_copy.claim(store)
+    assert not old_copy.knows(CHUNK)
+
+
+async def test_a_bucket_that_was_emptied_is_known_to_be_empty(claimants: list[Claimant]) -> None:
+    store = FakeStore()
+    await claimants[0].claim(store)
+    await claimants[0].know(CHUNK)
+    store.objects.clear()
+    await claimants[0].claim(store)
+    assert not claimants[0].knows(CHUNK)
+
+
+async def test_a_crash_around_the_claim_costs_no_knowledge(claimants: list[Claimant]) -> None:
+    store = FakeStore()
+    state = claimants[0]
+    await state.claim(store)
+    await state.know(CHUNK)
+    before = dict(store.objects)
+    await state.claim(store)
+    ours = Epochs(json.loads(before[CLAIM])["epoch"], standing(store)["epoch"])
+    for objects in (before, dict(store.objects)):
+        # As after a crash before, and after, the PUT: the state has noted both.
+        await state.commits.apply(lambda transaction: transaction.set_epochs(ours))
+        await state.claim(FakeStore(objects))
+        assert state.knows(CHUNK)
+
+
+async def test_a_lost_state_of_the_same_datastore_goes_on(claimants: list[Claimant]) -> None:
+    store = FakeStore()
+    await claimants[0].claim(store)
+    found = await claimants[1].claim(store, Identity("/mnt/datastore", "bucket", "name", "new"))
+    assert found.mirror_id == "own"
+    assert standing(store)["mirror_id"] == "own"
+
+
+async def test_a_machine_that_was_renamed_keeps_its_mirror(
+    claimants: list[Claimant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FakeStore()
+    await claimants[0].claim(store)
+    be_on("renamed", monkeypatch)
+    await claimants[0].claim(store)
+    assert standing(store)["hostname"] == "renamed"
+
+
+@pytest.mark.parametrize(("machine", "datastore"), [("there", "/mnt/datastore"), ("here", "/mnt/other")])
+async def test_another_mirror_is_refused_unless_taken_over(
+    machine: str, datastore: str, claimants: list[Claimant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FakeStore()
+    await claimants[0].claim(store)
+    before = dict(store.objects)
+    be_on(machine, monkeypatch)
+    other = Identity(datastore, "bucket", "name", "other")
+    with pytest.raises(ClaimRefused, match=r"mirror of /mnt/datastore on here.*--take-over"):
+        await claimants[1].claim(store, other)
+    assert store.objects == before
+    assert (await claimants[1].claim(store, other, take_over=True)).mirror_id == "other"
+    assert (await claimants[1].claim(store, other)).mirror_id == "other"
+    be_on("here", monkeypatch)
+    with pytest.raises(ClaimRefused, match=f"mirror of {datastore} on {machine}"):
+        await claimants[0].claim(store)
+
+
+@pytest.mark.parametrize(("content", "name"), [(PBS, "pbs1"), (b"", "unknown name"), (b"[]", "unknown name")])
+async def test_a_prefix_of_a_live_server_is_refused_unless_taken_over(
+    content: bytes, name: str, claimants: list[Claimant]
+) -> None:
+    store = FakeStore({IN_USE: content})
+    with pytest.raises(ClaimRefused, match=f"{name}.*--take-over"):
+        await claimants[0].claim(store)
+    assert store.objects == {IN_USE: content}
+    await claimants[0].claim(store, take_over=True)
+    assert (await claimants[0].claim(store)).mirror_id == "own"
+    assert store.objects[IN_USE] == content
+
+
+async def test_another_server_that_moves_in_later_is_refused(claimants: list[Claimant]) -> None:
+    store = FakeStore({IN_USE: PBS})
+    await claimants[0].claim(store, take_over=True)
+    store.objects[IN_USE] = json.dumps({"hostname": "pbs2"}).encode()
+    with pytest.raises(ClaimRefused, match="pbs2"):
+        await claimants[0].claim(store)
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[1]", b"{}", b'{"mirror_id": "own"}', b"\xff\xfe", b'{"new": 1}'])
+@pytest.mark.parametrize("take_over", [False, True])
+async def test_a_claim_that_cannot_be_read_is_never_overwritten(
+    content: bytes, take_over: bool, claimants: list[Claimant]
+) -> None:
+    store = FakeStore({CLAIM: content})
+    with pytest.raises(ClaimRefused, match=r"claim\.json.*not a claim.*delete it"):
+        await claimants[0].claim(store, take_over=take_over)
+    assert store.objects == {CLAIM: content}

@@ -1,0 +1,127 @@
+"""A mirror does not follow a datastore that was lost, only one that was pruned."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.journal import JournalReader, JournalWriter, Position
+from mirrorfs.replication.ownership.precaution import doubt_about
+from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
+
+PATHS = [f"vm/{number}/2026-01-01T00:00:00Z" for number in range(5)]
+
+
+class Situation:
+    """A datastore with five snapshots, a state that knows them as published, and a journal."""
+
+    def __init__(self, base: Path) -> None:
+        self.root = base / "datastore"
+        for path in PATHS:
+            (self.root / path).mkdir(parents=True)
+            (self.root / path / "index.json.blob").touch()
+        (self.root / ".chunks").mkdir()
+        self.state = State(str(base / "state"))
+        self.journal = JournalWriter(str(base / "journal"))
+        self.state.update(_publish_all)
+
+    def remove(self, *paths: str) -> None:
+        for path in paths:
+            shutil.rmtree(self.root / path)
+
+    def doubt(self) -> str | None:
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        # LMDB opens an environment once in a process; the uploader is another one.
+        self.journal.close()
+        reader = JournalReader(self.journal.directory)
+        try:
+            return doubt_about("/mnt/datastore", Tree(descriptor), self.state, reader)
+        finally:
+            reader.close()
+            os.close(descriptor)
+
+
+def _publish_all(transaction: StateTransaction) -> None:
+    for path in PATHS:
+        transaction.set_snapshot(path, SnapshotState(SnapshotPhase.PUBLISHED, {}, time.time()))
+
+
+def _forget_all(transaction: StateTransaction) -> None:
+    for path in PATHS:
+        transaction.forget_snapshot(path)
+
+
+@pytest.fixture
+def situation(tmp_path: Path) -> Iterator[Situation]:
+    made = Situation(tmp_path)
+    yield made
+    made.state.close()
+
+
+def test_a_datastore_that_has_all_its_snapshots_is_followed(situation: Situation) -> None:
+    assert situation.doubt() is None
+
+
+def test_a_few_removed_while_nobody_watched_are_followed(situation: Situation) -> None:
+    situation.remove(*PATHS[:2])
+    assert situation.doubt() is None
+
+
+def test_most_removed_while_nobody_watched_are_doubted(situation: Situation) -> None:
+    situation.remove(*PATHS[:3])
+    assert "3 of the 5 snapshots" in (situation.doubt() or "")
+
+
+def test_a_new_datastore_in_the_place_of_a_lost_one_is_doubted(situation: Situation) -> None:
+    situation.remove(*PATHS)
+    assert "5 of the 5 snapshots" in (situation.doubt() or "")
+
+
+def test_a_disk_that_is_not_mounted_is_doubted(situation: Situation) -> None:
+    shutil.rmtree(situation.root)
+    situation.root.mkdir()
+    assert "is its disk mounted?" in (situation.doubt() or "")
+
+
+def test_a_mirror_that_holds_nothing_follows_an_empty_directory(situation: Situation) -> None:
+    shutil.rmtree(situation.root)
+    situation.root.mkdir()
+    situation.state.update(_forget_all)
+    assert situation.doubt() is None
+
+
+@pytest.mark.parametrize("seen", ["snapshot", "manifest", "group", "type"])
+def test_what_the_journal_saw_going_went_on_purpose(situation: Situation, seen: str) -> None:
+    shutil.rmtree(situation.root / "vm")
+    for path in PATHS:
+        record = {
+            "snapshot": path,
+            "manifest": f"{path}/index.json.blob",
+            "group": path.rsplit("/", 1)[0],
+            "type": path.split("/", 1)[0],
+        }[seen]
+        situation.journal.append(record.encode())
+    assert situation.doubt() is None
+
+
+def test_directories_that_were_made_explain_nothing(situation: Situation) -> None:
+    shutil.rmtree(situation.root / "vm")
+    (situation.root / "vm/0").mkdir(parents=True)
+    for made in ("vm", "vm/0"):
+        situation.journal.append(made.encode())
+    assert "5 of the 5 snapshots" in (situation.doubt() or "")
+
+
+def test_records_that_are_dealt_with_explain_nothing(situation: Situation) -> None:
+    for path in PATHS:
+        situation.journal.append(path.encode())
+    done = Position(situation.journal.generation, situation.journal.sequence)
+    situation.state.update(lambda transaction: transaction.set_position(done))
+    situation.remove(*PATHS)
+    assert situation.doubt() is not None
