@@ -1,1 +1,12 @@
-"""The uploader: takes names from the journal and makes the bucket equal to what the datastore holds under them."""
+"""The uploader: takes names from the journal and makes the bucket equal to the datastore under them.
+
+At the top is the process: `settings` (what it is told), `uploader` (its life), `mirror` (the rooms put together, and
+which part handles which item), `control` and `status` (what it answers). What it does is in five rooms, each of which
+knows only rooms that stand above it in this list:
+
+- `work`: what is to be done, who does it, and how far the journal is dealt with by that.
+- `ownership`: whose mirror the bucket is, and whether the datastore may be followed at all. Knows `work`.
+- `publishing`: what the datastore has comes into the bucket. Knows `work`.
+- `retention`: what the datastore has no more leaves the bucket, when it may. Knows `publishing` and `work`.
+- `comparing`: what no journal told is found by looking. Knows `retention`, `publishing` and `work`.
+"""

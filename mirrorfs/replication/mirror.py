@@ -21,7 +21,7 @@ from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.publication import SnapshotPublication
 from mirrorfs.replication.publishing.references import CHUNKS_A_COMMIT, References, Unreferenced
 from mirrorfs.replication.publishing.replica import Replica
-from mirrorfs.replication.retention.chunks import ChunkRemoval
+from mirrorfs.replication.retention.chunks import CHUNKS_A_BATCH, ChunkRemoval
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.retention.grace import Grace
 from mirrorfs.replication.retention.locks import SnapshotLocks
@@ -158,6 +158,11 @@ class Mirror:
         )
         self.survey = Survey(tree, layout, state, self.reconciler, self.publication)
 
+    async def reconcile(self, sequence: int) -> None:
+        """List everything that may differ or could not be mirrored, standing for the journal's `sequence`."""
+        await self.reconciler.reconcile(sequence)
+        self.look_again_at_problems(sequence)
+
     async def handle(self, item: Item) -> None:
         """Have the bucket agree with the datastore about one item; what keeps it from that becomes a problem.
 
@@ -180,8 +185,7 @@ class Mirror:
             case NamespaceId():
                 await self._namespaces.settle(item)
             case SubtreeItem(path=""):
-                await self.reconciler.reconcile(self._worklist.inherited())
-                self.look_again_at_problems()
+                await self.reconcile(self._worklist.inherited())
             case SubtreeItem(path=path):
                 await self.reconciler.reconcile_subtree(path, self._worklist.inherited())
             case ForeignItem(path=path):
@@ -207,6 +211,11 @@ class Mirror:
 
     def _known(self, snapshot: SnapshotId) -> SnapshotState | None:
         return self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+
+    @property
+    def most_chunks_a_removal(self) -> int:
+        """How many chunks `remove_chunks` removes with one request."""
+        return CHUNKS_A_BATCH
 
     @property
     def quiet_before_removals(self) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import trio
 
@@ -22,7 +23,6 @@ from mirrorfs.replication.publishing.chunks import ChunkMirror
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.publishing.replica import Replica
-from mirrorfs.replication.retention.removal import SnapshotRemoval
 from mirrorfs.replication.work.commits import StateCommits
 from mirrorfs.replication.work.exclusion import Exclusion
 from mirrorfs.replication.work.problems import CannotMirror, Problems
@@ -67,6 +67,13 @@ class LocalClosure:
     digests: set[bytes]
 
 
+class Removal(Protocol):
+    """Whoever takes out of the bucket what stands in the way of a publication; the room `retention` decides how."""
+
+    async def remove(self, snapshot: SnapshotId) -> None:
+        """Have nothing of the snapshot in the bucket, its manifest gone before anything that it lists."""
+
+
 class SnapshotPublication:
     """Makes the bucket's copy of a snapshot equal to the datastore's, in an order that keeps P1 at each instant."""
 
@@ -80,7 +87,7 @@ class SnapshotPublication:
         groups: GroupMirror,
         namespaces: NamespaceMirror,
         references: References,
-        removal: SnapshotRemoval,
+        removal: Removal,
         problems: Problems,
         *,
         parallel: int,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import trio
 
+from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.journal.journal import JournalReader, Position
-from mirrorfs.replication.mirror import Mirror
-from mirrorfs.replication.retention.chunks import CHUNKS_A_BATCH
 from mirrorfs.replication.work.commits import StateCommits
-from mirrorfs.replication.work.items import item_of
+from mirrorfs.replication.work.items import ChunkItem, Item, item_of
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.state import State
 from mirrorfs.steps import reach
@@ -19,16 +19,40 @@ _JOURNAL_BATCH = 1000
 _POSITION_PAUSE_SECONDS = 0.2
 
 
+class Handler(Protocol):
+    """Whoever does what is listed: the mirror, which is put together from rooms that know this one."""
+
+    @property
+    def most_chunks_a_removal(self) -> int:
+        """How many chunks `remove_chunks` removes with one request."""
+
+    @property
+    def quiet_before_removals(self) -> float:
+        """For how many seconds no snapshot must have gone before those that have are judged together."""
+
+    async def handle(self, item: Item) -> None:
+        """Have the bucket agree with the datastore about one item; what has to leave the bucket is postponed."""
+
+    async def remove_chunks(self, items: Sequence[ChunkItem]) -> None:
+        """Remove chunks from the bucket that are gone and that nobody needs."""
+
+    async def remove_snapshots(self, snapshots: Sequence[SnapshotId]) -> None:
+        """Remove snapshots from the bucket that are gone, as far as they may go."""
+
+    async def reconcile(self, sequence: int) -> None:
+        """List everything that may differ, standing for the journal's `sequence`."""
+
+
 class Drain:
     """Reads the journal as fast as there is room, and notes how far everything before a record is dealt with."""
 
     def __init__(
-        self, journal: JournalReader, state: State, commits: StateCommits, worklist: Worklist, mirror: Mirror
+        self, journal: JournalReader, state: State, commits: StateCommits, worklist: Worklist, handler: Handler
     ) -> None:
         self._journal = journal
         self._commits = commits
         self._worklist = worklist
-        self._mirror = mirror
+        self._handler = handler
         self._news = trio.Event()
         self._reconciled = False
         position = state.view(lambda transaction: transaction.position())
@@ -71,29 +95,29 @@ class Drain:
         """Handle chunks, for ever."""
         while True:
             item = await self._worklist.take_chunk()
-            await self._mirror.handle(item)
+            await self._handler.handle(item)
             self._worklist.done(item)
 
     async def handle_tree(self) -> None:
         """Handle everything that is not a chunk, for ever."""
         while True:
             item = await self._worklist.take_tree()
-            await self._mirror.handle(item)
+            await self._handler.handle(item)
             self._worklist.done(item)
 
     async def handle_chunk_removals(self) -> None:
         """Remove chunks from the bucket that are gone from the datastore, for ever."""
         while True:
-            items = await self._worklist.take_chunk_removals(CHUNKS_A_BATCH)
-            await self._mirror.remove_chunks(items)
+            items = await self._worklist.take_chunk_removals(self._handler.most_chunks_a_removal)
+            await self._handler.remove_chunks(items)
             for item in items:
                 self._worklist.done(item)
 
     async def handle_snapshot_removals(self) -> None:
         """Remove snapshots from the bucket that are gone from the datastore, for ever."""
         while True:
-            snapshots = await self._worklist.take_snapshot_removals(self._mirror.quiet_before_removals)
-            await self._mirror.remove_snapshots(snapshots)
+            snapshots = await self._worklist.take_snapshot_removals(self._handler.quiet_before_removals)
+            await self._handler.remove_snapshots(snapshots)
             for snapshot in snapshots:
                 self._worklist.done(snapshot)
 
@@ -101,16 +125,14 @@ class Drain:
         """List everything that may differ; `settled` waits for this to have been done once."""
         # All of it may be older than what the journal held at the start, however far it has been read by now.
         sequence = self._began_at
-        await self._mirror.reconciler.reconcile(sequence)
-        self._mirror.look_again_at_problems(sequence)
+        await self._handler.reconcile(sequence)
         self._reconciled = True
         self._worklist.notify()
 
     async def reconcile_again(self) -> None:
         """List everything that may differ now, and wait until that and all that the journal holds is dealt with."""
         sequence = await trio.to_thread.run_sync(self._journal.last_sequence)
-        await self._mirror.reconciler.reconcile(sequence)
-        self._mirror.look_again_at_problems(sequence)
+        await self._handler.reconcile(sequence)
         await self.settled()
 
     @property
