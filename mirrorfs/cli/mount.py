@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import click
 
+from mirrorfs import interpreter
 from mirrorfs.cli.durations import Duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
@@ -183,12 +183,13 @@ def _run_in_background(settings: MountSettings, directory: StateDirectory) -> st
         return f"cannot write the log {directory.log_file}: {error.strerror}"
     with os.fdopen(log_descriptor, "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mirrorfs.supervision"],
+            interpreter.command("mirrorfs.supervision"),
+            env=interpreter.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
-            cwd="/",
+            cwd=interpreter.WORKING_DIRECTORY,
         )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
+from mirrorfs import interpreter
 from mirrorfs.database.errors import DatabaseCorrupt, JournalError, NewerFormat, UnfinishedDatabase
 from mirrorfs.database.examination import DAMAGED
 from mirrorfs.steps import reach
@@ -296,7 +296,11 @@ def examine(directory: str, *, whole: bool = True) -> None:
     """
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "mirrorfs.database.examination", directory, *([] if whole else ["meta"])],
+            interpreter.command(
+                "mirrorfs.database.examination", os.path.abspath(directory), *([] if whole else ["meta"])
+            ),
+            env=interpreter.environment(),
+            cwd=interpreter.WORKING_DIRECTORY,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

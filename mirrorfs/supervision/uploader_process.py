@@ -6,13 +6,13 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import trio
 
+from mirrorfs import interpreter
 from mirrorfs.database.errors import JournalError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.control import stream_lines
@@ -94,13 +94,14 @@ class UploaderProcess:
 
     async def _run_once(self) -> int:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "mirrorfs.replication"],
+            interpreter.command("mirrorfs.replication"),
+            env=interpreter.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[self._settings.root_descriptor],
             # Away from the terminal's Ctrl-C, which is for the mount.
             start_new_session=True,
-            cwd="/",
+            cwd=interpreter.WORKING_DIRECTORY,
         )
         assert process.stdin is not None
         assert process.stdout is not None

@@ -33,7 +33,8 @@ Method = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """A method of a class in one of the product's modules; make gets the original and gives what takes its place."""
+    """A method of a class in one of the product's modules, or, without an owner, a function of the module; make gets
+    the original and gives what takes its place."""
 
     module: str
     owner: str
@@ -117,6 +118,17 @@ def _count_few(original: Method) -> Method:
     return __init__
 
 
+def _hand_on(original: Method) -> Method:
+    """The product takes PYTHON* from its children; these are to be broken too."""
+
+    def environment() -> dict[str, str]:
+        return {**original(), "PYTHONPATH": os.environ["PYTHONPATH"]}
+
+    return environment
+
+
+_CHILDREN = Replacement("mirrorfs.interpreter", "", "environment", _hand_on)
+
 _CHUNKS = "mirrorfs.replication.publishing.chunks"
 
 MUTATIONS: dict[str, tuple[Replacement, ...]] = {
@@ -157,13 +169,14 @@ class _BreakingLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         self._original.exec_module(module)
         for replacement in self._replacements:
-            owner = getattr(module, replacement.owner, None)
+            owner = getattr(module, replacement.owner, None) if replacement.owner else module
             original = getattr(owner, replacement.method, None)
             if original is None:
                 _fail(self._mutation, f"{replacement.module} has no {replacement.owner}.{replacement.method}")
             setattr(owner, replacement.method, replacement.make(original))
         _ACTIVE.update(self._replacements)
-        if _ACTIVE.issuperset((MUTATIONS | VARIATIONS)[self._mutation]):
+        wanted = (MUTATIONS | VARIATIONS)[self._mutation]
+        if _ACTIVE.issuperset(wanted) and not {*wanted}.isdisjoint(self._replacements):
             _say(f"mutation {self._mutation} is active")
 
 
@@ -199,10 +212,12 @@ def _check_source(mutation: str, replacement: Replacement) -> None:
     except (OSError, SyntaxError) as error:
         _fail(mutation, f"cannot read {source}: {error}")
     methods = {
-        (owner.name, method.name)
-        for owner in tree.body
-        if isinstance(owner, ast.ClassDef)
-        for method in owner.body
+        (owner, method.name)
+        for owner, body in (
+            ("", tree.body),
+            *((statement.name, statement.body) for statement in tree.body if isinstance(statement, ast.ClassDef)),
+        )
+        for method in body
         if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     if (replacement.owner, replacement.method) not in methods:
@@ -223,9 +238,10 @@ def _mutate(mutation: str) -> None:
     known = MUTATIONS | VARIATIONS
     if mutation not in known:
         _fail(mutation, f"it is none of {', '.join(known)}")
-    for replacement in known[mutation]:
+    replacements = (*known[mutation], _CHILDREN)
+    for replacement in replacements:
         _check_source(mutation, replacement)
-    sys.meta_path.insert(0, _BreakingFinder(mutation, known[mutation]))
+    sys.meta_path.insert(0, _BreakingFinder(mutation, replacements))
 
 
 if os.environ.get(VARIABLE):
