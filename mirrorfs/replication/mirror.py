@@ -8,10 +8,8 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.comparing.adoption import Adoption
 from mirrorfs.replication.comparing.inspection import BucketInspection
 from mirrorfs.replication.comparing.reconcile import Reconciler
@@ -29,11 +27,12 @@ from mirrorfs.replication.retention.removal import SnapshotRemoval
 from mirrorfs.replication.retention.snapshots import SnapshotRetention
 from mirrorfs.replication.retention.wave import RemovalWaves
 from mirrorfs.replication.settings import RetentionSettings
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, Item, SubtreeItem, item_of_problem, problem_name
 from mirrorfs.replication.work.problems import Problems
 from mirrorfs.replication.work.worklist import Worklist
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State
+from mirrorfs.state.state import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 _ALIGNED = RetentionSettings()
@@ -45,9 +44,8 @@ class Mirror:
     def __init__(
         self,
         tree: Tree,
-        layout: BucketLayout,
-        store: ObjectStore,
-        state: State,
+        bucket: Bucket,
+        state: CommittedState,
         worklist: Worklist,
         *,
         parallel: int,
@@ -56,56 +54,38 @@ class Mirror:
         now: Callable[[], float] = time.time,
         references_a_commit: int = CHUNKS_A_COMMIT,
     ) -> None:
-        """`parallel` bounds the chunks that are sent at once, and so the memory.
+        """Put the parts together that make `bucket` equal to `tree`, as far as `state` knows them to differ.
 
-        `newest` tells the newest sequence that the journal has given; it is called in a thread. `now` tells the Unix
-        time by which something becomes old.
+        `parallel` bounds the chunks that are sent at once, and so the memory. `newest` tells the newest sequence that
+        the journal has given; it is called in a thread. `now` tells the Unix time by which something becomes old.
         """
-        self.commits = StateCommits(state)
-        self.problems = Problems(state, self.commits)
-        self.clock = StoreClock(store, layout.own_key(""), now)
         self._tree = tree
-        self._state = state
+        self.state = state
         self._worklist = worklist
         self._newest = newest
-        self.reconciler = Reconciler(tree, state, self.commits, worklist, self.problems)
-        replica = Replica(layout, store, state, self.commits)
+        self.problems = Problems(state)
+        self.clock = StoreClock(bucket.store, bucket.layout.own_key(""), now)
+
+        # Publishing, and what may have to go before something is published.
+        replica = Replica(bucket, state)
+        self._groups = GroupMirror(tree, replica, state)
+        self._namespaces = NamespaceMirror(tree, replica, state)
         self._chunks = ChunkMirror(
             tree,
-            layout,
-            store,
+            bucket,
             state,
-            self.commits,
             parallel=parallel,
             healed=self._publish_what_waited_for,
             look_again=self._look_at_chunk,
         )
-        self._chunk_removal = ChunkRemoval(
-            tree,
-            layout,
-            store,
-            state,
-            self.commits,
-            self._chunks,
-            self.problems,
-            look_again=self._look_at_chunk,
-        )
-        self._groups = GroupMirror(tree, replica, state)
-        self._namespaces = NamespaceMirror(tree, replica, state)
         self.references = References(
-            layout,
-            store,
-            state,
-            self.commits,
-            Unreferenced(tree, self._look_at_chunk),
-            chunks_a_commit=references_a_commit,
+            bucket, state, Unreferenced(tree, self._look_at_chunk), chunks_a_commit=references_a_commit
         )
-        removal = SnapshotRemoval(replica, state, self.commits, self.references)
+        removal = SnapshotRemoval(replica, state, self.references)
         self.publication = SnapshotPublication(
             tree,
             replica,
             state,
-            self.commits,
             self._chunks,
             self._groups,
             self._namespaces,
@@ -114,35 +94,17 @@ class Mirror:
             self.problems,
             parallel=parallel,
         )
-        self.grace = Grace(
-            layout,
-            store,
-            state,
-            self.commits,
-            self.references,
-            self.clock,
-            delete_after=retention.delete_after,
-            now=now,
-        )
+
+        # Retention.
+        self.grace = Grace(bucket, state, self.references, self.clock, delete_after=retention.delete_after, now=now)
         self.locks = SnapshotLocks(
-            layout,
-            store,
-            state,
-            self.commits,
-            self.references,
-            self.clock,
-            lock_for=retention.lock_for,
-            parallel=parallel,
-            now=now,
+            bucket, state, self.references, self.clock, lock_for=retention.lock_for, parallel=parallel, now=now
         )
-        self._waves = RemovalWaves(
-            state, self.commits, self.clock, max_delete_fraction=retention.max_delete_fraction, now=now
-        )
+        self._waves = RemovalWaves(state, self.clock, max_delete_fraction=retention.max_delete_fraction, now=now)
         self._retention = SnapshotRetention(
             tree,
-            store,
+            bucket,
             state,
-            self.commits,
             self.publication,
             removal,
             self.grace,
@@ -152,11 +114,15 @@ class Mirror:
             self.problems,
             now=now,
         )
-        self.adoption = Adoption(layout, store, state, self.commits, self.references)
-        self.inspection = BucketInspection(
-            tree, layout, store, state, self.commits, self.publication, self.adoption, parallel=parallel
+        self._chunk_removal = ChunkRemoval(
+            tree, bucket, state, self._chunks, self.problems, look_again=self._look_at_chunk
         )
-        self.survey = Survey(tree, layout, state, self.reconciler, self.publication)
+
+        # Comparing.
+        self.reconciler = Reconciler(tree, state, worklist, self.problems)
+        self.survey = Survey(tree, bucket.layout, state, self.reconciler, self.publication)
+        self.adoption = Adoption(bucket, state, self.references)
+        self.inspection = BucketInspection(tree, bucket, state, self.publication, self.adoption, parallel=parallel)
 
     async def reconcile(self, sequence: int) -> None:
         """List everything that may differ or could not be mirrored, standing for the journal's `sequence`."""
@@ -190,7 +156,7 @@ class Mirror:
                 await self.reconciler.reconcile_subtree(path, self._worklist.inherited())
             case ForeignItem(path=path):
                 present = await trio.to_thread.run_sync(self._tree.is_taken, os.fsdecode(path))
-                await self.commits.apply(lambda transaction: transaction.set_foreign(path, present))
+                await self.state.apply(lambda transaction: transaction.set_foreign(path, present))
                 reach("foreign.recorded")
         return True
 
@@ -210,7 +176,7 @@ class Mirror:
         return True
 
     def _known(self, snapshot: SnapshotId) -> SnapshotState | None:
-        return self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        return self.state.view(lambda transaction: transaction.snapshot(snapshot.path))
 
     @property
     def most_chunks_a_removal(self) -> int:

@@ -16,10 +16,11 @@ from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.retention import DeletedPhase, RetentionRecords
-from mirrorfs.state.state import State, StateTransaction
+from mirrorfs.state.state import StateTransaction
 
 _RATE_SECONDS = 60.0
 _EXAMPLES = 20
@@ -28,7 +29,9 @@ _EXAMPLES = 20
 class UploaderStatus:
     """Collects the answer to `status`; its keys are documented in docs/operator.md and only ever added to."""
 
-    def __init__(self, settings: UploaderSettings, store: ObjectStore, state: State, clock: StoreClock) -> None:
+    def __init__(
+        self, settings: UploaderSettings, store: ObjectStore, state: CommittedState, clock: StoreClock
+    ) -> None:
         self.phase = "waiting for the store"
         self.refused: str | None = None
         self._settings = settings

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -30,6 +31,8 @@ from mirrorfs.replication.ownership.claim import ClaimRefused, claim_prefix
 from mirrorfs.replication.ownership.precaution import doubt_about
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.damage import open_state, set_state_aside
@@ -65,36 +68,35 @@ class Uploader:
         self._lock = DirectoryLock(directory, "uploader")
         # An uploader that lost its filesystem process may still be ending.
         self._lock.acquire(wait=True)
-        self._state = open_state(directory, doubtful=self._lock.abandoned)
+        self._state = CommittedState(open_state(directory, doubtful=self._lock.abandoned))
         reach("uploader.state-opened")
         self._journal = JournalReader(directory.journal)
         self._identity = self._checked_identity(directory)
         self._tree = Tree(settings.root_descriptor)
-        self._layout = BucketLayout(settings.prefix)
         self._client = S3Client(
             settings.bucket,
             StoreOptions(settings.endpoint_url, settings.profile, settings.region),
             parallelism=settings.parallel,
         )
-        self._store = ObjectStore(
+        store = ObjectStore(
             self._client,
             parallelism=settings.parallel,
             patience=Patience(ceiling=settings.retry_ceiling),
             observer=_reach_step_of_object,
         )
+        self._bucket = Bucket(BucketLayout(settings.prefix), store)
         self._worklist = Worklist()
         self._mirror = Mirror(
             self._tree,
-            self._layout,
-            self._store,
+            self._bucket,
             self._state,
             self._worklist,
             parallel=settings.parallel,
             newest=self._journal.last_sequence,
             retention=settings.retention,
         )
-        self._drain = Drain(self._journal, self._state, self._mirror.commits, self._worklist, self._mirror)
-        self._status = UploaderStatus(settings, self._store, self._state, self._mirror.clock)
+        self._drain = Drain(self._journal, self._state, self._worklist, self._mirror)
+        self._status = UploaderStatus(settings, self._bucket.store, self._state, self._mirror.clock)
         self._works = trio.Event()
         self._reconciling = trio.Lock()
         self._refused = trio.Event()
@@ -122,7 +124,7 @@ class Uploader:
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_parent, nursery.cancel_scope)
-            nursery.start_soon(self._mirror.commits.run)
+            nursery.start_soon(self._state.run)
             nursery.start_soon(
                 serve_control,
                 self._control_path,
@@ -149,29 +151,27 @@ class Uploader:
         if await self._is_doubtful():
             return False
         store = ObjectStore(
-            self._client, parallelism=self._settings.parallel, patience=AT_ONCE, condition=self._store.condition
+            self._client, parallelism=self._settings.parallel, patience=AT_ONCE, condition=self._bucket.store.condition
         )
         while True:
             try:
                 await self._claim(store)
             except (StoreUnavailable, StoreRejected, ConfirmationFailed) as error:
                 _report("store", state="waiting", reason=str(error))
-                if store is self._store:
+                if store is self._bucket.store:
                     await trio.sleep(self._settings.retry_ceiling)
             except ClaimRefused as error:
                 return self._refuse(str(error))
             else:
                 _report("store", state="ready", reason="")
                 return True
-            store = self._store
+            store = self._bucket.store
 
     async def _claim(self, store: ObjectStore) -> None:
         self._identity = await claim_prefix(
-            store,
-            self._layout,
+            replace(self._bucket, store=store),
             self._identity,
             self._state,
-            self._mirror.commits,
             take_over=self._settings.take_over,
         )
 
@@ -204,7 +204,7 @@ class Uploader:
         )
         while True:
             try:
-                await self._store.probe(self._layout.own_key("probe"))
+                await self._bucket.store.probe(self._bucket.layout.own_key("probe"))
                 self._status.phase = "reading the bucket"
                 await self._mirror.adoption.adopt(self._mirror.grace)
                 await self._mirror.clear_staging()
@@ -229,13 +229,14 @@ class Uploader:
         await self._mirror.inspection.inspect(no_report)
         # From here on the state belongs to this journal.
         position = self._drain.position
-        await self._mirror.commits.apply(lambda transaction: transaction.set_position(position))
+        await self._state.apply(lambda transaction: transaction.set_position(position))
 
     async def _mirror_for_ever(self, nursery: trio.Nursery) -> None:
         await self._get_to_know_the_bucket()
         if await self._is_doubtful():
             return
-        log.info("mirroring to %s, confirmed by %s", self._store.place, self._store.capabilities.confirmation.value)
+        store = self._bucket.store
+        log.info("mirroring to %s, confirmed by %s", store.place, store.capabilities.confirmation.value)
         self._status.phase = "reconciling"
         self._works.set()
         nursery.start_soon(self._drain.intake)

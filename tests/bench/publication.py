@@ -34,6 +34,8 @@ from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.state import State
@@ -305,15 +307,21 @@ class _Uploader:
         store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=HONEST)
         tree = Tree(os.open(image.path, os.O_RDONLY | os.O_DIRECTORY))
         worklist = Worklist()
+        self._state = CommittedState(state)
         self._mirror = Mirror(
-            tree, BucketLayout("bench"), store, state, worklist, parallel=_PARALLEL, newest=journal.last_sequence
+            tree,
+            Bucket(BucketLayout("bench"), store),
+            self._state,
+            worklist,
+            parallel=_PARALLEL,
+            newest=journal.last_sequence,
         )
-        self._drain = Drain(journal, state, self._mirror.commits, worklist, self._mirror)
+        self._drain = Drain(journal, self._state, worklist, self._mirror)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Have everything work until the nursery is cancelled."""
         drain = self._drain
-        nursery.start_soon(self._mirror.commits.run)
+        nursery.start_soon(self._state.run)
         nursery.start_soon(drain.intake)
         nursery.start_soon(drain.handle_chunk_removals)
         nursery.start_soon(drain.handle_snapshot_removals)

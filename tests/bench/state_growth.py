@@ -21,7 +21,8 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.references import References, Unreferenced
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
 from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
 from tests.bench.processes import answer_and_memory, own_memory
@@ -100,14 +101,15 @@ def _reference(state: State, path: str, digests: list[bytes]) -> float:
 
 
 async def _count(state: State, path: str, digests: list[bytes]) -> None:
-    commits = StateCommits(state)
-    references = References(BucketLayout("bench"), cast(ObjectStore, None), state, commits, cast(Unreferenced, None))
+    shared = CommittedState(state)
+    bucket = Bucket(BucketLayout("bench"), cast(ObjectStore, None))
+    references = References(bucket, shared, cast(Unreferenced, None))
     files = {"drive-scsi0.img.fidx": path}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(commits.run)
+        nursery.start_soon(shared.run)
         left = await references.count_all_but_last(ReferenceHolder(path), files, digests)
         committed = SnapshotState(SnapshotPhase.COMMITTED, files, time.time())
-        await commits.apply(lambda transaction: transaction.commit_snapshot(path, committed, left))
+        await shared.apply(lambda transaction: transaction.commit_snapshot(path, committed, left))
         nursery.cancel_scope.cancel()
 
 

@@ -23,6 +23,8 @@ from mirrorfs.journal.journal import JournalReader, JournalWriter
 from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.state import SnapshotPhase, State
@@ -51,19 +53,19 @@ class _ForgetfulClient:
 
 async def _reconcile(datastore: str, directory: str) -> dict[str, int]:
     JournalWriter(f"{directory}/journal").close()
-    state = State(f"{directory}/state")
+    state = CommittedState(State(f"{directory}/state"))
     client = _ForgetfulClient()
     store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=replace(HONEST, copies=False))
     tree = Tree(os.open(datastore, os.O_RDONLY | os.O_DIRECTORY))
     worklist = Worklist()
     journal = JournalReader(f"{directory}/journal")
     mirror = Mirror(
-        tree, BucketLayout("many"), store, state, worklist, parallel=_PARALLEL, newest=journal.last_sequence
+        tree, Bucket(BucketLayout("many"), store), state, worklist, parallel=_PARALLEL, newest=journal.last_sequence
     )
-    drain = Drain(journal, state, mirror.commits, worklist, mirror)
+    drain = Drain(journal, state, worklist, mirror)
     before = _memory("VmRSS")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(mirror.commits.run)
+        nursery.start_soon(state.run)
         nursery.start_soon(drain.intake)
         for _ in range(_PARALLEL):
             nursery.start_soon(drain.handle_chunks)

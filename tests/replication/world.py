@@ -26,6 +26,8 @@ from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.retention.chunks import CHUNKS_A_BATCH
 from mirrorfs.replication.settings import RetentionSettings
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import Item, item_of
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.counting import ReferenceHolder
@@ -261,14 +263,14 @@ class World:
         self, *, reconciles: bool = True, newest: Callable[[], int] = lambda: 0
     ) -> AsyncIterator[Running]:
         """An uploader from start to end, as `Uploader` puts it together; `newest` is what the journal would say."""
-        state = State(str(self.state_directory))
+        opened = State(str(self.state_directory))
+        state = CommittedState(opened)
         descriptor = os.open(self.datastore.root, os.O_RDONLY | os.O_DIRECTORY)
         worklist = Worklist()
         store, layout = cast(ObjectStore, self.store), BucketLayout(PREFIX)
         mirror = Mirror(
             Tree(descriptor),
-            layout,
-            store,
+            Bucket(layout, store),
             state,
             worklist,
             parallel=_WORKERS,
@@ -279,7 +281,7 @@ class World:
         )
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(mirror.commits.run)
+                nursery.start_soon(state.run)
                 if reconciles:
                     await mirror.adoption.adopt(mirror.grace)
                     await mirror.clear_staging()
@@ -293,7 +295,7 @@ class World:
                 if reconciles:
                     await mirror.reconciler.reconcile(0)
                     mirror.look_again_at_problems()
-                yield Running(mirror, worklist, state)
+                yield Running(mirror, worklist, opened)
                 nursery.cancel_scope.cancel()
         finally:
             os.close(descriptor)

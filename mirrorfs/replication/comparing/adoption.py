@@ -7,16 +7,15 @@ import time
 from contextlib import aclosing
 
 from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.manifest import parse_manifest
 from mirrorfs.datastore.names import SnapshotFileName, SnapshotId, classify
 from mirrorfs.objectstore.errors import ObjectMissing
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.retention.grace import Grace
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State
+from mirrorfs.state.state import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -32,13 +31,9 @@ class Adoption:
     is deleted (P5).
     """
 
-    def __init__(
-        self, layout: BucketLayout, store: ObjectStore, state: State, commits: StateCommits, references: References
-    ) -> None:
-        self._layout = layout
-        self._store = store
+    def __init__(self, bucket: Bucket, state: CommittedState, references: References) -> None:
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
         self._references = references
 
     async def adopt(self, grace: Grace) -> None:
@@ -51,14 +46,14 @@ class Adoption:
             await self.adopt_snapshot(snapshot)
         await grace.adopt()
         reach("adoption.before-end")
-        await self._commits.apply(lambda transaction: transaction.set_adopted())
+        await self._state.apply(lambda transaction: transaction.set_adopted())
         reach("adoption.ended")
 
     async def _adopt_chunks(self) -> None:
         digests: list[bytes] = []
-        async with aclosing(self._store.list(self._layout.chunks_prefix)) as objects:
+        async with aclosing(self._bucket.store.list(self._bucket.layout.chunks_prefix)) as objects:
             async for stored in objects:
-                digest = self._layout.chunk_digest(stored.key)
+                digest = self._bucket.layout.chunk_digest(stored.key)
                 if digest is not None:
                     digests.append(digest)
                 if len(digests) == _CHUNKS_AT_ONCE:
@@ -67,13 +62,15 @@ class Adoption:
         await self._note_chunks(digests)
 
     async def _note_chunks(self, digests: list[bytes]) -> None:
-        await self._commits.apply(lambda transaction: transaction.intend_chunks(digests))
+        await self._state.apply(lambda transaction: transaction.intend_chunks(digests))
         reach("adoption.chunks-recorded")
 
     async def _adopt_contents(self) -> list[SnapshotId]:
-        async with aclosing(self._store.list(self._layout.content_prefix)) as objects:
-            paths = [path async for stored in objects if (path := self._layout.content_path(stored.key)) is not None]
-        await self._commits.apply(
+        async with aclosing(self._bucket.store.list(self._bucket.layout.content_prefix)) as objects:
+            paths = [
+                path async for stored in objects if (path := self._bucket.layout.content_path(stored.key)) is not None
+            ]
+        await self._state.apply(
             lambda transaction: transaction.intend_contents(path for path in paths if transaction.content(path) is None)
         )
         reach("adoption.contents-recorded")
@@ -88,7 +85,9 @@ class Adoption:
         if self._state.view(lambda transaction: transaction.snapshot(path)) is not None:
             return
         try:
-            manifest = parse_manifest(await self._store.get(self._layout.content_key(snapshot.manifest_path)))
+            manifest = parse_manifest(
+                await self._bucket.store.get(self._bucket.layout.content_key(snapshot.manifest_path))
+            )
         except (DatastoreError, ObjectMissing) as error:
             log.warning("the manifest of %s in the bucket cannot be used: %s", path, error)
             return
@@ -101,5 +100,5 @@ class Adoption:
             return
         left = await self._references.count_all_but_last(holder, files, digests)
         adopted = SnapshotState(SnapshotPhase.ADOPTED, files, time.time())
-        await self._commits.apply(lambda transaction: transaction.commit_snapshot(path, adopted, left))
+        await self._state.apply(lambda transaction: transaction.commit_snapshot(path, adopted, left))
         reach("adoption.snapshot-recorded")

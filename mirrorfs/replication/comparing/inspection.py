@@ -25,12 +25,12 @@ from mirrorfs.datastore.names import NAMESPACE_MARKER_NAME, SnapshotFileName, Sn
 from mirrorfs.datastore.tree import Tree, longest_file
 from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.errors import ObjectMissing
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.comparing.adoption import Adoption
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.publishing.publication import SnapshotPublication
-from mirrorfs.replication.work.commits import StateCommits
-from mirrorfs.state.state import ChunkState, ContentState, SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.state.state import ChunkState, ContentState, SnapshotPhase, SnapshotState, StateTransaction
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +113,8 @@ class BucketInspection:
     def __init__(
         self,
         tree: Tree,
-        layout: BucketLayout,
-        store: ObjectStore,
-        state: State,
-        commits: StateCommits,
+        bucket: Bucket,
+        state: CommittedState,
         publication: SnapshotPublication,
         adoption: Adoption,
         *,
@@ -124,10 +122,8 @@ class BucketInspection:
     ) -> None:
         """`parallel` is how many objects are asked for, or read in the datastore, at once."""
         self._tree = tree
-        self._layout = layout
-        self._store = store
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
         self._publication = publication
         self._parallel = parallel
         self._adoption = adoption
@@ -147,21 +143,22 @@ class BucketInspection:
             was_interrupted = self._state.view(lambda transaction: transaction.inspecting())
             inspection = _Inspection(report, corrects, doubted_chunks=was_interrupted)
             if corrects:
-                await self._commits.apply(lambda transaction: transaction.set_inspecting(True))
+                await self._state.apply(lambda transaction: transaction.set_inspecting(True))
             await self._compare_all(inspection)
             if corrects:
                 await self._take_in(inspection)
             if inspection.doubted_chunks:
                 await self._doubt_snapshots(inspection)
             if corrects:
-                await self._commits.apply(lambda transaction: transaction.set_inspecting(False))
+                await self._state.apply(lambda transaction: transaction.set_inspecting(False))
 
     async def _compare_all(self, inspection: _Inspection) -> None:
         chunks = _Listing(self._chunks_after, self._chunk)
         contents = _Listing(self._contents_after, self._content)
-        async with aclosing(self._store.list(f"{self._layout.prefix}/")) as objects:
+        layout = self._bucket.layout
+        async with aclosing(self._bucket.store.list(f"{layout.prefix}/")) as objects:
             async for stored in objects:
-                digest, path = self._layout.chunk_digest(stored.key), self._layout.content_path(stored.key)
+                digest, path = layout.chunk_digest(stored.key), layout.content_path(stored.key)
                 if digest is not None:
                     if chunks.add(digest, stored):
                         await self._compare_chunks(inspection, chunks)
@@ -174,7 +171,7 @@ class BucketInspection:
         await self._compare_contents(inspection, contents, at_end=True)
 
     def _is_own(self, key: str) -> bool:
-        return key == self._layout.in_use_key or key.startswith(self._layout.own_key(""))
+        return key == self._bucket.layout.in_use_key or key.startswith(self._bucket.layout.own_key(""))
 
     # --- chunks
 
@@ -195,12 +192,12 @@ class BucketInspection:
 
     async def _look_at_chunk(self, inspection: _Inspection, pair: _Pair[ChunkState]) -> None:
         digest, known = pair.name, pair.known
-        key = self._layout.chunk_key(digest)
+        key = self._bucket.layout.chunk_key(digest)
         if known is None:
             await self._meet_unknown_chunk(inspection, digest, key)
             return
         # The listing may be older than what the state says.
-        found = _fault(known, await self._store.head(key))
+        found = _fault(known, await self._bucket.store.head(key))
         if found is None:
             return
         if self._chunk(digest) != known:
@@ -208,7 +205,7 @@ class BucketInspection:
             return
         is_here = await trio.to_thread.run_sync(self._has_chunk, digest)
         if inspection.corrects:
-            if not await self._commits.apply(lambda transaction: _doubt_chunk(transaction, digest, known)):
+            if not await self._state.apply(lambda transaction: _doubt_chunk(transaction, digest, known)):
                 return
         elif not is_here and len(inspection.lost) < _MOST_LOST:
             inspection.lost.add(digest)
@@ -262,7 +259,7 @@ class BucketInspection:
         if not unknown:
             return
         if inspection.corrects:
-            await self._commits.apply(
+            await self._state.apply(
                 lambda transaction: transaction.intend_contents(
                     path for path in unknown if transaction.content(path) is None
                 )
@@ -274,7 +271,7 @@ class BucketInspection:
             is_here = await trio.to_thread.run_sync(self._has_content, path)
             remedy = Remedy.COMPARE if is_here else Remedy.DELETE
             beside = "" if is_here else ", and the datastore does not have it"
-            key = self._layout.content_key(path)
+            key = self._bucket.layout.content_key(path)
             await inspection.report(Difference(key, f"the state does not know it{beside}", remedy))
 
     async def _look_at_content(self, inspection: _Inspection, pair: _Pair[ContentState]) -> None:
@@ -283,21 +280,19 @@ class BucketInspection:
         found = await self._fault_of_content(known, pair.stored)
         if found is None or self._content(pair.name) != known:
             return
-        if inspection.corrects and not await self._commits.apply(
-            lambda transaction: _doubt_content(transaction, known)
-        ):
+        if inspection.corrects and not await self._state.apply(lambda transaction: _doubt_content(transaction, known)):
             return
         is_here = await trio.to_thread.run_sync(self._has_content, known.path)
         remedy = Remedy.SEND if is_here else Remedy.NONE
         beside = "" if is_here else ", and the datastore has it no more"
-        await inspection.report(Difference(self._layout.content_key(known.path), f"{found}{beside}", remedy))
+        await inspection.report(Difference(self._bucket.layout.content_key(known.path), f"{found}{beside}", remedy))
 
     async def _fault_of_content(self, known: ContentState, stored: StoredObject | None) -> str | None:
         """Say what is wrong with an object; the content is compared by what the store was seen to calculate."""
-        key, capabilities = self._layout.content_key(known.path), self._store.capabilities
+        key, capabilities = self._bucket.layout.content_key(known.path), self._bucket.store.capabilities
         has_checksum = capabilities.rejects_wrong_crc32c and capabilities.head_returns_crc32c
         if stored is None or stored.size != known.size or (known.size and has_checksum):
-            head = await self._store.head(key)
+            head = await self._bucket.store.head(key)
             found = _fault(known, head)
             if found is None and has_checksum and head is not None and head.crc32c not in (None, known.crc32c):
                 found = "the bucket has another content"
@@ -306,7 +301,7 @@ class BucketInspection:
             etag = await trio.to_thread.run_sync(self._expected_etag, known)
             if etag is not None and stored.etag != etag:
                 # Perhaps it was put again since it was listed.
-                head = await self._store.head(key)
+                head = await self._bucket.store.head(key)
                 return None if head is not None and head.etag == etag else "the bucket has another content"
         return None
 
@@ -349,13 +344,13 @@ class BucketInspection:
             await self._note_all_chunks()
 
     async def _note_chunks(self, digests: list[bytes]) -> None:
-        await self._commits.apply(lambda transaction: transaction.intend_chunks(digests))
+        await self._state.apply(lambda transaction: transaction.intend_chunks(digests))
 
     async def _note_all_chunks(self) -> None:
         digests: list[bytes] = []
-        async with aclosing(self._store.list(self._layout.chunks_prefix)) as objects:
+        async with aclosing(self._bucket.store.list(self._bucket.layout.chunks_prefix)) as objects:
             async for stored in objects:
-                digest = self._layout.chunk_digest(stored.key)
+                digest = self._bucket.layout.chunk_digest(stored.key)
                 if digest is not None and self._chunk(digest) is None:
                     digests.append(digest)
                 if len(digests) == _OBJECTS_AT_ONCE:
@@ -382,7 +377,7 @@ class BucketInspection:
             return
         digests = await self._digests(snapshot, known)
         if digests is not None and not digests.isdisjoint(inspection.lost):
-            await inspection.report(_incomplete(self._layout, snapshot))
+            await inspection.report(_incomplete(self._bucket.layout, snapshot))
 
     async def _doubt_snapshot(self, inspection: _Inspection, snapshot: SnapshotId) -> None:
         known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
@@ -393,9 +388,9 @@ class BucketInspection:
         if unconfirmed == []:
             return
         doubted = replace(known, phase=SnapshotPhase.ADOPTED, since=time.time())
-        await self._commits.apply(lambda transaction: transaction.set_snapshot(snapshot.path, doubted))
+        await self._state.apply(lambda transaction: transaction.set_snapshot(snapshot.path, doubted))
         if unconfirmed is None or not await trio.to_thread.run_sync(self._has_all, unconfirmed):
-            await inspection.report(_incomplete(self._layout, snapshot))
+            await inspection.report(_incomplete(self._bucket.layout, snapshot))
 
     def _unconfirmed(self, digests: set[bytes]) -> list[bytes]:
         return self._state.view(lambda transaction: transaction.unconfirmed(digests))
@@ -426,7 +421,7 @@ class BucketInspection:
 
     async def _stored_digests(self, path: str, name: str, checksum: str) -> set[bytes] | None:
         try:
-            return _digests_of(name, await self._store.get(self._layout.content_key(path)), checksum)
+            return _digests_of(name, await self._bucket.store.get(self._bucket.layout.content_key(path)), checksum)
         except (ObjectMissing, DatastoreError):
             return None
 

@@ -11,11 +11,11 @@ import trio
 
 from mirrorfs.datastore.names import CHUNKS_NAME, GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.tree import ChunkFiles, Tree, Unreadable
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, Item, SubtreeItem, item_of, item_of_problem, problem_name
 from mirrorfs.replication.work.problems import CannotMirror, Problems
 from mirrorfs.replication.work.worklist import Worklist
-from mirrorfs.state.state import ChunkState, State, StateTransaction
+from mirrorfs.state.state import ChunkState, StateTransaction
 from mirrorfs.steps import reach
 
 _CHUNK_DIRECTORIES = 65536
@@ -49,10 +49,9 @@ class Reconciler:
     taken for gone.
     """
 
-    def __init__(self, tree: Tree, state: State, commits: StateCommits, worklist: Worklist, problems: Problems) -> None:
+    def __init__(self, tree: Tree, state: CommittedState, worklist: Worklist, problems: Problems) -> None:
         self._tree = tree
         self._state = state
-        self._commits = commits
         self._worklist = worklist
         self._problems = problems
 
@@ -140,7 +139,7 @@ class Reconciler:
                 transaction.set_foreign(foreign, foreign in come)
 
         if gone or come:
-            await self._commits.apply(count)
+            await self._state.apply(count)
             reach("foreign.recorded")
         return found
 

@@ -12,8 +12,9 @@ from mirrorfs.datastore.tree import Tree, longest_file
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.comparing.reconcile import Found, Reconciler
 from mirrorfs.replication.publishing.publication import Outlook, SnapshotPublication
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, Item
-from mirrorfs.state.state import State, StateTransaction
+from mirrorfs.state.state import StateTransaction
 
 _GROUP_FILES = ("owner", "notes")
 _NOT_MIRRORED = "the datastore has it, and the bucket is not known to have the same"
@@ -30,7 +31,12 @@ class Survey:
     """Tells what is to be done, item by item, as of the moment when each is looked at."""
 
     def __init__(
-        self, tree: Tree, layout: BucketLayout, state: State, reconciler: Reconciler, publication: SnapshotPublication
+        self,
+        tree: Tree,
+        layout: BucketLayout,
+        state: CommittedState,
+        reconciler: Reconciler,
+        publication: SnapshotPublication,
     ) -> None:
         self._tree = tree
         self._layout = layout

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.errors import ObjectMissing
-from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.work.commits import StateCommits
-from mirrorfs.state.state import Epochs, Identity, State
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.state.state import Epochs, Identity
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,9 @@ class Claim:
 
 
 async def claim_prefix(
-    store: ObjectStore,
-    layout: BucketLayout,
+    bucket: Bucket,
     identity: Identity,
-    state: State,
-    commits: StateCommits,
+    state: CommittedState,
     *,
     take_over: bool,
 ) -> Identity:
@@ -66,9 +64,9 @@ async def claim_prefix(
         StoreError: the store cannot tell.
     """
     reach("claim.begun")
-    in_use_by = await _in_use_by(store, layout)
-    own = _new_claim(layout, identity, in_use_by)
-    standing = await _standing_claim(store, layout)
+    in_use_by = await _in_use_by(bucket)
+    own = _new_claim(bucket.layout, identity, in_use_by)
+    standing = await _standing_claim(bucket)
     if not take_over:
         _refuse_if_foreign(f"s3://{identity.bucket}/{identity.prefix}", own, standing)
     if standing is not None and standing.is_of(own):
@@ -78,16 +76,16 @@ async def claim_prefix(
         log.warning(
             "the bucket was changed by another state than this one, or this one is an old copy: reading it anew"
         )
-        await commits.apply(lambda transaction: transaction.forget_bucket())
+        await state.apply(lambda transaction: transaction.forget_bucket())
         reach("claim.bucket-forgotten")
     # Noted before and after, so that a crash in between leaves a claim that is known to be ours.
     coming = Epochs(None if standing is None else standing.epoch, own.epoch)
-    await commits.apply(lambda transaction: transaction.set_epochs(coming))
+    await state.apply(lambda transaction: transaction.set_epochs(coming))
     reach("claim.before-put")
-    await store.put(layout.own_key(CLAIM_NAME), json.dumps(asdict(own), indent=1).encode())
+    await bucket.store.put(bucket.layout.own_key(CLAIM_NAME), json.dumps(asdict(own), indent=1).encode())
     reach("claim.after-put")
     claimed = replace(identity, mirror_id=own.mirror_id)
-    await commits.apply(lambda transaction: transaction.set_claimed(claimed, own.epoch))
+    await state.apply(lambda transaction: transaction.set_claimed(claimed, own.epoch))
     reach("claim.recorded")
     return claimed
 
@@ -113,22 +111,22 @@ def _refuse_if_foreign(where: str, own: Claim, standing: Claim | None) -> None:
         )
 
 
-async def _standing_claim(store: ObjectStore, layout: BucketLayout) -> Claim | None:
+async def _standing_claim(bucket: Bucket) -> Claim | None:
     try:
-        return Claim(**json.loads(await store.get(layout.own_key(CLAIM_NAME))))
+        return Claim(**json.loads(await bucket.store.get(bucket.layout.own_key(CLAIM_NAME))))
     except ObjectMissing:
         return None
     except (ValueError, TypeError) as error:
         raise ClaimRefused(
-            f"{layout.own_key(CLAIM_NAME)} in the bucket is not a claim that this mirrorfs can read ({error}). Look "
-            "at it, and delete it if no other mirror uses this name."
+            f"{bucket.layout.own_key(CLAIM_NAME)} in the bucket is not a claim that this mirrorfs can read ({error}). "
+            "Look at it, and delete it if no other mirror uses this name."
         ) from error
 
 
-async def _in_use_by(store: ObjectStore, layout: BucketLayout) -> str | None:
+async def _in_use_by(bucket: Bucket) -> str | None:
     """Return the host named in `.in-use` (JSON {"hostname": ...}, written by PBS 4 for its own S3 datastores)."""
     try:
-        data = await store.get(layout.in_use_key)
+        data = await bucket.store.get(bucket.layout.in_use_key)
     except ObjectMissing:
         return None
     try:

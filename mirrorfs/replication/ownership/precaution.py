@@ -9,12 +9,13 @@ from __future__ import annotations
 from mirrorfs.datastore.names import CHUNKS_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, Position
-from mirrorfs.state.state import State, StateTransaction
+from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.state.state import StateTransaction
 
 _RECORDS_AT_ONCE = 1000
 
 
-def doubt_about(datastore: str, tree: Tree, state: State, journal: JournalReader) -> str | None:
+def doubt_about(datastore: str, tree: Tree, state: CommittedState, journal: JournalReader) -> str | None:
     """Return why the mirror should not follow the datastore now, as a sentence; None when all looks well.
 
     Snapshots that went while mirrorfs was watching, as the journal tells, went on purpose. Blocks for a look at each
@@ -60,7 +61,7 @@ def _is_there(tree: Tree, path: str) -> bool:
         return True
 
 
-def _unexplained(gone: list[str], tree: Tree, state: State, journal: JournalReader) -> list[str]:
+def _unexplained(gone: list[str], tree: Tree, state: CommittedState, journal: JournalReader) -> list[str]:
     """Return those of `gone` that the journal did not see going, neither themselves nor a directory they lay in."""
     telling: dict[bytes, list[str]] = {}
     for path in gone:

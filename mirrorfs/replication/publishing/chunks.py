@@ -12,16 +12,15 @@ import trio
 
 from mirrorfs.datastore.blob import check_chunk
 from mirrorfs.datastore.errors import BlobError, DatastoreError
-from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, CopyUnsupported, ObjectMissing, StoreRejected
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.replica import holds
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
 from mirrorfs.replication.work.problems import CannotMirror
-from mirrorfs.state.state import ChunkState, State
+from mirrorfs.state.state import ChunkState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -40,10 +39,8 @@ class ChunkMirror:
     def __init__(
         self,
         tree: Tree,
-        layout: BucketLayout,
-        store: ObjectStore,
-        state: State,
-        commits: StateCommits,
+        bucket: Bucket,
+        state: CommittedState,
         *,
         parallel: int,
         healed: Callable[[bytes], None],
@@ -55,10 +52,8 @@ class ChunkMirror:
         kept from being deleted: when they pin it no more, or at once if they work on it, which is to be waited for.
         """
         self._tree = tree
-        self._layout = layout
-        self._store = store
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
         self._healed = healed
         self._look_again = look_again
         self._kept_by_pins: set[bytes] = set()
@@ -150,7 +145,7 @@ class ChunkMirror:
         if (since is not None) == is_quarantined:
             return
         now = time.time() if is_quarantined else None
-        await self._commits.apply(lambda transaction: transaction.set_quarantined(digest, now))
+        await self._state.apply(lambda transaction: transaction.set_quarantined(digest, now))
         reach("chunk.quarantine-recorded")
         if is_quarantined:
             log.warning("%s is in quarantine: PBS has found it corrupt; its object is kept", chunk_path(digest))
@@ -168,54 +163,56 @@ class ChunkMirror:
         self._healed(digest)
 
     async def _put(self, digest: bytes, data: bytes, checksum: int, known: ChunkState | None) -> None:
-        key = self._layout.chunk_key(digest)
+        key = self._bucket.layout.chunk_key(digest)
         if known is None:
             reach("chunk.before-intention")
-            await self._commits.apply(lambda transaction: transaction.intend_chunks([digest]))
-        elif not known.confirmed and await holds(self._store, key, data):
+            await self._state.apply(lambda transaction: transaction.intend_chunks([digest]))
+        elif not known.confirmed and await holds(self._bucket.store, key, data):
             await self._confirm(digest, len(data), checksum)
             return
-        elif self._store.capabilities.copies and (known.confirmed or await self._store.head(key) is not None):
+        elif self._bucket.store.capabilities.copies and (
+            known.confirmed or await self._bucket.store.head(key) is not None
+        ):
             await self._replace(digest, data, checksum, known)
             return
         elif known.confirmed:
             await self._doubt(digest)
         reach("chunk.before-put")
-        await self._store.put(key, data)
+        await self._bucket.store.put(key, data)
         reach("chunk.after-put")
         await self._confirm(digest, len(data), checksum)
 
     async def _replace(self, digest: bytes, data: bytes, checksum: int, known: ChunkState) -> None:
         """Replace a chunk's object; what comes in its place is known to be good before."""
-        key, staged = self._layout.chunk_key(digest), self._staging_key(digest)
+        key, staged = self._bucket.layout.chunk_key(digest), self._staging_key(digest)
         await self._doubt(digest)
         try:
-            await self._store.put(staged, data)
+            await self._bucket.store.put(staged, data)
         except (StoreRejected, ConfirmationFailed):
             if known.confirmed:
                 await self._confirm(digest, known.size, known.crc32c)
             raise
         reach("chunk.staged")
         try:
-            await self._store.copy(staged, key, size=len(data), crc32c=checksum)
+            await self._bucket.store.copy(staged, key, size=len(data), crc32c=checksum)
         except (CopyUnsupported, ObjectMissing) as error:
             log.debug("%s", error)
-            await self._store.put(key, data)
+            await self._bucket.store.put(key, data)
         reach("chunk.replaced")
         await self._confirm(digest, len(data), checksum)
         await self._unstage([staged])
 
     async def clear_staging(self) -> None:
         """Delete what replacements that were interrupted have left in the bucket; none may be under way."""
-        prefix = self._layout.own_key(_STAGING)
-        async with aclosing(self._store.list(prefix)) as objects:
+        prefix = self._bucket.layout.own_key(_STAGING)
+        async with aclosing(self._bucket.store.list(prefix)) as objects:
             left = [stored.key async for stored in objects if self._is_staging_key(stored.key)]
         if left:
             await self._unstage(left)
 
     async def _unstage(self, keys: list[str]) -> None:
         try:
-            refused = await self._store.delete_each(keys)
+            refused = await self._bucket.store.delete_each(keys)
         except StoreRejected as error:
             refused = dict.fromkeys(keys, error)
         for refusal in refused.values():
@@ -223,26 +220,26 @@ class ChunkMirror:
         reach("chunk.unstaged")
 
     def _staging_key(self, digest: bytes) -> str:
-        return self._layout.own_key(f"{_STAGING}{digest.hex()}")
+        return self._bucket.layout.own_key(f"{_STAGING}{digest.hex()}")
 
     def _is_staging_key(self, key: str) -> bool:
-        name = key.removeprefix(self._layout.own_key(_STAGING))
+        name = key.removeprefix(self._bucket.layout.own_key(_STAGING))
         # Only what could be a chunk's: others may keep something there, too.
-        return self._layout.chunk_digest(f"{self._layout.chunks_prefix}{name[:4]}/{name}") is not None
+        return self._bucket.layout.chunk_digest(f"{self._bucket.layout.chunks_prefix}{name[:4]}/{name}") is not None
 
     async def _doubt(self, digest: bytes) -> None:
-        await self._commits.apply(lambda transaction: transaction.doubt_chunk(digest))
+        await self._state.apply(lambda transaction: transaction.doubt_chunk(digest))
         reach("chunk.doubted")
 
     async def _confirm(self, digest: bytes, size: int, checksum: int) -> None:
-        await self._commits.apply(lambda transaction: transaction.confirm_chunk(digest, size, checksum))
+        await self._state.apply(lambda transaction: transaction.confirm_chunk(digest, size, checksum))
         reach("chunk.recorded")
 
     async def _confirm_object(self, digest: bytes) -> bool:
         """Read the chunk's object and confirm it if it is sound."""
         async with self._in_memory:
             try:
-                data = await self._store.get(self._layout.chunk_key(digest))
+                data = await self._bucket.store.get(self._bucket.layout.chunk_key(digest))
                 await trio.to_thread.run_sync(lambda: check_chunk(data, digest, content=True))
             except (ObjectMissing, StoreRejected, BlobError):
                 return False

@@ -9,9 +9,10 @@ from mirrorfs.datastore.names import GroupId, NamespaceId
 from mirrorfs.datastore.tree import Tree, longest_file
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.replica import Replica
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
 from mirrorfs.replication.work.problems import CannotMirror
-from mirrorfs.state.state import State, StateTransaction
+from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 _OWNER, _NOTES = "owner", "notes"
@@ -24,7 +25,7 @@ class GroupMirror:
     last of its snapshots has left the bucket.
     """
 
-    def __init__(self, tree: Tree, replica: Replica, state: State) -> None:
+    def __init__(self, tree: Tree, replica: Replica, state: CommittedState) -> None:
         self._tree = tree
         self._replica = replica
         self._state = state
@@ -71,7 +72,7 @@ class GroupMirror:
 class NamespaceMirror:
     """A namespace has a marker object, so that an empty one is not lost."""
 
-    def __init__(self, tree: Tree, replica: Replica, state: State) -> None:
+    def __init__(self, tree: Tree, replica: Replica, state: CommittedState) -> None:
         self._tree = tree
         self._replica = replica
         self._state = state

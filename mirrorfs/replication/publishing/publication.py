@@ -23,11 +23,11 @@ from mirrorfs.replication.publishing.chunks import ChunkMirror
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.publishing.replica import Replica
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
 from mirrorfs.replication.work.problems import CannotMirror, Problems
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.state.state import SnapshotPhase, SnapshotState, StateTransaction
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,7 @@ class SnapshotPublication:
         self,
         tree: Tree,
         replica: Replica,
-        state: State,
-        commits: StateCommits,
+        state: CommittedState,
         chunks: ChunkMirror,
         groups: GroupMirror,
         namespaces: NamespaceMirror,
@@ -96,7 +95,6 @@ class SnapshotPublication:
         self._tree = tree
         self._replica = replica
         self._state = state
-        self._commits = commits
         self._chunks = chunks
         self._groups = groups
         self._namespaces = namespaces
@@ -138,10 +136,6 @@ class SnapshotPublication:
             except (StoreRejected, ConfirmationFailed) as error:
                 raise CannotMirror(snapshot.path, str(error)) from error
             return True
-
-    def manifest_key(self, snapshot: SnapshotId) -> str:
-        """Return the key of a snapshot's manifest object."""
-        return self._replica.layout.content_key(snapshot.manifest_path)
 
     def listed_files(self, snapshot: SnapshotId) -> Mapping[str, str] | None:
         """Return what the datastore's manifest lists, with the checksums in hex; None if that cannot be told.
@@ -207,7 +201,7 @@ class SnapshotPublication:
         known = self._state.view(lambda transaction: transaction.snapshot(path))
         if known is None or known.phase is not SnapshotPhase.PUBLISHED:
             published = SnapshotState(SnapshotPhase.PUBLISHED, local.files, time.time())
-            await self._commits.apply(lambda transaction: transaction.set_snapshot(path, published))
+            await self._state.apply(lambda transaction: transaction.set_snapshot(path, published))
             reach("publication.recorded")
             log.info("%s published", path)
 
@@ -290,7 +284,7 @@ class SnapshotPublication:
             )
             committed = SnapshotState(SnapshotPhase.COMMITTED, local.files, time.time())
             # A chunk may have been found missing in the bucket since it was ensured.
-            while doubted := await self._commits.apply(
+            while doubted := await self._state.apply(
                 lambda transaction: _commit_if_complete(transaction, snapshot, committed, closure.digests, left)
             ):
                 await self._ensure_chunks(snapshot, doubted)

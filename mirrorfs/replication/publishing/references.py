@@ -10,13 +10,12 @@ import trio
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.index import parse_index
-from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ObjectMissing
-from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import PartialCount, ReferenceHolder
-from mirrorfs.state.state import State, StateTransaction
+from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -59,18 +58,14 @@ class References:
 
     def __init__(
         self,
-        layout: BucketLayout,
-        store: ObjectStore,
-        state: State,
-        commits: StateCommits,
+        bucket: Bucket,
+        state: CommittedState,
         unreferenced: Unreferenced,
         *,
         chunks_a_commit: int = CHUNKS_A_COMMIT,
     ) -> None:
-        self._layout = layout
-        self._store = store
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
         self._unreferenced = unreferenced
         self._chunks_a_commit = chunks_a_commit
 
@@ -86,7 +81,7 @@ class References:
             if not name.endswith(_INDEX_SUFFIXES):
                 continue
             try:
-                index = parse_index(name, await self._store.get(self._key(holder, name)))
+                index = parse_index(name, await self._bucket.store.get(self._key(holder, name)))
             except (ObjectMissing, DatastoreError) as error:
                 _say_unknown(holder.path, name, str(error))
                 return None
@@ -98,8 +93,8 @@ class References:
 
     def _key(self, holder: ReferenceHolder, name: str) -> str:
         if holder.is_kept:
-            return self._layout.deleted_key(holder.path, name)
-        return self._layout.content_key(f"{holder.path}/{name}")
+            return self._bucket.layout.deleted_key(holder.path, name)
+        return self._bucket.layout.content_key(f"{holder.path}/{name}")
 
     def interrupted(self, holder: ReferenceHolder) -> PartialCount | None:
         """Tell how far a count has gone that was begun, up or down, and has not ended."""
@@ -122,7 +117,7 @@ class References:
         while len(left) > self._chunks_a_commit:
             part, left = left[: self._chunks_a_commit], left[self._chunks_a_commit :]
             count = PartialCount(files, part[-1])
-            await self._commits.apply(partial(StateTransaction.count, holder=holder, count=count, digests=part))
+            await self._state.apply(partial(StateTransaction.count, holder=holder, count=count, digests=part))
             reach("references.counted")
         return left
 
@@ -138,7 +133,7 @@ class References:
             note(transaction)
             transaction.counting.set(holder, PartialCount(files, _LAST_DIGEST))
 
-        await self._commits.apply(begin)
+        await self._state.apply(begin)
         reach("references.giving-back")
         await self.give_back_interrupted(holder)
 
@@ -153,7 +148,7 @@ class References:
         while left is not None:
             counted, part = counted[: -self._chunks_a_commit], counted[-self._chunks_a_commit :]
             left = PartialCount(count.files, counted[-1]) if counted else None
-            unreferenced = await self._commits.apply(
+            unreferenced = await self._state.apply(
                 partial(StateTransaction.give_back, holder=holder, left=left, digests=part)
             )
             reach("references.given-back")

@@ -8,11 +8,10 @@ import logging
 import crc32c
 import trio
 
-from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.replication.work.commits import StateCommits
-from mirrorfs.state.state import State
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -21,11 +20,9 @@ log = logging.getLogger(__name__)
 class Replica:
     """The part of the bucket that equals the datastore's tree without its chunks."""
 
-    def __init__(self, layout: BucketLayout, store: ObjectStore, state: State, commits: StateCommits) -> None:
-        self.layout = layout
-        self.store = store
+    def __init__(self, bucket: Bucket, state: CommittedState) -> None:
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
 
     async def put(self, path: str, data: bytes, *, same_as: str | None = None) -> None:
         """Have the object of datastore path `path` equal `data`, confirmed; does nothing where it does.
@@ -38,22 +35,24 @@ class Replica:
         if self.is_confirmed(path, data):
             return
         known = self._state.view(lambda transaction: transaction.content(path))
-        key = self.layout.content_key(path)
-        there = known is not None and not known.confirmed and await holds(self.store, key, data)
+        key = self._bucket.layout.content_key(path)
+        there = known is not None and not known.confirmed and await holds(self._bucket.store, key, data)
         if not there:
-            await self._commits.apply(lambda transaction: transaction.intend_contents([path]))
+            await self._state.apply(lambda transaction: transaction.intend_contents([path]))
             reach("content.before-put")
             if not await self._copy(same_as, key, data):
-                await self.store.put(key, data)
+                await self._bucket.store.put(key, data)
             reach("content.after-put")
-        await self._commits.apply(lambda transaction: transaction.confirm_content(path, len(data), crc32c.crc32c(data)))
+        await self._state.apply(lambda transaction: transaction.confirm_content(path, len(data), crc32c.crc32c(data)))
         reach("content.recorded")
 
     async def _copy(self, source: str | None, key: str, data: bytes) -> bool:
-        if source is None or not self.store.capabilities.copies or not self.is_confirmed(source, data):
+        if source is None or not self._bucket.store.capabilities.copies or not self.is_confirmed(source, data):
             return False
         try:
-            await self.store.copy(self.layout.content_key(source), key, size=len(data), crc32c=crc32c.crc32c(data))
+            await self._bucket.store.copy(
+                self._bucket.layout.content_key(source), key, size=len(data), crc32c=crc32c.crc32c(data)
+            )
         except (CopyUnsupported, ObjectMissing) as error:
             log.debug("%s", error)
             return False
@@ -68,18 +67,18 @@ class Replica:
 
     async def get(self, path: str) -> bytes:
         """Read the object of a datastore path. Raises ObjectMissing."""
-        return await self.store.get(self.layout.content_key(path))
+        return await self._bucket.store.get(self._bucket.layout.content_key(path))
 
     async def delete(self, paths: list[str]) -> None:
         """Delete the objects of datastore paths; does nothing for those that are not known to be there."""
         known = self._state.view(lambda transaction: [path for path in paths if transaction.content(path)])
         if not known:
             return
-        await self._commits.apply(lambda transaction: transaction.intend_contents(known))
+        await self._state.apply(lambda transaction: transaction.intend_contents(known))
         reach("content.before-delete")
-        await self.store.delete([self.layout.content_key(path) for path in known])
+        await self._bucket.store.delete([self._bucket.layout.content_key(path) for path in known])
         reach("content.after-delete")
-        await self._commits.apply(lambda transaction: transaction.forget_contents(known))
+        await self._state.apply(lambda transaction: transaction.forget_contents(known))
         reach("content.forgotten")
 
 

@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.client import MAX_KEYS_PER_DELETE
 from mirrorfs.objectstore.errors import StoreError, StoreRejected
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.chunks import ChunkMirror
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.problems import Problems
-from mirrorfs.state.state import ChunkState, State, StateTransaction
+from mirrorfs.state.state import ChunkState, StateTransaction
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -72,10 +71,8 @@ class ChunkRemoval:
     def __init__(
         self,
         tree: Tree,
-        layout: BucketLayout,
-        store: ObjectStore,
-        state: State,
-        commits: StateCommits,
+        bucket: Bucket,
+        state: CommittedState,
         chunks: ChunkMirror,
         problems: Problems,
         *,
@@ -84,10 +81,8 @@ class ChunkRemoval:
     ) -> None:
         """`look_again` is called with each digest that the datastore has again."""
         self._tree = tree
-        self._layout = layout
-        self._store = store
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
         self._chunks = chunks
         self._problems = problems
         self._look_again = look_again
@@ -126,25 +121,25 @@ class ChunkRemoval:
         known = transaction.chunk(digest)
         if known is None or known.references:
             return False
-        refusal = transaction.retention.refused(self._layout.chunk_key(digest))
+        refusal = transaction.retention.refused(self._bucket.layout.chunk_key(digest))
         return refusal is None or refusal.retry_at <= self._now()
 
     async def _delete(self, unneeded: list[bytes]) -> list[bytes]:
         reach("chunk-removal.before-doubt")
-        doubted = await self._commits.apply(lambda transaction: _doubt_unreferenced(transaction, unneeded))
+        doubted = await self._state.apply(lambda transaction: _doubt_unreferenced(transaction, unneeded))
         reach("chunk-removal.before-delete")
         refusals = await self._delete_objects(list(doubted))
         reach("chunk-removal.after-delete")
-        await self._commits.apply(lambda transaction: self._record(transaction, doubted, refusals))
+        await self._state.apply(lambda transaction: self._record(transaction, doubted, refusals))
         reach("chunk-removal.recorded")
         if refusals.errors:
             _tell(refusals, len(doubted))
         return [digest for digest in doubted if digest not in refusals.errors]
 
     async def _delete_objects(self, digests: list[bytes]) -> _Refusals:
-        keys = {self._layout.chunk_key(digest): digest for digest in digests}
+        keys = {self._bucket.layout.chunk_key(digest): digest for digest in digests}
         try:
-            refused = await self._store.delete_each(list(keys))
+            refused = await self._bucket.store.delete_each(list(keys))
         except StoreRejected as error:
             return _Refusals(dict.fromkeys(digests, error), leave_all=False)
         return _Refusals({keys[key]: error for key, error in refused.items()}, leave_all=True)
@@ -156,20 +151,20 @@ class ChunkRemoval:
             # A snapshot that needs it may have been found in the bucket meanwhile: then that has to stay known.
             if now is not None and not now.references:
                 transaction.forget_chunk(digest)
-        transaction.retention.clear_refused(map(self._layout.chunk_key, deleted))
+        transaction.retention.clear_refused(map(self._bucket.layout.chunk_key, deleted))
         for digest, error in refusals.errors.items():
             before = doubted[digest]
             if refusals.leave_all:
                 before.restore(transaction, digest)
             retry_at = max(self._now() + _REFUSED_SECONDS, before.locked_until)
-            transaction.retention.set_refused(self._layout.chunk_key(digest), str(error), retry_at)
+            transaction.retention.set_refused(self._bucket.layout.chunk_key(digest), str(error), retry_at)
 
     async def look_again_at_refused(self) -> None:
         """Have those chunks looked at anew that the store may be asked for again by now."""
         due = await trio.to_thread.run_sync(lambda: self._state.view(self._due))
         if due:
             # Noted anew if it is refused again, and over for those that somebody needs again.
-            await self._commits.apply(lambda transaction: transaction.retention.clear_refused(due))
+            await self._state.apply(lambda transaction: transaction.retention.clear_refused(due))
             reach("chunk-removal.refusals-over")
         for digest in due.values():
             self._look_again(digest)
@@ -177,7 +172,11 @@ class ChunkRemoval:
     def _due(self, transaction: StateTransaction) -> dict[str, bytes]:
         now = self._now()
         _, refusals = transaction.retention.refusals(_ALL)
-        found = {refusal.key: self._layout.chunk_digest(refusal.key) for refusal in refusals if refusal.retry_at <= now}
+        found = {
+            refusal.key: self._bucket.layout.chunk_digest(refusal.key)
+            for refusal in refusals
+            if refusal.retry_at <= now
+        }
         return {key: digest for key, digest in found.items() if digest is not None}
 
     async def _note_problems(self, unreadable: dict[bytes, OSError], deleted: list[bytes]) -> None:

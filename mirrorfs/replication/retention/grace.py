@@ -13,18 +13,18 @@ import trio
 
 from mirrorfs.datastore.deletion import Deletion, parse_deletion
 from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.layout import DELETED_MARKER_NAME, BucketLayout
+from mirrorfs.datastore.layout import DELETED_MARKER_NAME
 from mirrorfs.datastore.manifest import parse_manifest
 from mirrorfs.datastore.names import MANIFEST_NAME, GroupId, SnapshotId
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, StoreError
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.retention.clock import StoreClock
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
 from mirrorfs.state.counting import ReferenceHolder
 from mirrorfs.state.retention import DeletedPhase, DeletedSnapshot
-from mirrorfs.state.state import ContentState, SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.state.state import ContentState, SnapshotPhase, SnapshotState, StateTransaction
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,8 @@ class Grace:
 
     def __init__(
         self,
-        layout: BucketLayout,
-        store: ObjectStore,
-        state: State,
-        commits: StateCommits,
+        bucket: Bucket,
+        state: CommittedState,
         references: References,
         clock: StoreClock,
         *,
@@ -54,10 +52,8 @@ class Grace:
         now: Callable[[], float] = time.time,
     ) -> None:
         """`delete_after` is for how many seconds a removed snapshot is kept; 0: not at all."""
-        self._layout = layout
-        self._store = store
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
         self._references = references
         self._clock = clock
         self._delete_after = delete_after
@@ -96,7 +92,7 @@ class Grace:
         deleted = DeletedSnapshot(
             snapshot.path, known.files, names, DeletedPhase.COPYING, now, now + self._delete_after
         )
-        await self._commits.apply(lambda transaction: transaction.retention.set_deleted(deleted))
+        await self._state.apply(lambda transaction: transaction.retention.set_deleted(deleted))
         reach("grace.begun")
         for content in files:
             try:
@@ -106,30 +102,32 @@ class Grace:
                 if _filename(content) in known.files:
                     raise
             reach("grace.file-copied")
-        await self._store.put(self._key(snapshot.path, DELETED_MARKER_NAME), await self._marker(snapshot, deleted))
+        await self._bucket.store.put(
+            self._key(snapshot.path, DELETED_MARKER_NAME), await self._marker(snapshot, deleted)
+        )
         reach("grace.marker-put")
         await self._copy_object(
             snapshot, next(content for content in contents if content.path == snapshot.manifest_path)
         )
         reach("grace.manifest-copied")
-        await self._commits.apply(lambda transaction: _hand_over(transaction, known, deleted))
+        await self._state.apply(lambda transaction: _hand_over(transaction, known, deleted))
         reach("grace.handed-over")
         self._changed.set()
         log.info("%s is gone from the datastore; it stays restorable until %s", snapshot.path, _date(deleted.until))
 
     async def _copy_object(self, snapshot: SnapshotId, content: ContentState) -> None:
-        source, target = self._layout.content_key(content.path), self._key(snapshot.path, _filename(content))
-        if content.confirmed and self._store.capabilities.copies:
+        source, target = self._bucket.layout.content_key(content.path), self._key(snapshot.path, _filename(content))
+        if content.confirmed and self._bucket.store.capabilities.copies:
             try:
-                await self._store.copy(source, target, size=content.size, crc32c=content.crc32c)
+                await self._bucket.store.copy(source, target, size=content.size, crc32c=content.crc32c)
             except CopyUnsupported as error:
                 log.debug("%s", error)
             else:
                 return
-        data = await self._store.get(source)
+        data = await self._bucket.store.get(source)
         if content.confirmed and (len(data), crc32c.crc32c(data)) != (content.size, content.crc32c):
             raise ObjectMissing(f"copy {source}", "it is not what was published")
-        await self._store.put(target, data)
+        await self._bucket.store.put(target, data)
 
     async def _marker(self, snapshot: SnapshotId, deleted: DeletedSnapshot) -> bytes:
         owner, notes = [await self._group_file(snapshot.group, name) for name in _GROUP_FILES]
@@ -137,7 +135,7 @@ class Grace:
 
     async def _group_file(self, group: GroupId, name: str) -> str | None:
         try:
-            data = await self._store.get(self._layout.content_key(f"{group.path}/{name}"))
+            data = await self._bucket.store.get(self._bucket.layout.content_key(f"{group.path}/{name}"))
         except ObjectMissing:
             return None
         return data.decode("utf-8", "replace")
@@ -159,13 +157,13 @@ class Grace:
             await self._release(deleted)
         else:
             await self._references.give_back_interrupted(_holder(path))
-        await self._store.delete([self._key(path, name) for name in deleted.names])
+        await self._bucket.store.delete([self._key(path, name) for name in deleted.names])
         reach("grace.files-deleted")
-        await self._commits.apply(lambda transaction: transaction.retention.forget_deleted(path))
+        await self._state.apply(lambda transaction: transaction.retention.forget_deleted(path))
         reach("grace.ended")
 
     async def _release(self, deleted: DeletedSnapshot) -> None:
-        await self._store.delete([self._key(deleted.path, MANIFEST_NAME)])
+        await self._bucket.store.delete([self._key(deleted.path, MANIFEST_NAME)])
         reach("grace.manifest-deleted")
         ending = replace(deleted, phase=DeletedPhase.ENDING)
 
@@ -175,7 +173,7 @@ class Grace:
         if deleted.phase is DeletedPhase.KEPT:
             await self._references.give_back(_holder(deleted.path), deleted.files, note)
         else:
-            await self._commits.apply(note)
+            await self._state.apply(note)
         reach("grace.released")
 
     async def end_when_due(self) -> None:
@@ -216,9 +214,9 @@ class Grace:
     async def adopt(self) -> None:
         """Take into a new state what an earlier one has kept; what is not complete there goes."""
         names: dict[str, list[str]] = {}
-        async with aclosing(self._store.list(self._layout.deleted_prefix)) as objects:
+        async with aclosing(self._bucket.store.list(self._bucket.layout.deleted_prefix)) as objects:
             async for stored in objects:
-                found = self._layout.deleted_path(stored.key)
+                found = self._bucket.layout.deleted_path(stored.key)
                 if found is not None:
                     path, _, name = found.rpartition("/")
                     names.setdefault(path, []).append(name)
@@ -244,25 +242,25 @@ class Grace:
                     deleted = replace(
                         incomplete, files=files, phase=DeletedPhase.KEPT, deleted=times[0], until=times[1]
                     )
-        await self._commits.apply(lambda transaction: _take_in(transaction, deleted, digests))
+        await self._state.apply(lambda transaction: _take_in(transaction, deleted, digests))
         reach("grace.adopted")
 
     async def _listed_files(self, path: str) -> dict[str, str]:
-        manifest = parse_manifest(await self._store.get(self._key(path, MANIFEST_NAME)))
+        manifest = parse_manifest(await self._bucket.store.get(self._key(path, MANIFEST_NAME)))
         return {file.filename: file.checksum.hex() for file in manifest.files}
 
     async def _times(self, path: str) -> tuple[float, float]:
         """Read when it was deleted and until when it is kept; without a readable note, from now on."""
         now = self._now()
         try:
-            deletion = parse_deletion(await self._store.get(self._key(path, DELETED_MARKER_NAME)))
+            deletion = parse_deletion(await self._bucket.store.get(self._key(path, DELETED_MARKER_NAME)))
         except (ObjectMissing, DatastoreError) as error:
             log.warning("it cannot be read when %s was deleted, so it is kept from now on: %s", path, error)
             return now, now + self._delete_after
         return deletion.deleted, deletion.until
 
     def _key(self, path: str, name: str) -> str:
-        return self._layout.deleted_key(path, name)
+        return self._bucket.layout.deleted_key(path, name)
 
 
 def _hand_over(transaction: StateTransaction, known: SnapshotState, deleted: DeletedSnapshot) -> None:

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 import trio
 
-from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.capabilities import LockMode
 from mirrorfs.objectstore.errors import ObjectMissing, StoreError
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.retention.clock import StoreClock
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State
+from mirrorfs.state.state import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -48,10 +47,8 @@ class SnapshotLocks:
 
     def __init__(
         self,
-        layout: BucketLayout,
-        store: ObjectStore,
-        state: State,
-        commits: StateCommits,
+        bucket: Bucket,
+        state: CommittedState,
         references: References,
         clock: StoreClock,
         *,
@@ -60,10 +57,8 @@ class SnapshotLocks:
         now: Callable[[], float] = time.time,
     ) -> None:
         """`lock_for` is the period in seconds, None for the bucket's own default."""
-        self._layout = layout
-        self._store = store
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
         self._references = references
         self._clock = clock
         self._lock_for = lock_for
@@ -102,7 +97,7 @@ class SnapshotLocks:
         return max(_SHORTEST_PAUSE, min(_LONGEST_PAUSE, terms.period / 100))
 
     def _terms(self) -> _Terms | None:
-        rule = self._store.capabilities.object_lock
+        rule = self._bucket.store.capabilities.object_lock
         period = None if rule is None else self._lock_for or rule.period
         return None if rule is None or period is None else _Terms(rule.mode or _DEFAULT_MODE, period)
 
@@ -111,13 +106,13 @@ class SnapshotLocks:
         """Why nothing is locked though the bucket could, or though it is wanted; None if all is as it should be."""
         if self._terms() is not None:
             return None
-        if self._store.capabilities.object_lock is not None:
+        if self._bucket.store.capabilities.object_lock is not None:
             return (
-                f"{self._store.place} has Object Lock, but no default retention: nothing is locked without "
+                f"{self._bucket.store.place} has Object Lock, but no default retention: nothing is locked without "
                 "--retention-lock-for"
             )
         if self._lock_for is not None:
-            return f"--retention-lock-for has no effect: {self._store.place} has no Object Lock"
+            return f"--retention-lock-for has no effect: {self._bucket.store.place} has no Object Lock"
         return None
 
     def _due(self, period: float) -> list[tuple[str, SnapshotState]]:
@@ -141,18 +136,20 @@ class SnapshotLocks:
         try:
             for first in range(0, len(chunks), _CHUNKS_A_COMMIT):
                 part = chunks[first : first + _CHUNKS_A_COMMIT]
-                await self._retain([self._layout.chunk_key(digest) for digest in part], until, terms.mode)
-                await self._commits.apply(
+                await self._retain([self._bucket.layout.chunk_key(digest) for digest in part], until, terms.mode)
+                await self._state.apply(
                     lambda transaction, part=part: transaction.retention.set_chunks_locked(part, until)  # type: ignore[misc]
                 )
                 reach("locks.chunks-recorded")
             contents = self._state.view(lambda transaction: list(transaction.contents(path)))
-            await self._retain([self._layout.content_key(content.path) for content in contents], until, terms.mode)
+            await self._retain(
+                [self._bucket.layout.content_key(content.path) for content in contents], until, terms.mode
+            )
         except ObjectMissing as error:
             # It is being removed or replaced; if not, its publication finds what is missing.
             log.info("the lock of %s is not extended now: %s", path, error)
             return
-        await self._commits.apply(lambda transaction: transaction.retention.set_snapshot_locked(path, horizon))
+        await self._state.apply(lambda transaction: transaction.retention.set_snapshot_locked(path, horizon))
         reach("locks.snapshot-recorded")
         log.debug("%s is locked until %s at least", path, time.strftime("%Y-%m-%d %H:%M", time.gmtime(horizon)))
 
@@ -163,7 +160,7 @@ class SnapshotLocks:
         async def extend() -> None:
             for key in waiting:
                 try:
-                    await self._store.retain(key, until, mode)
+                    await self._bucket.store.retain(key, until, mode)
                 except StoreError as error:
                     failures.append(error)
                 if failures:

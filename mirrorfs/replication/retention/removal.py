@@ -8,19 +8,18 @@ import time
 from mirrorfs.datastore.names import MANIFEST_NAME, SnapshotId
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.publishing.replica import Replica
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.state.state import SnapshotPhase, SnapshotState, StateTransaction
 from mirrorfs.steps import reach
 
 
 class SnapshotRemoval:
     """Each step is noted in the state before or with its effect, so that a crash is continued where it happened."""
 
-    def __init__(self, replica: Replica, state: State, commits: StateCommits, references: References) -> None:
+    def __init__(self, replica: Replica, state: CommittedState, references: References) -> None:
         self._replica = replica
         self._state = state
-        self._commits = commits
         self._references = references
 
     async def remove(self, snapshot: SnapshotId) -> None:
@@ -43,7 +42,7 @@ class SnapshotRemoval:
 
     async def _enter(self, path: str, known: SnapshotState, phase: SnapshotPhase) -> SnapshotState:
         entered = dataclasses.replace(known, phase=phase, since=time.time())
-        await self._commits.apply(lambda transaction: transaction.set_snapshot(path, entered))
+        await self._state.apply(lambda transaction: transaction.set_snapshot(path, entered))
         return entered
 
     async def _release(self, path: str, known: SnapshotState) -> None:
@@ -61,5 +60,5 @@ class SnapshotRemoval:
         left = self._state.view(lambda transaction: [content.path for content in transaction.contents(path)])
         await self._replica.delete(left)
         reach("removal.files-deleted")
-        await self._commits.apply(lambda transaction: transaction.forget_snapshot(path))
+        await self._state.apply(lambda transaction: transaction.forget_snapshot(path))
         reach("removal.recorded")

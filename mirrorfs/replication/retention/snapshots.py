@@ -11,16 +11,16 @@ import trio
 from mirrorfs.datastore.names import PROTECTED_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.publication import SnapshotPublication
 from mirrorfs.replication.retention.grace import Grace
 from mirrorfs.replication.retention.removal import SnapshotRemoval
 from mirrorfs.replication.retention.wave import RemovalWaves
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import item_of_problem
 from mirrorfs.replication.work.problems import CannotMirror, Problems
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State
+from mirrorfs.state.state import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,8 @@ class SnapshotRetention:
     def __init__(
         self,
         tree: Tree,
-        store: ObjectStore,
-        state: State,
-        commits: StateCommits,
+        bucket: Bucket,
+        state: CommittedState,
         publication: SnapshotPublication,
         removal: SnapshotRemoval,
         grace: Grace,
@@ -49,9 +48,8 @@ class SnapshotRetention:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._tree = tree
-        self._store = store
+        self._bucket = bucket
         self._state = state
-        self._commits = commits
         self._publication = publication
         self._removal = removal
         self._grace = grace
@@ -83,7 +81,7 @@ class SnapshotRetention:
     async def _forget_what_held_it(self, snapshot: SnapshotId) -> None:
         await self._waves.forget(snapshot)
         if self._state.view(lambda transaction: transaction.retention.refused(snapshot.path)) is not None:
-            await self._commits.apply(lambda transaction: transaction.retention.clear_refused([snapshot.path]))
+            await self._state.apply(lambda transaction: transaction.retention.clear_refused([snapshot.path]))
             reach("retention.refusal-over")
 
     def _is_gone(self, snapshot: SnapshotId) -> bool:
@@ -146,12 +144,10 @@ class SnapshotRetention:
             raise CannotMirror(snapshot.path, refusal.reason)
 
     async def _refused(self, snapshot: SnapshotId, error: StoreRejected) -> CannotMirror:
-        until = await self._store.retained_until(self._publication.manifest_key(snapshot))
+        until = await self._bucket.store.retained_until(self._bucket.layout.content_key(snapshot.manifest_path))
         retry_at = max(until or 0.0, self._now() + _REFUSED_SECONDS)
         asked_again = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(retry_at))
         reason = f"the store refuses to delete it, and is asked again at {asked_again}: {error}"
-        await self._commits.apply(
-            lambda transaction: transaction.retention.set_refused(snapshot.path, reason, retry_at)
-        )
+        await self._state.apply(lambda transaction: transaction.retention.set_refused(snapshot.path, reason, retry_at))
         reach("retention.refusal-recorded")
         return CannotMirror(snapshot.path, reason)

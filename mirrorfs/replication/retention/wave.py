@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.replication.retention.clock import StoreClock
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.retention import HeldRemoval
-from mirrorfs.state.state import State, StateTransaction
+from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ class RemovalWaves:
 
     def __init__(
         self,
-        state: State,
-        commits: StateCommits,
+        state: CommittedState,
         clock: StoreClock,
         *,
         max_delete_fraction: float | None,
@@ -47,7 +46,6 @@ class RemovalWaves:
     ) -> None:
         """`max_delete_fraction` is the share, more than 0 and at most 1; None holds nothing back but what is held."""
         self._state = state
-        self._commits = commits
         self._clock = clock
         self._fraction = max_delete_fraction
         self._now = now
@@ -67,7 +65,7 @@ class RemovalWaves:
         fraction, now = self._fraction, self._now()
         # With a clock in doubt nothing that was counted becomes too old to count.
         day_began = now - _DAY if self._clock.is_trusted else float("-inf")
-        verdict = await self._commits.apply(lambda transaction: _judge(transaction, gone, fraction, now, day_began))
+        verdict = await self._state.apply(lambda transaction: _judge(transaction, gone, fraction, now, day_began))
         reach("wave.recorded")
         if verdict.held:
             log.error(
@@ -81,7 +79,7 @@ class RemovalWaves:
 
     async def approve(self) -> list[SnapshotId]:
         """Approve of all that is held now; returns it."""
-        approved = await self._commits.apply(_approve)
+        approved = await self._state.apply(_approve)
         reach("wave.approved")
         return [SnapshotId.parse(path) for path in approved]
 
@@ -93,7 +91,7 @@ class RemovalWaves:
     async def forget(self, snapshot: SnapshotId) -> None:
         """Note that there is nothing to hold any more: the snapshot is removed, or it is back."""
         if self._state.view(lambda transaction: transaction.retention.held(snapshot.path)) is not None:
-            await self._commits.apply(lambda transaction: transaction.retention.forget_held(snapshot.path))
+            await self._state.apply(lambda transaction: transaction.retention.forget_held(snapshot.path))
             reach("wave.forgotten")
 
 

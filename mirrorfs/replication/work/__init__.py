@@ -7,6 +7,6 @@ waits for everything that was recorded before its name was seen to be gone. Work
 told and tried again, not lost. It knows nothing of how an item is handled: `drain.Handler` says what it needs.
 
 Read `items` (what a name means as work), `worklist` (what waits, and in which order), `drain` (from the journal to the
-workers, and the position), then what all rooms stand on: `commits` (changing the state), `problems` (what cannot be
-mirrored), `exclusion` (no two on one thing).
+workers, and the position); then what all rooms stand on: `commits` (what is known, and changing it), `bucket` (the
+bucket as it is), `problems` (what cannot be mirrored), `exclusion` (no two on one thing).
 """

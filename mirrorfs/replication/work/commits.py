@@ -22,13 +22,21 @@ class _Work:
     error: BaseException | None = None
 
 
-class StateCommits:
-    """The only way in which the uploader changes its state. `run` must be running for `apply` to return."""
+class CommittedState:
+    """The state as the uploader uses it: what is known of datastore and bucket, and the only way to change that.
+
+    `view` shows what is on stable storage. `run` must be running for `apply` to return.
+    """
 
     def __init__(self, state: State) -> None:
+        """Take over `state`, which nobody else may close."""
         self._state = state
         self._waiting: list[_Work] = []
         self._arrived = trio.Event()
+
+    def view(self, work: Callable[[StateTransaction], Result]) -> Result:
+        """Run `work` in a read transaction. Raises JournalError."""
+        return self._state.view(work)
 
     async def apply(self, work: Callable[[StateTransaction], Result]) -> Result:
         """Run `work` in a write transaction; on return it is on stable storage.
@@ -67,3 +75,7 @@ class StateCommits:
     def _commit(self, batch: list[_Work]) -> list[Any]:
         reach("state.before-commit")
         return self._state.update(lambda transaction: [entry.run(transaction) for entry in batch])
+
+    def close(self) -> None:
+        """Close the state; what nobody has committed by then is not in it."""
+        self._state.close()

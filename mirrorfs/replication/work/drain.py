@@ -9,10 +9,9 @@ import trio
 
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.journal.journal import JournalReader, Position
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, Item, item_of
 from mirrorfs.replication.work.worklist import Worklist
-from mirrorfs.state.state import State
 from mirrorfs.steps import reach
 
 _JOURNAL_BATCH = 1000
@@ -46,11 +45,9 @@ class Handler(Protocol):
 class Drain:
     """Reads the journal as fast as there is room, and notes how far everything before a record is dealt with."""
 
-    def __init__(
-        self, journal: JournalReader, state: State, commits: StateCommits, worklist: Worklist, handler: Handler
-    ) -> None:
+    def __init__(self, journal: JournalReader, state: CommittedState, worklist: Worklist, handler: Handler) -> None:
         self._journal = journal
-        self._commits = commits
+        self._state = state
         self._worklist = worklist
         self._handler = handler
         self._news = trio.Event()
@@ -170,7 +167,7 @@ class Drain:
 
     async def _save(self, position: Position) -> None:
         reach("position.before-save")
-        await self._commits.apply(lambda transaction: transaction.set_position(position))
+        await self._state.apply(lambda transaction: transaction.set_position(position))
         reach("position.after-save")
         self._saved = position.sequence
 

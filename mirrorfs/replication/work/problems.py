@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
-from mirrorfs.replication.work.commits import StateCommits
-from mirrorfs.state.state import Problem, State
+from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.state.state import Problem
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,8 @@ class CannotMirror(Exception):
 class Problems:
     """The register of problems."""
 
-    def __init__(self, state: State, commits: StateCommits) -> None:
+    def __init__(self, state: CommittedState) -> None:
         self._state = state
-        self._commits = commits
 
     @asynccontextmanager
     async def noting(self, name: str) -> AsyncIterator[None]:
@@ -59,7 +58,7 @@ class Problems:
         if known is not None and known.reason == reason:
             return
         problem = Problem(name, reason, known.since if known is not None else time.time())
-        await self._commits.apply(lambda transaction: transaction.set_problem(problem))
+        await self._state.apply(lambda transaction: transaction.set_problem(problem))
         reach("problem.recorded")
         log.error("%s cannot be mirrored: %s", name, reason)
 
@@ -67,7 +66,7 @@ class Problems:
         """Register that all is well with `name`."""
         if self._state.view(lambda transaction: transaction.problem(name)) is None:
             return
-        await self._commits.apply(lambda transaction: transaction.clear_problem(name))
+        await self._state.apply(lambda transaction: transaction.clear_problem(name))
         reach("problem.cleared")
         log.info("%s is all right again", name)
 

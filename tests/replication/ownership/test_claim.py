@@ -14,7 +14,8 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.ownership.claim import ClaimRefused, claim_prefix
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.state import Epochs, Identity, State
 from tests.replication.world import FakeStore
 
@@ -31,17 +32,14 @@ OWN = Identity("/mnt/datastore", "bucket", "name", "own")
 class Claimant:
     """A state directory that claims the prefix, as an uploader does at each start."""
 
-    state: State
-    commits: StateCommits
+    state: CommittedState
 
     async def claim(self, store: FakeStore, identity: Identity = OWN, *, take_over: bool = False) -> Identity:
         layout = BucketLayout("name")
-        return await claim_prefix(
-            cast(ObjectStore, store), layout, identity, self.state, self.commits, take_over=take_over
-        )
+        return await claim_prefix(Bucket(layout, cast(ObjectStore, store)), identity, self.state, take_over=take_over)
 
     async def know(self, digest: bytes) -> None:
-        await self.commits.apply(lambda transaction: transaction.confirm_chunk(digest, 1, 1))
+        await self.state.apply(lambda transaction: transaction.confirm_chunk(digest, 1, 1))
 
     def knows(self, digest: bytes) -> bool:
         return self.state.view(lambda transaction: transaction.chunk(digest)) is not None
@@ -52,9 +50,8 @@ async def claimants(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[list
     """Three state directories."""
     made = []
     for name in "abc":
-        state = State(str(tmp_path / name))
-        made.append(Claimant(state, StateCommits(state)))
-        nursery.start_soon(made[-1].commits.run)
+        made.append(Claimant(CommittedState(State(str(tmp_path / name)))))
+        nursery.start_soon(made[-1].state.run)
     yield made
     nursery.cancel_scope.cancel()
     for claimant in made:
@@ -109,7 +106,7 @@ async def test_an_old_copy_of_a_state_forgets_what_it_knows(claimants: list[Clai
     state, old_copy, _ = claimants
     await state.claim(store)
     epochs = state.state.view(lambda transaction: transaction.epochs())
-    await old_copy.commits.apply(lambda transaction: transaction.set_epochs(epochs))
+    await old_copy.state.apply(lambda transaction: transaction.set_epochs(epochs))
     await old_copy.know(CHUNK)
     await state.claim(store)
     await old_copy.claim(store)
@@ -135,7 +132,7 @@ async def test_a_crash_around_the_claim_costs_no_knowledge(claimants: list[Claim
     ours = Epochs(json.loads(before[CLAIM])["epoch"], standing(store)["epoch"])
     for objects in (before, dict(store.objects)):
         # As after a crash before, and after, the PUT: the state has noted both.
-        await state.commits.apply(lambda transaction: transaction.set_epochs(ours))
+        await state.state.apply(lambda transaction: transaction.set_epochs(ours))
         await state.claim(FakeStore(objects))
         assert state.knows(CHUNK)
 

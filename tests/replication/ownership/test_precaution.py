@@ -13,6 +13,7 @@ import pytest
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, JournalWriter, Position
 from mirrorfs.replication.ownership.precaution import doubt_about
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
 
 PATHS = [f"vm/{number}/2026-01-01T00:00:00Z" for number in range(5)]
@@ -41,7 +42,7 @@ class Situation:
         self.journal.close()
         reader = JournalReader(self.journal.directory)
         try:
-            return doubt_about("/mnt/datastore", Tree(descriptor), self.state, reader)
+            return doubt_about("/mnt/datastore", Tree(descriptor), CommittedState(self.state), reader)
         finally:
             reader.close()
             os.close(descriptor)

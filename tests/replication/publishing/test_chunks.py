@@ -103,7 +103,7 @@ async def test_a_lock_that_is_known_tells_when_to_ask_again(world: World) -> Non
     world.store.kept = {chunk_key("a")}
     async with world.running() as running:
         await running.settled()
-        await running.mirror.commits.apply(
+        await running.mirror.state.apply(
             lambda transaction: transaction.retention.set_chunks_locked([digest_of("a")], until)
         )
         remove_chunks(running, world, ["a"])
@@ -174,7 +174,7 @@ async def test_a_reference_that_comes_while_a_batch_is_prepared_keeps_its_chunk(
         def and_then_adopt(removal: ChunkRemoval, digests: list[bytes]) -> list[bytes]:
             judged = unneeded(removal, digests)
             assert set(judged) == {digest_of("a"), digest_of("b")}
-            trio.from_thread.run(running.mirror.commits.apply, adopt)
+            trio.from_thread.run(running.mirror.state.apply, adopt)
             return judged
 
         await running.settled()
@@ -197,7 +197,7 @@ async def test_a_reference_that_comes_while_a_batch_is_deleted_is_not_forgotten(
         gate = world.store.gate("delete", chunk_key("a"))
         remove_chunks(running, world, ["a"])
         await gate.reached.wait()
-        await running.mirror.commits.apply(
+        await running.mirror.state.apply(
             lambda transaction: transaction.commit_snapshot(FIRST, found, [digest_of("a")])
         )
         gate.opened.set()
@@ -377,7 +377,7 @@ async def test_a_damaged_object_is_replaced_and_an_absent_one_put(world: World) 
         world.store.objects[chunk_key("a")] = b"damaged"
         del world.store.objects[chunk_key("b")]
         for label in "ab":
-            await running.mirror.commits.apply(
+            await running.mirror.state.apply(
                 lambda transaction, label=label: transaction.doubt_chunk(digest_of(label))  # type: ignore[misc]
             )
         world.store.requests.clear()

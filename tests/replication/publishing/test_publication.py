@@ -279,7 +279,7 @@ async def test_a_chunk_whose_deletion_has_been_decided_is_seen_to_again(world: W
     async with world.running() as running:
         await running.settled()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(running.mirror.commits.apply, hold_up)
+            nursery.start_soon(running.mirror.state.apply, hold_up)
             await trio.to_thread.run_sync(begun.wait)
             # The deletion is decided, and nothing of it is in the state yet.
             world.datastore.remove_chunk("a")

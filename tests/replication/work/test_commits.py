@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from mirrorfs.database.errors import JournalError
-from mirrorfs.replication.work.commits import StateCommits
+from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.state import State, StateTransaction
 
 pytestmark = pytest.mark.trio
@@ -31,7 +31,7 @@ class CountingState(State):
 
 async def test_all_who_wait_share_one_commit(directory: Path) -> None:
     state = CountingState(str(directory))
-    commits = StateCommits(state)
+    commits = CommittedState(state)
     under_way, go_on = threading.Event(), threading.Event()
     results: dict[int, int] = {}
     order: list[int] = []
@@ -67,7 +67,7 @@ async def test_all_who_wait_share_one_commit(directory: Path) -> None:
 
 async def test_a_failed_commit_stores_nothing_reaches_all_and_ends_the_run(directory: Path) -> None:
     state = State(str(directory))
-    commits = StateCommits(state)
+    commits = CommittedState(state)
     failures: list[JournalError] = []
 
     def fail(_: StateTransaction) -> None:

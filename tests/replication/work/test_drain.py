@@ -34,7 +34,7 @@ async def draining(world: World, directory: Path, saved: list[Position]) -> Asyn
     journal = JournalReader(str(directory))
     async with world.running(reconciles=False, newest=journal.last_sequence) as running:
         mirror = running.mirror
-        drain = Drain(journal, running.state, mirror.commits, running.worklist, mirror)
+        drain = Drain(journal, mirror.state, running.worklist, mirror)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drain.intake)
             nursery.start_soon(drain.save_position, saved.append)
