@@ -154,6 +154,11 @@ class Tree:
         status = self._status(path)
         return status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
 
+    def is_directory(self, path: str) -> bool:
+        """Whether a directory stands at ``path``."""
+        status = self._status(path)
+        return status is not None and stat.S_ISDIR(status.st_mode)
+
     def is_taken(self, path: str) -> bool:
         """Whether anything at all stands at ``path``."""
         return self._status(path) is not None

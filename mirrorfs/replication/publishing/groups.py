@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.group_files import check_notes, check_owner
 from mirrorfs.datastore.names import GroupId, NamespaceId
 from mirrorfs.datastore.tree import Tree, longest_file
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
@@ -16,6 +17,7 @@ from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 _OWNER, _NOTES = "owner", "notes"
+_CHECKS = {_OWNER: check_owner, _NOTES: check_notes}
 
 
 class GroupMirror:
@@ -35,12 +37,12 @@ class GroupMirror:
         """Have owner and notes in the bucket equal those in the datastore.
 
         Raises:
-            CannotMirror: one of them is no file, too large, unreadable or refused by the store; what the bucket has
-                of it stays.
+            CannotMirror: one of them is no file, not what PBS can read, too large, unreadable or refused by the
+                store; what the bucket has of it stays.
         """
         reasons: list[str] = []
         async with self._exclusion.hold(group):
-            for name in (_OWNER, _NOTES):
+            for name in _CHECKS:
                 try:
                     await self._settle_file(group, f"{group.path}/{name}")
                 except CannotMirror as failure:
@@ -62,11 +64,18 @@ class GroupMirror:
 
     def _read(self, group: GroupId, path: str) -> bytes | None:
         try:
-            return self._tree.read(path, maximum_size=longest_file(path))
+            data = self._tree.read(path, maximum_size=longest_file(path))
         except FileNotFoundError:
             return None
         except (DatastoreError, OSError) as error:
             raise CannotMirror(group.path, f"{path} cannot be used: {error}") from error
+        try:
+            _CHECKS[path.rpartition("/")[2]](data)
+        except DatastoreError as error:
+            raise CannotMirror(
+                group.path, f"{path} {error}; what the bucket has of it stays. Set it anew in PBS"
+            ) from error
+        return data
 
 
 class NamespaceMirror:
@@ -79,10 +88,15 @@ class NamespaceMirror:
         self._exclusion = Exclusion[NamespaceId]()
 
     async def settle(self, namespace: NamespaceId) -> None:
-        """Have the marker there exactly if the namespace's directory is, or a snapshot in it is still in the bucket."""
+        """Have the marker there exactly if the namespace's directory is, or a snapshot in it is still in the bucket.
+
+        Raises:
+            CannotMirror: something else than a directory stands there; what the bucket has of the namespace stays.
+        """
         if namespace.parent is None:
             return
         async with self._exclusion.hold(namespace):
+            await trio.to_thread.run_sync(self._refuse_what_is_no_directory, namespace)
             marker = f"{namespace.path}/.namespace"
             if await trio.to_thread.run_sync(self._is_wanted, namespace):
                 await self._replica.put(marker, b"")
@@ -90,6 +104,14 @@ class NamespaceMirror:
             else:
                 await self._replica.delete([marker])
                 reach("namespace.marker-deleted")
+
+    def _refuse_what_is_no_directory(self, namespace: NamespaceId) -> None:
+        if self._tree.is_taken(namespace.path) and not self._tree.is_directory(namespace.path):
+            raise CannotMirror(
+                namespace.path,
+                "it is no directory, so it is no namespace; what the bucket has of it stays until it is one again, "
+                "or gone",
+            )
 
     def _is_wanted(self, namespace: NamespaceId) -> bool:
         return self._tree.exists(namespace.path) or self._state.view(

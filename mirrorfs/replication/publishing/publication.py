@@ -373,9 +373,7 @@ class SnapshotPublication:
         """Read what may stand beside the listed files; also says why what cannot be used cannot."""
         extras: dict[str, bytes] = {}
         damaged: dict[str, str] = {}
-        for name in self._tree.snapshot_files(snapshot):
-            if name not in _EXTRAS:
-                continue
+        for name in _EXTRAS:
             path = f"{snapshot.path}/{name}"
             try:
                 data = self._tree.read(path, maximum_size=longest_file(path))
