@@ -7,6 +7,8 @@ import importlib
 import click
 
 from mirrorfs import __version__
+from mirrorfs.cli.errors import shown_errors
+from mirrorfs.output import escape_tracebacks
 
 _COMMANDS = ("mount", "umount", "status", "wait", "reconcile", "retention", "metrics", "snapshots", "restore")
 
@@ -22,6 +24,15 @@ class _Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(f"mirrorfs.cli.{cmd_name}").command
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        escape_tracebacks()
+        with shown_errors():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        with shown_errors():
+            return super().invoke(ctx)
 
 
 @click.command(

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
+from mirrorfs.output import say
 from mirrorfs.supervision.metrics import MirrorCollector
 from mirrorfs.supervision.registry import RunningMount, find, running_mounts
 
@@ -60,14 +61,14 @@ def command(datastore: str | None, listen: tuple[str, int] | None) -> None:
     registry = CollectorRegistry()
     registry.register(MirrorCollector(lambda: _mounts(path)))
     if listen is None:
-        click.echo(generate_latest(registry), nl=False)
+        say(*generate_latest(registry).decode().rstrip("\n").split("\n"))
         return
     address, port = listen
     try:
         start_http_server(port, address, registry)
     except OSError as error:
         raise Failure(f"cannot listen on {address}, port {port}: {error.strerror}") from error
-    click.echo(f"serving metrics on {address}, port {port}, at /metrics", err=True)
+    say(f"serving metrics on {address}, port {port}, at /metrics", err=True)
     while True:
         signal.pause()
 

@@ -16,6 +16,7 @@ from mirrorfs.cli.settings_file import DatastoreCommand
 from mirrorfs.database.directory import StateDirectory, default_state_directory
 from mirrorfs.database.errors import JournalError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
+from mirrorfs.output import say
 from mirrorfs.replication.settings import (
     DEFAULT_PARALLEL,
     DEFAULT_RETRY_CEILING,
@@ -166,10 +167,10 @@ def command(
 
 def _say_ready(settings: MountSettings, note: str) -> None:
     if note:
-        click.echo(note, err=True)
+        say(note, err=True)
     uploader = settings.uploader
     mirrored = "will be mirrored" if note else "mirrored"
-    click.echo(f"{settings.mountpoint} is mounted and {mirrored} to s3://{uploader.bucket}/{uploader.prefix}")
+    say(f"{settings.mountpoint} is mounted and {mirrored} to s3://{uploader.bucket}/{uploader.prefix}")
 
 
 def _run_in_background(settings: MountSettings, directory: StateDirectory) -> str | None:

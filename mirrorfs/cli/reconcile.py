@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import click
@@ -11,6 +10,7 @@ from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
 from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.supervision.registry import mountpoint_of, state_directory_of
 
@@ -58,11 +58,14 @@ def command(datastore: str, deep: bool, dry_run: bool, timeout: float | None, as
     answer = _ask(path, {"deep": deep, "dry_run": dry_run}, timeout, as_json=as_json)
     if "error" in answer:
         raise Failure(f"nothing more was changed: {answer['error']}")
-    click.echo(json.dumps(answer) if as_json else "\n".join(_describe(answer, dry_run=dry_run)))
+    if as_json:
+        say_json(answer)
+    else:
+        say(*_describe(answer, dry_run=dry_run))
     if dry_run:
         raise SystemExit(_DIFFERENCES_FOUND if any(answer["differences"].values()) else 0)
     if answer["problems"]:
-        raise Failure("\n".join(["some of it cannot be mirrored as it is:", *_problems(path, answer)]))
+        raise Failure("some of it cannot be mirrored as it is:", *_problems(path, answer))
 
 
 def _refuse_without_mount(path: str) -> None:
@@ -83,11 +86,14 @@ def _refuse_without_mount(path: str) -> None:
 def _ask(path: str, arguments: dict[str, bool], timeout: float | None, *, as_json: bool) -> Answer:
     directory = state_directory_of(path)
 
-    def say(difference: Answer) -> None:
-        click.echo(json.dumps(difference) if as_json else _line(difference))
+    def tell(difference: Answer) -> None:
+        if as_json:
+            say_json(difference)
+        else:
+            say(_line(difference))
 
     try:
-        return ask(directory.control_socket, "reconcile", timeout, arguments=arguments, told=say)
+        return ask(directory.control_socket, "reconcile", timeout, arguments=arguments, told=tell)
     except TimeoutError:
         raise Failure(f"not everything is compared and dealt with after {timeout:g} s; see 'mirrorfs status'") from None
     except (ConnectionError, FileNotFoundError):

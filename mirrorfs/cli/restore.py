@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-import rich.console
 import rich.filesize
-import rich.progress
 import trio
 
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.screen import Bar
 from mirrorfs.cli.view_options import view_options
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
@@ -24,6 +23,7 @@ from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.retry import Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
+from mirrorfs.output import say
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.moment import format_moment
 from mirrorfs.recovery.ownership import Owner, default_owner, parse_owner
@@ -119,7 +119,7 @@ def command(
     )
     chosen_owner = default_owner() if owner is None else _usage(parse_owner, owner)
     if view.as_of is not None:
-        click.echo(f"Looking at {address}{view.suffix}.", err=True)
+        say(f"Looking at {address}{view.suffix}.", err=True)
     progress = _ProgressBar() if sys.stderr.isatty() else _ProgressLines()
     report = _run(address, target, selection, view, chosen_owner, parallel, store, progress)
     _conclude(report, target)
@@ -172,7 +172,7 @@ def _going_on(reason: str, view: View, progress: _Progress) -> str:
 
 
 def _conclude(report: RestoreReport, target: Path) -> None:
-    click.echo(
+    say(
         f"Restored {_count(len(report.restored), 'snapshot')} into {target}: "
         f"{_count(report.chunks_downloaded, 'chunk')} downloaded, {report.chunks_kept} were there, "
         f"{rich.filesize.decimal(report.bytes_downloaded)} transferred. All of it is on disk."
@@ -180,7 +180,7 @@ def _conclude(report: RestoreReport, target: Path) -> None:
     if report.is_complete:
         return
     for problem in report.problems:
-        click.echo(f"Not restored: {problem.path}: {problem.reason}", err=True)
+        say(f"Not restored: {problem.path}: {problem.reason}", err=True)
     left_out = f"{_count(len(report.incomplete), 'snapshot')} left out" if report.incomplete else "some files left out"
     raise Failure(
         f"The restore is incomplete ({left_out}); what is there can be used. When the bucket is repaired, restore the "
@@ -219,19 +219,17 @@ class _ProgressLines(_Progress):
         super().planned(plan, is_resumed=is_resumed)
         begin = "Going on with the restore of" if is_resumed else "Restoring"
         what = f"{_count(len(plan.snapshots), 'snapshot')} of {_count(len(plan.groups), 'group')}"
-        click.echo(f"{begin} {what}.", err=True)
+        say(f"{begin} {what}.", err=True)
 
     def checked_directories(self, done: int, total: int) -> None:
         if done % (total // _LINES_OF_CHECKING) == 0:
-            click.echo(f"Checking what is there: {100 * done // total} %.", err=True)
+            say(f"Checking what is there: {100 * done // total} %.", err=True)
 
     def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
         super().snapshot_finished(snapshot, problem)
         outcome = "restored" if problem is None else "LEFT OUT"
         transferred = rich.filesize.decimal(self.bytes)
-        click.echo(
-            f"[{self.snapshots_finished}/{self.snapshots}] {snapshot.path} {outcome}, {transferred} so far", err=True
-        )
+        say(f"[{self.snapshots_finished}/{self.snapshots}] {snapshot.path} {outcome}, {transferred} so far", err=True)
 
 
 class _ProgressBar(_Progress):
@@ -239,15 +237,7 @@ class _ProgressBar(_Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.TextColumn("{task.fields[state]}"),
-            rich.progress.TimeElapsedColumn(),
-            console=rich.console.Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._bar.add_task("Listing", total=None, state="")
+        self._bar = Bar("Listing")
         self._chunks: dict[SnapshotId, tuple[int, int]] = {}
 
     def shown(self) -> AbstractContextManager[object]:
@@ -255,10 +245,10 @@ class _ProgressBar(_Progress):
 
     def planned(self, plan: Plan, *, is_resumed: bool) -> None:
         super().planned(plan, is_resumed=is_resumed)
-        self._bar.update(self._task, description="Preparing", total=None, state="")
+        self._bar.update("Preparing", total=None)
 
     def checked_directories(self, done: int, total: int) -> None:
-        self._bar.update(self._task, description="Checking what is there", completed=done, total=total)
+        self._bar.update("Checking what is there", completed=done, total=total)
 
     def snapshot_started(self, snapshot: SnapshotId) -> None:
         self._chunks[snapshot] = (0, 0)
@@ -282,8 +272,7 @@ class _ProgressBar(_Progress):
     def _update(self) -> None:
         under_way = sum(done / needed for done, needed in self._chunks.values() if needed)
         self._bar.update(
-            self._task,
-            description="Restoring",
+            "Restoring",
             completed=self.snapshots_finished + under_way,
             total=self.snapshots,
             state=f"{self.snapshots_finished}/{self.snapshots} snapshots, {rich.filesize.decimal(self.bytes)}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import click
@@ -10,6 +9,7 @@ import click
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
 from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import ask
 from mirrorfs.supervision.registry import mountpoint_of, state_directory_of
 
@@ -64,9 +64,9 @@ def approve(datastore: str, as_json: bool) -> None:
     if "error" in answer:
         raise Failure(f"nothing was approved: {answer['error']}")
     if as_json:
-        click.echo(json.dumps(answer))
+        say_json(answer)
         return
     for snapshot in answer["approved"]:
-        click.echo(f"approved  {snapshot}")
+        say(f"approved  {snapshot}")
     if not answer["approved"]:
-        click.echo("no removal is held")
+        say("no removal is held")

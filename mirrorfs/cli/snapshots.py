@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
-
 import click
-import rich.box
-import rich.console
 import rich.filesize
-import rich.table
-import rich.text
 import trio
 
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.screen import Column, Row, show_table
 from mirrorfs.cli.view_options import view_options
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.client import S3Client
@@ -23,6 +16,7 @@ from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.retry import Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
+from mirrorfs.output import say, say_json
 from mirrorfs.recovery.catalog import PublishedSnapshot, read_catalog
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.moment import format_moment
@@ -30,8 +24,11 @@ from mirrorfs.recovery.source import View, open_source
 
 # Long enough to outlast a hiccup, short enough for somebody who waits in front of a screen.
 _PATIENCE = Patience(total=10.0)
-_COLUMNS = ("Snapshot", "Size", "Protected", "Verified", "Encrypted", "Notes")
-_COLUMNS_OF_DELETED = ("Snapshot", "Size", "Deleted", "Kept until", "Notes")
+_SNAPSHOT = Column("Snapshot", copied=True)
+_SIZE = Column("Size", is_number=True)
+_NOTES = Column("Notes")
+_COLUMNS = (_SNAPSHOT, _SIZE, Column("Protected"), Column("Verified"), Column("Encrypted"), _NOTES)
+_COLUMNS_OF_DELETED = (_SNAPSHOT, _SIZE, Column("Deleted"), Column("Kept until"), _NOTES)
 
 
 @click.command("snapshots", short_help="List what a bucket holds.")
@@ -88,13 +85,15 @@ def command(address: StoreAddress, as_json: bool, view: View, store: StoreOption
     columns = _COLUMNS_OF_DELETED if view.deleted else _COLUMNS
     if as_json:
         snapshots = [_as_json(published, view) for published in catalog]
-        click.echo(json.dumps({"url": str(address), "as_of": view.as_of, "snapshots": snapshots}, indent=2))
+        say_json({"url": str(address), "as_of": view.as_of, "snapshots": snapshots}, indent=2)
     elif not catalog:
-        click.echo(f"No {'deleted ' if view.deleted else ''}snapshots at {address}{view.suffix}.")
-    elif sys.stdout.isatty():
-        _print_table(columns, catalog)
+        say(f"No {'deleted ' if view.deleted else ''}snapshots at {address}{view.suffix}.")
     else:
-        _print_lines(columns, catalog)
+        rows = [
+            Row([_cell(column, published) for column in columns], published.problem is not None)
+            for published in catalog
+        ]
+        show_table(columns, rows)
 
 
 def _as_json(published: PublishedSnapshot, view: View) -> dict[str, object]:
@@ -118,9 +117,9 @@ def _as_json(published: PublishedSnapshot, view: View) -> dict[str, object]:
     return value
 
 
-def _cell(column: str, published: PublishedSnapshot) -> str:
+def _cell(column: Column, published: PublishedSnapshot) -> str:
     deletion = published.deletion
-    match column:
+    match column.title:
         case "Snapshot":
             return published.snapshot.path
         case "Size":
@@ -128,40 +127,15 @@ def _cell(column: str, published: PublishedSnapshot) -> str:
         case "Protected":
             return "yes" if published.protected else "no"
         case "Verified":
-            return _printable(published.verify_state or "-")
+            return published.verify_state or "-"
         case "Encrypted":
             return "?" if published.encrypted is None else "yes" if published.encrypted else "no"
         case "Deleted":
             return "?" if deletion is None else format_moment(int(deletion.deleted))
         case "Kept until":
             return "?" if deletion is None else format_moment(int(deletion.until))
-    return _printable(published.problem or published.notes or "")
+    return _first_line(published.problem or published.notes or "")
 
 
-def _print_table(columns: Sequence[str], catalog: Sequence[PublishedSnapshot]) -> None:
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for column in columns:
-        # The first column is there to be copied.
-        table.add_column(
-            column,
-            justify="right" if column == "Size" else "left",
-            no_wrap=column == "Snapshot",
-            overflow="fold",
-        )
-    for published in catalog:
-        style = "red" if published.problem else ""
-        table.add_row(*(rich.text.Text(_cell(column, published), style=style) for column in columns))
-    rich.console.Console().print(table)
-
-
-def _print_lines(columns: Sequence[str], catalog: Sequence[PublishedSnapshot]) -> None:
-    rows = [tuple(columns), *(tuple(_cell(column, published) for column in columns) for published in catalog)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _printable(text: str) -> str:
-    """The first line, without what could steer a terminal: notes come from whoever wrote the backup."""
-    line = text.strip().split("\n", 1)[0]
-    return "".join(character if character.isprintable() else "?" for character in line)
+def _first_line(text: str) -> str:
+    return text.strip().split("\n", 1)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from datetime import UTC, datetime
@@ -12,8 +11,10 @@ import click
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
+from mirrorfs.cli.screen import clear
 from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.supervision.registry import RunningMount, mountpoint_of, running_mounts, state_directory_of
 
@@ -53,8 +54,11 @@ def command(datastore: str | None, as_json: bool, watch: bool) -> None:
     while True:
         answer = _ask(path)
         if watch:
-            click.clear()
-        click.echo(json.dumps(answer, indent=1) if as_json else "\n".join(_describe(answer)))
+            clear()
+        if as_json:
+            say_json(answer, indent=1)
+        else:
+            say(*_describe(answer))
         if not watch:
             break
         time.sleep(_WATCH_SECONDS)
@@ -65,13 +69,13 @@ def command(datastore: str | None, as_json: bool, watch: bool) -> None:
 def _list_mounts(as_json: bool) -> None:
     mounts = running_mounts()
     if as_json:
-        click.echo(json.dumps([_mount_answer(mount) for mount in mounts], indent=1))
+        say_json([_mount_answer(mount) for mount in mounts], indent=1)
         return
     if not mounts:
-        click.echo("no mirrorfs is mounted")
+        say("no mirrorfs is mounted")
     for mount in mounts:
         note = " (dead: its process was killed; mount it again)" if is_dead(mount.mountpoint) else ""
-        click.echo(f"{mount.datastore} on {mount.mountpoint}, process {mount.pid}{note}")
+        say(f"{mount.datastore} on {mount.mountpoint}, process {mount.pid}{note}")
 
 
 def _mount_answer(mount: RunningMount) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mirrorfs.cli.wait import wait_until_published
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.filesystem.mount import detach, is_dead, is_mounted
 from mirrorfs.filesystem.system_calls import unmount
+from mirrorfs.output import say
 from mirrorfs.supervision.registry import RunningMount, find, mountpoint_of, unregister
 from mirrorfs.supervision.users import users_of
 
@@ -42,7 +43,7 @@ def command(datastore: str, drain: bool, timeout: float | None) -> None:
         raise Failure(f"no mirrorfs is mounted on {path}: 'mirrorfs status' lists what is mounted")
     if is_dead(path):
         _take_away_dead(path)
-        click.echo(f"{path} was left by a killed mirrorfs; it is unmounted now")
+        say(f"{path} was left by a killed mirrorfs; it is unmounted now")
         return
     if drain:
         _drain(path, timeout)
@@ -59,7 +60,7 @@ def command(datastore: str, drain: bool, timeout: float | None) -> None:
         raise Failure(f"cannot unmount {path}: {error.strerror}") from error
     if mount is not None and process is not None:
         _wait_for_end(mount, process)
-    click.echo(f"{path} is unmounted")
+    say(f"{path} is unmounted")
 
 
 def _take_away_dead(path: str) -> None:
@@ -74,7 +75,8 @@ def _drain(path: str, timeout: float | None) -> None:
         wait_until_published(path, timeout)
     except Failure as failure:
         raise Failure(
-            f"{failure.message}\n{path} stays mounted. Without --drain it is unmounted at once; the next mount goes on."
+            *failure.lines,
+            f"{path} stays mounted. Without --drain it is unmounted at once; the next mount goes on.",
         ) from failure
 
 

@@ -12,6 +12,7 @@ import click
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
 from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.output import say
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.supervision.registry import find, mountpoint_of, state_directory_of
 
@@ -37,7 +38,7 @@ def command(datastore: str, timeout: float | None) -> None:
     """
     require_root("ask a mirror how far it is")
     wait_until_published(mountpoint_of(os.path.realpath(datastore)), timeout)
-    click.echo(f"everything in {datastore} is published")
+    say(f"everything in {datastore} is published")
 
 
 def wait_until_published(path: str, timeout: float | None) -> None:
@@ -56,7 +57,7 @@ def wait_until_published(path: str, timeout: float | None) -> None:
         raise Failure(f"nothing is mirrored: {answer['error']}")
     problems = answer["problems"]
     if problems:
-        raise Failure("\n".join(["some of it cannot be published:", *_lines(path, problems)]))
+        raise Failure("some of it cannot be published:", *_lines(path, problems))
 
 
 def journal_broken_since(path: str) -> float | None:

@@ -10,6 +10,8 @@ import sys
 
 import lmdb
 
+from mirrorfs.output import say
+
 DAMAGED = 3
 """The exit code that says so; every other one but 0 leaves the question open."""
 
@@ -34,7 +36,7 @@ def main() -> int:
     try:
         _read(directory, [name.encode() for name in wanted])
     except lmdb.Error as error:
-        print(error, file=sys.stderr)
+        say(str(error), err=True)
         return 1 if type(error) in _NOT_OF_DAMAGE else DAMAGED
     return 0
 

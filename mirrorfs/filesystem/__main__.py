@@ -3,8 +3,6 @@
 Prints "mounted" when it is, statistics as a line of JSON for each SIGUSR1, and unmounts on SIGINT or SIGTERM.
 """
 
-import json
-import logging
 import os
 import signal
 import sys
@@ -14,13 +12,14 @@ import trio
 
 from mirrorfs.filesystem.mount import MountError, serve
 from mirrorfs.filesystem.operations import PassThrough
+from mirrorfs.output import begin_log, say, say_json
 
 
 async def _report(operations: PassThrough, cancel_scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGUSR1, signal.SIGINT, signal.SIGTERM) as signals:
         async for number in signals:
             if number == signal.SIGUSR1:
-                print(json.dumps(operations.statistics()), flush=True)
+                say_json(operations.statistics())
             else:
                 cancel_scope.cancel()
 
@@ -36,14 +35,15 @@ async def _run(backing: str, mountpoint: str, options: Sequence[str]) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_report, operations, nursery.cancel_scope)
         await nursery.start(serve_until_unmounted)
-        print("mounted", flush=True)
+        say("mounted")
 
 
 def main() -> None:
     """Runs until unmounted or told to end."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    begin_log("filesystem")
     if len(sys.argv) < 3:
-        sys.exit(__doc__)
+        say(*str(__doc__).splitlines(), err=True)
+        sys.exit(2)
     backing, mountpoint, *options = sys.argv[1:]
     failures: list[BaseException] = []
     try:
@@ -51,7 +51,8 @@ def main() -> None:
     except* (MountError, OSError) as errors:
         failures += _leaves(errors)
     if failures:
-        sys.exit("\n".join(str(failure) for failure in failures))
+        say(*(str(failure) for failure in failures), err=True)
+        sys.exit(1)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -10,6 +10,7 @@ import sys
 import trio
 
 from mirrorfs.database.errors import JournalError
+from mirrorfs.output import begin_log
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.uploader import Uploader, report_refusal
 
@@ -18,11 +19,7 @@ def main() -> int:
     """Read the settings from standard input and mirror until it is closed."""
     # Unbuffered: what follows the settings line belongs to the uploader's own reader.
     settings = UploaderSettings.decode(_read_line())
-    logging.basicConfig(
-        level=logging.DEBUG if settings.verbose else logging.INFO,
-        format="%(asctime)s uploader %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    begin_log("uploader", verbose=settings.verbose)
     for noisy in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

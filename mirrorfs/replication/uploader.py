@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -23,6 +22,7 @@ from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreRej
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
+from mirrorfs.output import say_json
 from mirrorfs.replication.comparing.differences import Difference, Remedy
 from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.control import Answer, Tell, serve_control
@@ -387,7 +387,7 @@ def _reach_step_of_object(step: str, key: str) -> None:
 
 
 def _report(event: str, **details: str | int) -> None:
-    print(json.dumps({"event": event, **details}), flush=True)
+    say_json({"event": event, **details})
 
 
 def _report_done(position: Position) -> None:

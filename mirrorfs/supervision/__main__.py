@@ -6,10 +6,10 @@ Settings come as JSON on standard input; one line of JSON goes to standard outpu
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
+from mirrorfs.output import say_json
 from mirrorfs.supervision.foreground import run_in_foreground
 from mirrorfs.supervision.mount import MountSettings
 
@@ -27,7 +27,7 @@ def main() -> int:
 def _answer(answer: dict[str, str]) -> None:
     if sys.stdout.closed:
         return
-    print(json.dumps(answer), flush=True)
+    say_json(answer)
     # Whoever started us has its answer, and may wait for the end of this pipe.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable
 
 import trio
 
 from mirrorfs.database.errors import JournalError
 from mirrorfs.filesystem.mount import MountError
+from mirrorfs.output import begin_log
 from mirrorfs.supervision.ending import block_signals
 from mirrorfs.supervision.mount import MountRefused, MountSettings, run_mount
 
@@ -19,11 +18,7 @@ _EXPECTED = (MountRefused, MountError, JournalError, OSError)
 
 def run_in_foreground(settings: MountSettings, ready: Callable[[str], None]) -> str | None:
     """Run a mount to its end; returns None, or the sentence that says why it could not be made or had to end."""
-    logging.basicConfig(
-        level=logging.DEBUG if settings.uploader.verbose else logging.INFO,
-        format="%(asctime)s mount %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    begin_log("mount", verbose=settings.uploader.verbose)
     block_signals()
     try:
         trio.run(run_mount, settings, ready)

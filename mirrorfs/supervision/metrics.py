@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from mirrorfs import __version__
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.output import printable
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem
 from mirrorfs.state.state import SnapshotPhase
@@ -37,8 +37,7 @@ class MountReading:
 
 def read_mount(datastore: str, mount: RunningMount | None) -> MountReading:
     """Ask the processes of a mount how it is; waits for a few seconds at most. `mount` None: it is not mounted."""
-    # Prometheus' text is UTF-8, which a path need not be.
-    label = os.fsencode(datastore).decode(errors="replace")
+    label = printable(datastore)
     if mount is None:
         return MountReading(label, False, None, None)
     return MountReading(label, _answers(mount.mountpoint), mount.journal_broken_since, _uploader_answer(mount))
@@ -285,6 +284,7 @@ def _info(answers: Sequence[tuple[str, Answer]]) -> Metric:
         labels=[_LABEL, "bucket", "prefix", "confirmation", "version"],
     )
     for datastore, answer in answers:
-        labels = [datastore, answer["bucket"], answer["prefix"], answer["store"]["confirmation"], __version__]
+        told = (answer["bucket"], answer["prefix"], answer["store"]["confirmation"])
+        labels = [datastore, *(printable(str(text)) for text in told), __version__]
         metric.add_metric(labels, 1)
     return metric

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirrorfs.filesystem.mount import mount_at
+from mirrorfs.output import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ def _is_in(link: Path, mountpoint: str, device: tuple[int, ...]) -> bool:
 
 def _name(process: Path) -> str:
     try:
-        return (process / "comm").read_text(errors="replace").strip()
+        # A process may give itself any name of up to 15 bytes.
+        return printable((process / "comm").read_text(errors="replace").strip())
     except OSError:
         return "ended"

@@ -1,0 +1,119 @@
+"""The one way out of mirrorfs: to a terminal, to a log, and between its own processes.
+
+Names, notes and error texts come from whoever wrote to the datastore, to the bucket, or answers for the store. Printed
+as they are they could steer the administrator's terminal, forge a line of the log, or show one name and mean another
+(control characters, bidirectional marks). So everything that is printed goes through this module, which shows what is
+not printable as Python writes it in a string: `\\n`, `\\x1b`, `\\u202e`, `\\udcff` for a byte that is no UTF-8.
+
+tests/test_output.py finds whatever else prints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from types import TracebackType
+
+_CONTINUATION = "    "
+
+
+def printable(text: str) -> str:
+    """Return the text as one line in which nothing but visible characters and blanks stands.
+
+    Escapes control and format characters, line ends, separators, and unpaired surrogates. A backslash stays as it is:
+    this is for reading, not for reading back.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines for a person to standard output, or with `err` to standard error.
+
+    Each argument is one line, whatever is in it.
+    """
+    stream = sys.stderr if err else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    for line in lines:
+        # What the terminal cannot show is escaped too, instead of ending the command.
+        print(printable(line).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    stream.flush()
+
+
+def say_json(value: object, *, indent: int | None = None) -> None:
+    """Print a value as JSON to standard output, for a program: lossless, in ASCII, one line without `indent`."""
+    print(json.dumps(value, indent=indent), flush=True)
+
+
+def begin_log(process: str, *, verbose: bool = False) -> None:
+    """Log to standard error from now on, each record as "TIME PROCESS LEVEL MESSAGE" on one line.
+
+    Tracebacks follow it, indented: no line that begins with a time is anything but a record. What Python prints by
+    itself (warnings, errors that nobody caught) becomes records too.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(f"%(asctime)s {process} %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    sys.unraisablehook = _log_unraisable
+    threading.excepthook = _log_uncaught_in_thread
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line, and what belongs to it as indented ones."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the record's own line."""
+        return printable(super().formatMessage(record))
+
+    def formatException(
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
+    ) -> str:
+        """Return the traceback, indented."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        """Return the stack, indented."""
+        return _indented(super().formatStack(stack_info))
+
+
+def escape_tracebacks() -> None:
+    """Have an error that nobody caught printed as a traceback in which nothing steers the terminal."""
+    sys.excepthook = _say_uncaught
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"{_CONTINUATION}{printable(line)}" for line in text.split("\n"))
+
+
+def _say_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    say(*logging.Formatter().formatException((kind, error, trace)).split("\n"), err=True)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger(__name__).critical("ended by an error that nobody expected", exc_info=(kind, error, trace))
+
+
+def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
+    error = args.exc_value
+    logging.getLogger(__name__).error(
+        "%s: %r",
+        args.err_msg or "an error that could not be raised",
+        args.object,
+        exc_info=None if error is None else (type(error), error, error.__traceback__),
+    )
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    error = args.exc_value
+    logging.getLogger(__name__).error(
+        "a thread was ended by an error that nobody expected",
+        exc_info=None if error is None else (type(error), error, error.__traceback__),
+    )
