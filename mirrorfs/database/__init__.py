@@ -1,1 +1,9 @@
-"""LMDB environments: format, growth, damage, and the state directory they lie in."""
+"""LMDB environments, and the state directory of a mirror that they lie in. The only package that imports lmdb.
+
+It promises that an environment grows by itself, that one of a newer format is refused and left as it is, that a
+damaged one is told from a disk that is full or cannot be read, and that damage never ends the process that meets it
+(another process reads first). What stands in an environment is for journal and state to know.
+
+Read directory (what lies where, and who may use it), then environment, then examination, the process that reads what
+may be damaged. errors has what all three raise, each message a sentence for an administrator.
+"""

@@ -32,7 +32,7 @@ from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, Item, SubtreeItem, item_of_problem, problem_name
 from mirrorfs.replication.work.problems import Problems
 from mirrorfs.replication.work.worklist import Worklist
-from mirrorfs.state.state import SnapshotPhase, SnapshotState
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 _ALIGNED = RetentionSettings()
@@ -156,7 +156,7 @@ class Mirror:
                 await self.reconciler.reconcile_subtree(path, self._worklist.inherited())
             case ForeignItem(path=path):
                 present = await trio.to_thread.run_sync(self._tree.is_taken, os.fsdecode(path))
-                await self.state.apply(lambda transaction: transaction.set_foreign(path, present))
+                await self.state.apply(lambda transaction: transaction.foreign.set(path, present))
                 reach("foreign.recorded")
         return True
 
@@ -176,7 +176,7 @@ class Mirror:
         return True
 
     def _known(self, snapshot: SnapshotId) -> SnapshotState | None:
-        return self.state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        return self.state.view(lambda transaction: transaction.snapshots.get(snapshot.path))
 
     @property
     def most_chunks_a_removal(self) -> int:

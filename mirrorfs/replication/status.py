@@ -115,16 +115,16 @@ def _size(tree: Tree, digest: bytes) -> int:
 
 
 def _state_answer(transaction: StateTransaction) -> dict[str, Any]:
-    count, examples = transaction.foreign(_EXAMPLES)
+    count, examples = transaction.foreign.examples(_EXAMPLES)
     return {
         "snapshots": [
             {"snapshot": path, "phase": snapshot.phase.value, "since": snapshot.since}
-            for path, snapshot in transaction.snapshots()
+            for path, snapshot in transaction.snapshots.all()
         ],
-        "chunks": transaction.count_chunks(),
+        "chunks": transaction.chunks.count(),
         "problems": [
             {"name": problem.name, "reason": problem.reason, "since": problem.since}
-            for problem in transaction.problems()
+            for problem in transaction.problems.all()
         ],
         "foreign": {"count": count, "examples": [os.fsdecode(path) for path in examples]},
         "quarantined": _quarantined_answer(transaction),
@@ -133,7 +133,7 @@ def _state_answer(transaction: StateTransaction) -> dict[str, Any]:
 
 
 def _quarantined_answer(transaction: StateTransaction) -> dict[str, Any]:
-    count, chunks = transaction.quarantined(_EXAMPLES)
+    count, chunks = transaction.quarantine.examples(_EXAMPLES)
     examples = [
         {"chunk": chunk_path(chunk.digest), "since": chunk.since, "bucket_has_a_good_copy": chunk.has_good_copy}
         for chunk in chunks

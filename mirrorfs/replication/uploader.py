@@ -36,7 +36,7 @@ from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.damage import open_state, set_state_aside
-from mirrorfs.state.state import Identity, check_identity
+from mirrorfs.state.identity import Identity, check_identity
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,9 @@ class Uploader:
 
     def _checked_identity(self, directory: StateDirectory) -> Identity:
         expected = Identity(self._settings.datastore, self._settings.bucket, self._settings.prefix)
-        return check_identity(self._state.view(lambda transaction: transaction.identity()), expected, directory.path)
+        return check_identity(
+            self._state.view(lambda transaction: transaction.identity.get()), expected, directory.path
+        )
 
     async def run(self) -> None:
         """Mirror until standard input is closed.
@@ -199,7 +201,8 @@ class Uploader:
         """Probe and adopt. Where a request is refused it is tried again: what refuses may stand in between."""
         is_in_doubt = self._state.view(
             lambda transaction: (
-                transaction.adopted() and (self._drain.follows_another_journal or transaction.inspecting())
+                transaction.progress.adopted()
+                and (self._drain.follows_another_journal or transaction.progress.inspecting())
             )
         )
         while True:
@@ -229,7 +232,7 @@ class Uploader:
         await self._mirror.inspection.inspect(no_report)
         # From here on the state belongs to this journal.
         position = self._drain.position
-        await self._state.apply(lambda transaction: transaction.set_position(position))
+        await self._state.apply(lambda transaction: transaction.progress.set_position(position))
 
     async def _mirror_for_ever(self, nursery: trio.Nursery) -> None:
         await self._get_to_know_the_bucket()
@@ -258,7 +261,7 @@ class Uploader:
         delay, known = _FIRST_RECHECK_SECONDS, set[str]()
         while True:
             await trio.sleep(delay)
-            names = self._state.view(lambda transaction: {problem.name for problem in transaction.problems()})
+            names = self._state.view(lambda transaction: {problem.name for problem in transaction.problems.all()})
             delay = _FIRST_RECHECK_SECONDS if names - known else min(delay * 2, _LONGEST_RECHECK_SECONDS)
             known = names
             self._mirror.look_again_at_problems()

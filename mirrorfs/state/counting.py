@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mirrorfs.database.entries import decoded, path_key
+from mirrorfs.state.entries import Entries, json_form, path_key
 
 if TYPE_CHECKING:
     from mirrorfs.database.environment import Database, Transaction
+    from mirrorfs.state.chunks import ChunkRecords
 
-COUNTING = b"counting"
+_COUNTING = b"counting"
+DATABASES = (_COUNTING,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +40,58 @@ class PartialCount:
     up_to: bytes
 
 
-class CountingRecords:
-    """The counts that are under way, inside one transaction of the state.
+_FORM = json_form(
+    lambda value: PartialCount(dict(value["files"]), bytes.fromhex(value["up_to"])),
+    lambda count: {"files": dict(count.files), "up_to": count.up_to.hex()},
+)
 
-    They count beside what the phase of the holder tells, which is all of its references or none.
+
+class CountingRecords:
+    """The references to chunks and the counts of them that are under way, inside one transaction of the state.
+
+    What is under way counts beside what the phase of the holder tells, which is all of its references or none.
     """
 
-    def __init__(self, transaction: Transaction, database: Database) -> None:
-        self._transaction = transaction
-        self._database = database
+    def __init__(self, transaction: Transaction, databases: Mapping[bytes, Database], chunks: ChunkRecords) -> None:
+        self._entries = Entries(transaction, databases[_COUNTING], _FORM)
+        self._chunks = chunks
 
     def get(self, holder: ReferenceHolder) -> PartialCount | None:
         """Tell how far a holder's references are counted, None if no count is under way."""
-        stored = self._transaction.get(path_key(holder.name), db=self._database)
-        return None if stored is None else decoded(stored, _partial_count)
+        return self._entries.get(path_key(holder.name))
 
     def set(self, holder: ReferenceHolder, count: PartialCount) -> None:
         """Note how far a holder's references are counted."""
-        value = {"files": dict(count.files), "up_to": count.up_to.hex()}
-        self._transaction.put(path_key(holder.name), json.dumps(value).encode(), db=self._database)
+        self._entries.put(path_key(holder.name), count)
 
-    def forget(self, holder: ReferenceHolder) -> None:
-        """Note that no count is under way: all references are counted and the phase tells so, or none is."""
-        self._transaction.delete(path_key(holder.name), db=self._database)
+    def count(self, holder: ReferenceHolder, count: PartialCount, digests: Iterable[bytes]) -> None:
+        """Count a part of a holder's references, after which they are counted as `count` says."""
+        self._chunks.add_references(digests)
+        self.set(holder, count)
 
-    def forget_all(self) -> None:
+    def end_count(self, holder: ReferenceHolder, digests: Iterable[bytes]) -> None:
+        """Count the last part of a holder's references."""
+        self._chunks.add_references(digests)
+        self._forget(holder)
+
+    def give_back(self, holder: ReferenceHolder, left: PartialCount | None, digests: Iterable[bytes]) -> list[bytes]:
+        """Count one reference less to each of a part of a holder's chunks; then `left` is still counted.
+
+        Returns the digests that nobody references any more.
+
+        Raises:
+            DatabaseCorrupt: a count would fall below zero.
+        """
+        if left is None:
+            self._forget(holder)
+        else:
+            self.set(holder, left)
+        return self._chunks.take_references(digests)
+
+    def _forget(self, holder: ReferenceHolder) -> None:
+        """No count is under way: all references are counted and the phase tells so, or none is."""
+        self._entries.delete(path_key(holder.name))
+
+    def forget_bucket(self) -> None:
         """Forget all counts, with the chunks that they were about."""
-        self._transaction.drop(self._database, delete=False)
-
-
-def _partial_count(value: dict[str, Any]) -> PartialCount:
-    return PartialCount(dict(value["files"]), bytes.fromhex(value["up_to"]))
+        self._entries.clear()

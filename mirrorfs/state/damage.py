@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.database.environment import examine
 from mirrorfs.database.errors import DatabaseCorrupt, JournalError, UnfinishedDatabase
-from mirrorfs.state.state import Identity, State
+from mirrorfs.state.identity import Identity
+from mirrorfs.state.state import State
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,13 @@ def _opened(directory: StateDirectory, *, doubtful: bool) -> State:
     state = State(directory.state)
     try:
         # What an uploader reads before it runs, and can hand its damage to nobody.
-        state.view(lambda transaction: (transaction.identity(), transaction.epochs(), transaction.position()))
+        state.view(
+            lambda transaction: (
+                transaction.identity.get(),
+                transaction.identity.epochs(),
+                transaction.progress.position(),
+            )
+        )
     except JournalError:
         state.close()
         raise
@@ -67,7 +74,7 @@ def stored_identity(directory: StateDirectory) -> Identity | None:
     except UnfinishedDatabase:
         return None
     try:
-        return state.view(lambda transaction: transaction.identity())
+        return state.view(lambda transaction: transaction.identity.get())
     finally:
         state.close()
 

@@ -1,30 +1,23 @@
-"""What the state remembers about leaving the bucket: kept deleted snapshots, held removals, locks, refusals."""
+"""What the state remembers about leaving the bucket: kept deleted snapshots, held removals, refused deletions."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from mirrorfs.database.entries import decoded, path_key
-from mirrorfs.database.errors import DatabaseCorrupt
+from mirrorfs.state.entries import META, Entries, fields_form, json_form, path_key
 
 if TYPE_CHECKING:
     from mirrorfs.database.environment import Database, Transaction
 
-DELETED = b"deleted"
-HELD = b"held"
-REFUSED = b"refused"
-LOCKED_SNAPSHOTS = b"locked-snapshots"
-LOCKED_CHUNKS = b"locked-chunks"
-DATABASES = (DELETED, HELD, REFUSED, LOCKED_SNAPSHOTS, LOCKED_CHUNKS)
+_DELETED = b"deleted"
+_HELD = b"held"
+_REFUSED = b"refused"
+DATABASES = (_DELETED, _HELD, _REFUSED)
 
 _REMOVALS_KEY = b"removals"
-_UNTIL = struct.Struct(">d")
 
 
 class DeletedPhase(Enum):
@@ -72,141 +65,6 @@ class Refusal:
     retry_at: float
 
 
-class RetentionRecords:
-    """The operations on these records, inside one transaction of the state."""
-
-    def __init__(self, transaction: Transaction, databases: Mapping[bytes, Database], meta: Database) -> None:
-        self._transaction = transaction
-        self._databases = databases
-        self._meta = meta
-
-    def forget_bucket(self) -> None:
-        """Forget all that is about objects in the bucket, and what was held back there."""
-        for name in DATABASES:
-            self._transaction.drop(self._databases[name], delete=False)
-
-    # --- deleted snapshots
-
-    def deleted(self, path: str) -> DeletedSnapshot | None:
-        """Tell what is known of the deleted snapshot of that name."""
-        stored = self._transaction.get(path_key(path), db=self._databases[DELETED])
-        return None if stored is None else decoded(stored, _deleted)
-
-    def set_deleted(self, snapshot: DeletedSnapshot) -> None:
-        """Note where a deleted snapshot stands."""
-        value = {**asdict(snapshot), "phase": snapshot.phase.value}
-        self._transaction.put(path_key(snapshot.path), json.dumps(value).encode(), db=self._databases[DELETED])
-
-    def forget_deleted(self, path: str) -> None:
-        """Note that nothing is left of the deleted snapshot of that name."""
-        self._transaction.delete(path_key(path), db=self._databases[DELETED])
-
-    def all_deleted(self) -> Iterator[DeletedSnapshot]:
-        """Yield the deleted snapshots of which something is in the bucket."""
-        for _, stored in self._transaction.cursor(db=self._databases[DELETED]):
-            yield decoded(stored, _deleted)
-
-    # --- held removals, and the removals of the last day
-
-    def held(self, path: str) -> HeldRemoval | None:
-        """Tell whether the removal of a snapshot is held, or was and is approved."""
-        stored = self._transaction.get(path_key(path), db=self._databases[HELD])
-        return None if stored is None else decoded(stored, lambda value: HeldRemoval(**value))
-
-    def set_held(self, removal: HeldRemoval) -> None:
-        """Note that a removal is held, or approved."""
-        value = json.dumps(asdict(removal)).encode()
-        self._transaction.put(path_key(removal.path), value, db=self._databases[HELD])
-
-    def forget_held(self, path: str) -> None:
-        """Note that there is nothing to be held any more: the snapshot is removed, or it has come back."""
-        self._transaction.delete(path_key(path), db=self._databases[HELD])
-
-    def all_held(self) -> Iterator[HeldRemoval]:
-        """Yield the removals that are held, or approved and not done yet."""
-        for _, stored in self._transaction.cursor(db=self._databases[HELD]):
-            yield decoded(stored, lambda value: HeldRemoval(**value))
-
-    def removals_since(self, time: float) -> int:
-        """Count the snapshots that were removed after a Unix time, without those that were approved."""
-        return sum(count for at, count in self._removals() if at > time)
-
-    def note_removals(self, time: float, count: int, forget_before: float) -> None:
-        """Note how many snapshots a wave takes, and forget the waves before a Unix time."""
-        kept = [(at, number) for at, number in self._removals() if at > forget_before]
-        self._transaction.put(_REMOVALS_KEY, json.dumps([*kept, (time, count)]).encode(), db=self._meta)
-
-    def _removals(self) -> list[tuple[float, int]]:
-        stored = self._transaction.get(_REMOVALS_KEY, db=self._meta)
-        if stored is None:
-            return []
-        return decoded(stored, lambda value: [(float(at), int(count)) for at, count in value])
-
-    # --- refused deletions
-
-    def refused(self, key: str) -> Refusal | None:
-        """Tell whether the store has refused to delete the object of a key."""
-        stored = self._transaction.get(path_key(key), db=self._databases[REFUSED])
-        return None if stored is None else decoded(stored, lambda value: Refusal(**value))
-
-    def set_refused(self, key: str, reason: str, retry_at: float) -> None:
-        """Note that the store has refused to delete an object, and when to ask again."""
-        value = json.dumps(asdict(Refusal(key, reason, retry_at))).encode()
-        self._transaction.put(path_key(key), value, db=self._databases[REFUSED])
-
-    def clear_refused(self, keys: Iterable[str]) -> None:
-        """Note that objects are gone, or wanted again."""
-        for key in keys:
-            self._transaction.delete(path_key(key), db=self._databases[REFUSED])
-
-    def refusals(self, maximum: int) -> tuple[int, list[Refusal]]:
-        """Count the objects that the store refuses to delete, and return up to `maximum` of them."""
-        database = self._databases[REFUSED]
-        stored = itertools.islice(self._transaction.cursor(db=database), maximum)
-        examples = [decoded(value, lambda decoded: Refusal(**decoded)) for _, value in stored]
-        return int(self._transaction.stat(database)["entries"]), examples
-
-    # --- locks
-
-    def snapshot_locked_until(self, path: str) -> float:
-        """Return until when all objects of a snapshot are locked at least, as Unix time; 0 if that is not known."""
-        return self._until(path_key(path), LOCKED_SNAPSHOTS)
-
-    def set_snapshot_locked(self, path: str, until: float) -> None:
-        """Note that all objects of a snapshot, chunks included, are locked."""
-        self._transaction.put(path_key(path), _UNTIL.pack(until), db=self._databases[LOCKED_SNAPSHOTS])
-
-    def forget_snapshot_lock(self, path: str) -> None:
-        """Forget a snapshot's lock: it is gone, or it has other objects now."""
-        self._transaction.delete(path_key(path), db=self._databases[LOCKED_SNAPSHOTS])
-
-    def chunks_locked_before(self, digests: Iterable[bytes], until: float) -> list[bytes]:
-        """Return those of `digests` that are not known to be locked until a Unix time, sorted."""
-        return [digest for digest in sorted(digests) if self._until(digest, LOCKED_CHUNKS) < until]
-
-    def set_chunks_locked(self, digests: Iterable[bytes], until: float) -> None:
-        """Note that chunk objects are locked."""
-        for digest in sorted(digests):
-            self._transaction.put(digest, _UNTIL.pack(until), db=self._databases[LOCKED_CHUNKS])
-
-    def chunk_locked_until(self, digest: bytes) -> float:
-        """Return until when a chunk object is locked at least, as Unix time; 0 if that is not known."""
-        return self._until(digest, LOCKED_CHUNKS)
-
-    def forget_chunk_locks(self, digests: Iterable[bytes]) -> None:
-        """Forget the locks of chunk objects that are gone or replaced."""
-        for digest in digests:
-            self._transaction.delete(digest, db=self._databases[LOCKED_CHUNKS])
-
-    def _until(self, key: bytes, database: bytes) -> float:
-        stored = self._transaction.get(key, db=self._databases[database])
-        if stored is None:
-            return 0.0
-        if len(stored) != _UNTIL.size:
-            raise DatabaseCorrupt("the state's entry for a lock is damaged")
-        return float(_UNTIL.unpack(stored)[0])
-
-
 def _deleted(value: dict[str, Any]) -> DeletedSnapshot:
     return DeletedSnapshot(
         str(value["path"]),
@@ -216,3 +74,89 @@ def _deleted(value: dict[str, Any]) -> DeletedSnapshot:
         float(value["deleted"]),
         float(value["until"]),
     )
+
+
+_DELETED_FORM = json_form(_deleted, lambda snapshot: {**asdict(snapshot), "phase": snapshot.phase.value})
+_HELD_FORM = fields_form(HeldRemoval)
+_REFUSED_FORM = fields_form(Refusal)
+_REMOVALS_FORM = json_form(lambda value: [(float(at), int(count)) for at, count in value], list)
+
+
+class RetentionRecords:
+    """The operations on these records, inside one transaction of the state."""
+
+    def __init__(self, transaction: Transaction, databases: Mapping[bytes, Database]) -> None:
+        self._deleted = Entries(transaction, databases[_DELETED], _DELETED_FORM)
+        self._held = Entries(transaction, databases[_HELD], _HELD_FORM)
+        self._refused = Entries(transaction, databases[_REFUSED], _REFUSED_FORM)
+        self._removals = Entries(transaction, databases[META], _REMOVALS_FORM)
+
+    def forget_bucket(self) -> None:
+        """Forget all that is about objects in the bucket, and what was held back there."""
+        for entries in (self._deleted, self._held, self._refused):
+            entries.clear()
+
+    # --- deleted snapshots
+
+    def deleted(self, path: str) -> DeletedSnapshot | None:
+        """Tell what is known of the deleted snapshot of that name."""
+        return self._deleted.get(path_key(path))
+
+    def set_deleted(self, snapshot: DeletedSnapshot) -> None:
+        """Note where a deleted snapshot stands."""
+        self._deleted.put(path_key(snapshot.path), snapshot)
+
+    def forget_deleted(self, path: str) -> None:
+        """Note that nothing is left of the deleted snapshot of that name."""
+        self._deleted.delete(path_key(path))
+
+    def all_deleted(self) -> Iterator[DeletedSnapshot]:
+        """Yield the deleted snapshots of which something is in the bucket."""
+        return self._deleted.all()
+
+    # --- held removals, and the removals of the last day
+
+    def held(self, path: str) -> HeldRemoval | None:
+        """Tell whether the removal of a snapshot is held, or was and is approved."""
+        return self._held.get(path_key(path))
+
+    def set_held(self, removal: HeldRemoval) -> None:
+        """Note that a removal is held, or approved."""
+        self._held.put(path_key(removal.path), removal)
+
+    def forget_held(self, path: str) -> None:
+        """Note that there is nothing to be held any more: the snapshot is removed, or it has come back."""
+        self._held.delete(path_key(path))
+
+    def all_held(self) -> Iterator[HeldRemoval]:
+        """Yield the removals that are held, or approved and not done yet."""
+        return self._held.all()
+
+    def removals_since(self, time: float) -> int:
+        """Count the snapshots that were removed after a Unix time, without those that were approved."""
+        return sum(count for at, count in self._removals.get(_REMOVALS_KEY) or [] if at > time)
+
+    def note_removals(self, time: float, count: int, forget_before: float) -> None:
+        """Note how many snapshots a wave takes, and forget the waves before a Unix time."""
+        known = self._removals.get(_REMOVALS_KEY) or []
+        kept = [(at, number) for at, number in known if at > forget_before]
+        self._removals.put(_REMOVALS_KEY, [*kept, (time, count)])
+
+    # --- refused deletions
+
+    def refused(self, key: str) -> Refusal | None:
+        """Tell whether the store has refused to delete the object of a key."""
+        return self._refused.get(path_key(key))
+
+    def set_refused(self, key: str, reason: str, retry_at: float) -> None:
+        """Note that the store has refused to delete an object, and when to ask again."""
+        self._refused.put(path_key(key), Refusal(key, reason, retry_at))
+
+    def clear_refused(self, keys: Iterable[str]) -> None:
+        """Note that objects are gone, or wanted again."""
+        for key in keys:
+            self._refused.delete(path_key(key))
+
+    def refusals(self, maximum: int) -> tuple[int, list[Refusal]]:
+        """Count the objects that the store refuses to delete, and return up to `maximum` of them."""
+        return self._refused.count(), [refusal for _, refusal in self._refused.first(maximum)]

@@ -17,7 +17,7 @@ from mirrorfs.filesystem.mount import is_dead, is_mounted
 from mirrorfs.output import printable
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem
-from mirrorfs.state.state import SnapshotPhase
+from mirrorfs.state.snapshots import SnapshotPhase
 from mirrorfs.supervision.registry import RunningMount
 
 _ANSWER_SECONDS = 5.0

@@ -21,7 +21,7 @@ from mirrorfs.filesystem.operations import PassThrough
 from mirrorfs.journal.journal import JournalWriter
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.state.damage import set_state_aside, stored_identity
-from mirrorfs.state.state import Identity, check_identity
+from mirrorfs.state.identity import Identity, check_identity
 from mirrorfs.steps import reach
 from mirrorfs.supervision.ending import Deadline, end_on_signal
 from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager

@@ -381,7 +381,7 @@ def _confirm_all(state: State, image: _Image) -> None:
         batch = blobs[start : start + _CHUNKS_A_COMMIT]
         state.update(
             lambda transaction, batch=batch: [  # type: ignore[misc]
-                transaction.confirm_chunk(digest, len(blob), crc32c.crc32c(blob)) for digest, blob in batch
+                transaction.chunks.confirm(digest, len(blob), crc32c.crc32c(blob)) for digest, blob in batch
             ]
         )
 

@@ -24,7 +24,8 @@ from mirrorfs.replication.publishing.references import References, Unreferenced
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import State, StateTransaction
 from tests.bench.processes import answer_and_memory, own_memory
 
 CHUNKS_A_SNAPSHOT = 262_144
@@ -87,9 +88,9 @@ def _fill(directory: str, chunks: int) -> _Filled:
 def _confirm(state: State, digests: list[bytes]) -> None:
     def confirm(transaction: StateTransaction) -> None:
         for digest in digests:
-            transaction.confirm_chunk(digest, _SIZE, 0)
+            transaction.chunks.confirm(digest, _SIZE, 0)
 
-    state.update(lambda transaction: transaction.intend_chunks(digests))
+    state.update(lambda transaction: transaction.chunks.intend(digests))
     state.update(confirm)
 
 

@@ -27,7 +27,8 @@ from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
-from mirrorfs.state.state import SnapshotPhase, State
+from mirrorfs.state.snapshots import SnapshotPhase
+from mirrorfs.state.state import State
 from tests.stores.capabilities import HONEST
 
 _PARALLEL = 8
@@ -76,12 +77,12 @@ async def _reconcile(datastore: str, directory: str) -> dict[str, int]:
         await drain.reconcile()
         await drain.settled()
         nursery.cancel_scope.cancel()
-    snapshots = state.view(lambda transaction: [snapshot.phase for _, snapshot in transaction.snapshots()])
+    snapshots = state.view(lambda transaction: [snapshot.phase for _, snapshot in transaction.snapshots.all()])
     return {
         "before": before,
         "most": _memory("VmHWM"),
         "published": snapshots.count(SnapshotPhase.PUBLISHED),
-        "chunks": state.view(lambda transaction: transaction.count_chunks()),
+        "chunks": state.view(lambda transaction: transaction.chunks.count()),
         "puts": client.puts,
     }
 

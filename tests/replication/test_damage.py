@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.state.state import Problem
+from mirrorfs.state.problems import Problem
 from tests.datastore.formats import plain_blob
 from tests.replication.datastore import (
     CHUNK_DIRECTORIES,
@@ -224,11 +224,11 @@ async def test_looking_again_keeps_what_is_known_of_a_problem(world: World) -> N
     (world.datastore.root / "vm/100/2026-01-09T00:00:00Z").mkdir()
     async with world.running() as running:
         await running.settled()
-        before = running.state.view(lambda transaction: list(transaction.problems()))
+        before = running.state.view(lambda transaction: list(transaction.problems.all()))
         running.mirror.look_again_at_problems()
         running.changed(FIRST, "vm/100")
         await running.settled()
-        assert running.state.view(lambda transaction: list(transaction.problems())) == before
+        assert running.state.view(lambda transaction: list(transaction.problems.all())) == before
         assert {problem.name for problem in before} == {FIRST}
 
 
@@ -249,7 +249,7 @@ async def test_problems_with_names_that_are_no_text_can_be_looked_at_again(world
     name = b"\xff\xfe".decode("utf-8", "surrogateescape")
     async with world.running() as running:
         await running.settled()
-        running.state.update(lambda transaction: transaction.set_problem(Problem(name, "it cannot be read", 1.0)))
+        running.state.update(lambda transaction: transaction.problems.set(Problem(name, "it cannot be read", 1.0)))
         running.mirror.look_again_at_problems()
         await running.settled()
         assert running.problems() == {}

@@ -61,7 +61,7 @@ async def test_a_directory_that_cannot_be_listed(world: World, sick: str, number
     async with world.running() as running:
         await running.settled()
         before = dict(world.store.objects)
-        assert running.state.view(lambda transaction: transaction.foreign(0))[0] == 1
+        assert running.state.view(lambda transaction: transaction.foreign.examples(0))[0] == 1
     world.datastore.back_up(OTHER, labels[:2])
     async with world.running() as running:
         await running.settled()
@@ -72,7 +72,7 @@ async def test_a_directory_that_cannot_be_listed(world: World, sick: str, number
             assert f"{sick}/" in running.problems()
             assert published(world.store.objects) == {ELSEWHERE, OTHER, SECOND}
             assert before.items() <= world.store.objects.items()
-            assert running.state.view(lambda transaction: transaction.foreign(0))[0] == 1
+            assert running.state.view(lambda transaction: transaction.foreign.examples(0))[0] == 1
             running.mirror.look_again_at_problems()
             await running.settled()
             assert f"{sick}/" in running.problems()
@@ -199,9 +199,9 @@ async def test_foreign_things_of_any_kind_count_as_long_as_they_stand(world: Wor
         await running.settled()
         running.changed(*names)
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.foreign(0))[0] == len(names)
+        assert running.state.view(lambda transaction: transaction.foreign.examples(0))[0] == len(names)
         for name in names:
             os.unlink(os.path.join(os.fsencode(world.datastore.root), name))
         running.changed(*names)
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.foreign(0))[0] == 0
+        assert running.state.view(lambda transaction: transaction.foreign.examples(0))[0] == 0

@@ -285,7 +285,7 @@ class World:
                 if reconciles:
                     await mirror.adoption.adopt(mirror.grace)
                     await mirror.clear_staging()
-                    if state.view(lambda transaction: transaction.inspecting()):
+                    if state.view(lambda transaction: transaction.progress.inspecting()):
                         await mirror.inspection.inspect(no_report)
                 for _ in range(_WORKERS):
                     nursery.start_soon(_work, mirror, worklist, worklist.take_chunk)
@@ -359,11 +359,13 @@ def die_at(patch: pytest.MonkeyPatch, step: str, times: int) -> None:
 
 
 def problems_of(state: State) -> dict[str, str]:
-    return {problem.name: problem.reason for problem in state.view(lambda transaction: list(transaction.problems()))}
+    return {
+        problem.name: problem.reason for problem in state.view(lambda transaction: list(transaction.problems.all()))
+    }
 
 
 def _references(transaction: StateTransaction, label: str) -> int:
-    chunk = transaction.chunk(digest_of(label))
+    chunk = transaction.chunks.get(digest_of(label))
     return chunk.references if chunk is not None else 0
 
 

@@ -18,7 +18,10 @@ from mirrorfs.database.environment import examine
 from mirrorfs.database.errors import DatabaseCorrupt, JournalError
 from mirrorfs.state import damage
 from mirrorfs.state.damage import open_state, set_state_aside, stored_identity
-from mirrorfs.state.state import Identity, Problem, SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.state.identity import Identity
+from mirrorfs.state.problems import Problem
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import State, StateTransaction
 
 IDENTITY = Identity("/mnt/datastore", "bucket", "name")
 PATH = "vm/100/2026-01-01T00:00:00Z"
@@ -37,11 +40,11 @@ def directory(tmp_path: Path) -> StateDirectory:
 
 
 def _fill(transaction: StateTransaction) -> None:
-    transaction.set_identity(IDENTITY)
-    transaction.intend_chunks(number.to_bytes(32, "big") for number in range(2000))
-    transaction.confirm_content(f"{PATH}/index.json.blob", 5, 6)
-    transaction.set_snapshot(PATH, SnapshotState(SnapshotPhase.PUBLISHED, {}, 1.0))
-    transaction.set_problem(Problem("name", "reason", 1.0))
+    transaction.identity.set(IDENTITY)
+    transaction.chunks.intend(number.to_bytes(32, "big") for number in range(2000))
+    transaction.contents.confirm(f"{PATH}/index.json.blob", 5, 6)
+    transaction.snapshots.set(PATH, SnapshotState(SnapshotPhase.PUBLISHED, {}, 1.0))
+    transaction.problems.set(Problem("name", "reason", 1.0))
 
 
 def aside(directory: StateDirectory) -> list[str]:
@@ -57,7 +60,7 @@ def overwrite(directory: StateDirectory, start: int) -> None:
 def test_a_damaged_state_is_set_aside_and_a_new_one_begins(directory: StateDirectory, start: int) -> None:
     overwrite(directory, start)
     state = open_state(directory, doubtful=True)
-    assert state.view(lambda transaction: transaction.identity()) is None
+    assert state.view(lambda transaction: transaction.identity.get()) is None
     state.close()
     assert len(aside(directory)) == 1
     assert Path(directory.path, aside(directory)[0], "data.mdb").read_bytes().endswith(b"\xa5" * PAGE)
@@ -91,7 +94,7 @@ def test_an_examination_that_came_to_nothing_is_no_damage(
 def test_a_sound_state_passes(directory: StateDirectory) -> None:
     assert stored_identity(directory) == IDENTITY
     state = open_state(directory, doubtful=True)
-    assert state.view(lambda transaction: transaction.identity()) == IDENTITY
+    assert state.view(lambda transaction: transaction.identity.get()) == IDENTITY
     state.close()
     assert aside(directory) == []
 
@@ -140,16 +143,16 @@ def _put(database: bytes, key: bytes, value: bytes) -> Callable[[StateDirectory]
 @pytest.mark.parametrize(
     ("spoil", "read"),
     [
-        (_put(b"meta", b"identity", b"{"), lambda transaction: transaction.identity()),
-        (_put(b"meta", b"epochs", b"[]"), lambda transaction: transaction.epochs()),
-        (_put(b"meta", b"position", b'{"x": 1}'), lambda transaction: transaction.position()),
-        (_put(b"chunks", bytes(32), b"short"), lambda transaction: transaction.chunk(bytes(32))),
-        (_put(b"chunks", bytes(32), b"short"), lambda transaction: transaction.chunks_after(b"", 1)),
-        (_put(b"chunks", bytes(32), b"short"), lambda transaction: transaction.chunks_of_directory(0)),
-        (_put(b"contents", b"x", b"\xff\xfe"), lambda transaction: transaction.content("x")),
-        (_put(b"contents", b"x", b"null"), lambda transaction: transaction.contents_after("w", 1)),
-        (_put(b"snapshots", b"x", b"{}"), lambda transaction: list(transaction.snapshots())),
-        (_put(b"problems", b"x", struct.pack("<d", 1)), lambda transaction: list(transaction.problems())),
+        (_put(b"meta", b"identity", b"{"), lambda transaction: transaction.identity.get()),
+        (_put(b"meta", b"epochs", b"[]"), lambda transaction: transaction.identity.epochs()),
+        (_put(b"meta", b"position", b'{"x": 1}'), lambda transaction: transaction.progress.position()),
+        (_put(b"chunks", bytes(32), b"short"), lambda transaction: transaction.chunks.get(bytes(32))),
+        (_put(b"chunks", bytes(32), b"short"), lambda transaction: transaction.chunks.after(b"", 1)),
+        (_put(b"chunks", bytes(32), b"short"), lambda transaction: transaction.chunks.in_directory(0)),
+        (_put(b"contents", b"x", b"\xff\xfe"), lambda transaction: transaction.contents.get("x")),
+        (_put(b"contents", b"x", b"null"), lambda transaction: transaction.contents.after("w", 1)),
+        (_put(b"snapshots", b"x", b"{}"), lambda transaction: list(transaction.snapshots.all())),
+        (_put(b"problems", b"x", struct.pack("<d", 1)), lambda transaction: list(transaction.problems.all())),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_damage_of_that_state(

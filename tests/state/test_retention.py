@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mirrorfs.database.errors import DatabaseCorrupt
 from mirrorfs.state.retention import DeletedPhase, DeletedSnapshot, HeldRemoval, Refusal
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import State, StateTransaction
 
 SNAPSHOT = "vm/100/2026-01-01T00:00:00Z"
 LONG = "/".join(f"ns/{character * 100}" for character in "abcd") + f"/vm/{'g' * 120}/2026-01-01T00:00:00Z"
@@ -89,53 +90,53 @@ def test_a_lock_is_known_until_the_object_changes_or_goes(state: State) -> None:
 
     def lock(transaction: StateTransaction) -> None:
         transaction.commit_snapshot(SNAPSHOT, published, DIGESTS)
-        transaction.retention.set_snapshot_locked(SNAPSHOT, 100.0)
-        transaction.retention.set_chunks_locked(DIGESTS, 100.0)
+        transaction.locks.set_snapshot_locked(SNAPSHOT, 100.0)
+        transaction.locks.set_chunks_locked(DIGESTS, 100.0)
 
     state.update(lock)
-    assert state.view(lambda transaction: transaction.retention.chunks_locked_before(DIGESTS, 100.0)) == []
-    state.update(lambda transaction: transaction.doubt_chunk(DIGESTS[0]))
-    state.update(lambda transaction: transaction.forget_chunk(DIGESTS[1]))
+    assert state.view(lambda transaction: transaction.locks.chunks_locked_before(DIGESTS, 100.0)) == []
+    state.update(lambda transaction: transaction.chunks.doubt(DIGESTS[0]))
+    state.update(lambda transaction: transaction.chunks.forget(DIGESTS[1]))
     expected = sorted(DIGESTS[:2])
-    assert state.view(lambda transaction: transaction.retention.chunks_locked_before(DIGESTS, 100.0)) == expected
-    assert state.view(lambda transaction: transaction.retention.snapshot_locked_until(SNAPSHOT)) == 100.0
+    assert state.view(lambda transaction: transaction.locks.chunks_locked_before(DIGESTS, 100.0)) == expected
+    assert state.view(lambda transaction: transaction.locks.snapshot_locked_until(SNAPSHOT)) == 100.0
     state.update(lambda transaction: transaction.commit_snapshot(SNAPSHOT, published, DIGESTS[2:]))
-    assert state.view(lambda transaction: transaction.retention.snapshot_locked_until(SNAPSHOT)) == 0.0
+    assert state.view(lambda transaction: transaction.locks.snapshot_locked_until(SNAPSHOT)) == 0.0
 
 
 def test_quarantined_chunks_tell_whether_the_bucket_has_a_copy(state: State) -> None:
     def quarantine(transaction: StateTransaction) -> None:
-        transaction.confirm_chunk(DIGESTS[0], 10, 1)
-        transaction.set_quarantined(DIGESTS[0], 5.0)
-        transaction.set_quarantined(DIGESTS[1], 6.0)
+        transaction.chunks.confirm(DIGESTS[0], 10, 1)
+        transaction.quarantine.set_since(DIGESTS[0], 5.0)
+        transaction.quarantine.set_since(DIGESTS[1], 6.0)
 
     state.update(quarantine)
-    count, examples = state.view(lambda transaction: transaction.quarantined(10))
+    count, examples = state.view(lambda transaction: transaction.quarantine.examples(10))
     assert count == 2
     assert {(chunk.digest, chunk.since, chunk.has_good_copy) for chunk in examples} == {
         (DIGESTS[0], 5.0, True),
         (DIGESTS[1], 6.0, False),
     }
     number = int.from_bytes(DIGESTS[0][:2], "big")
-    assert state.view(lambda transaction: transaction.quarantined_in_directory(number)) == {DIGESTS[0]}
-    state.update(lambda transaction: transaction.set_quarantined(DIGESTS[0], None))
-    assert state.view(lambda transaction: transaction.quarantined_since(DIGESTS[0])) is None
+    assert state.view(lambda transaction: transaction.quarantine.in_directory(number)) == {DIGESTS[0]}
+    state.update(lambda transaction: transaction.quarantine.set_since(DIGESTS[0], None))
+    assert state.view(lambda transaction: transaction.quarantine.since(DIGESTS[0])) is None
 
 
 def test_a_snapshot_with_the_same_files_is_found(state: State) -> None:
     files = {"a.fidx": "00", "b.blob": "11"}
     for path in (SNAPSHOT, LONG):
         state.update(
-            lambda transaction, path=path: transaction.set_snapshot(  # type: ignore[misc]
+            lambda transaction, path=path: transaction.snapshots.set(  # type: ignore[misc]
                 path, SnapshotState(SnapshotPhase.COMMITTED, files, 0.0)
             )
         )
-    assert state.view(lambda transaction: transaction.snapshot_with(dict(reversed(files.items())))) == LONG
-    assert state.view(lambda transaction: transaction.snapshot_with({"a.fidx": "01"})) is None
-    state.update(lambda transaction: transaction.forget_snapshot(SNAPSHOT))
-    assert state.view(lambda transaction: transaction.snapshot_with(files)) == LONG
-    state.update(lambda transaction: transaction.forget_snapshot(LONG))
-    assert state.view(lambda transaction: transaction.snapshot_with(files)) is None
+    assert state.view(lambda transaction: transaction.snapshots.with_files(dict(reversed(files.items())))) == LONG
+    assert state.view(lambda transaction: transaction.snapshots.with_files({"a.fidx": "01"})) is None
+    state.update(lambda transaction: transaction.snapshots.forget(SNAPSHOT))
+    assert state.view(lambda transaction: transaction.snapshots.with_files(files)) == LONG
+    state.update(lambda transaction: transaction.snapshots.forget(LONG))
+    assert state.view(lambda transaction: transaction.snapshots.with_files(files)) is None
 
 
 def test_nothing_of_another_bucket_is_kept(state: State) -> None:
@@ -156,9 +157,7 @@ def test_a_damaged_entry_is_said_to_be_one(state: State) -> None:
         deleted = DeletedSnapshot(SNAPSHOT, {}, (), DeletedPhase.KEPT, 0.0, 0.0)
         transaction.retention.set_deleted(deleted)
         # Reached into on purpose: nothing writes such an entry.
-        transaction.retention._transaction.put(
-            SNAPSHOT.encode(), b'{"path": 1}', db=transaction.retention._databases[b"deleted"]
-        )
+        transaction._transaction.put(SNAPSHOT.encode(), b'{"path": 1}', db=transaction._databases[b"deleted"])
 
     state.update(damage)
     with pytest.raises(DatabaseCorrupt):

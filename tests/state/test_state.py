@@ -19,17 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mirrorfs.database.errors import DatabaseCorrupt, ForeignState, JournalError
 from mirrorfs.journal.journal import Position
+from mirrorfs.state.contents import ContentState
 from mirrorfs.state.counting import PartialCount, ReferenceHolder
-from mirrorfs.state.state import (
-    ContentState,
-    Identity,
-    Problem,
-    SnapshotPhase,
-    SnapshotState,
-    State,
-    StateTransaction,
-    check_identity,
-)
+from mirrorfs.state.identity import Identity, check_identity
+from mirrorfs.state.problems import Problem
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import State, StateTransaction
 
 FILES = {"drive.img.fidx": "00"}
 DIGESTS = [sha256(bytes([number])).digest() for number in range(6)]
@@ -95,7 +90,7 @@ class ReferenceModel(RuleBasedStateMachine):
         path = f"vm/{self.number + 1}"
         holder, count = ReferenceHolder(path), PartialCount(FILES, up_to)
         counted = {digest for digest in digests if digest <= up_to}
-        self.state.update(lambda transaction: transaction.count(holder, count, counted))
+        self.state.update(lambda transaction: transaction.counting.count(holder, count, counted))
         assert self.state.view(lambda transaction: transaction.counting.get(holder)) == count
         self.references.update(counted)
         for digest in counted:
@@ -112,7 +107,7 @@ class ReferenceModel(RuleBasedStateMachine):
         part = frozenset(data.draw(st.sets(st.sampled_from(sorted(digests))))) if digests else digests
         for some, left in ((part, PartialCount(FILES, b"")), (digests - part, None)):
             found = self.state.update(
-                lambda transaction, left=left, some=some: transaction.give_back(  # type: ignore[misc]
+                lambda transaction, left=left, some=some: transaction.counting.give_back(  # type: ignore[misc]
                     ReferenceHolder(path), left, some
                 )
             )
@@ -130,23 +125,23 @@ class ReferenceModel(RuleBasedStateMachine):
     def note(self, digest: bytes, operation: str) -> None:
         match operation:
             case "confirm":
-                self.state.update(lambda transaction: transaction.confirm_chunk(digest, 100, 7))
+                self.state.update(lambda transaction: transaction.chunks.confirm(digest, 100, 7))
                 self.confirmed[digest] = True
             case "doubt":
-                self.state.update(lambda transaction: transaction.doubt_chunk(digest))
+                self.state.update(lambda transaction: transaction.chunks.doubt(digest))
                 self.confirmed[digest] = False
             case "intend":
-                self.state.update(lambda transaction: transaction.intend_chunks([digest]))
+                self.state.update(lambda transaction: transaction.chunks.intend([digest]))
                 self.confirmed.setdefault(digest, False)
 
     @invariant()
     def agrees(self) -> None:
-        found = self.state.view(lambda transaction: {digest: transaction.chunk(digest) for digest in DIGESTS})
+        found = self.state.view(lambda transaction: {digest: transaction.chunks.get(digest) for digest in DIGESTS})
         for digest, chunk in found.items():
             assert (chunk.references if chunk is not None else 0) == self.references[digest]
             assert (chunk is not None) == (digest in self.confirmed)
             assert chunk is None or chunk.confirmed == self.confirmed[digest]
-        unconfirmed = self.state.view(lambda transaction: transaction.unconfirmed(DIGESTS))
+        unconfirmed = self.state.view(lambda transaction: transaction.chunks.unconfirmed(DIGESTS))
         assert unconfirmed == sorted(digest for digest in DIGESTS if not self.confirmed.get(digest))
 
     def teardown(self) -> None:
@@ -166,18 +161,20 @@ def test_a_reference_that_was_never_counted_cannot_be_given_back(state: State) -
     holder = ReferenceHolder("vm/1")
     state.update(lambda transaction: transaction.commit_snapshot("vm/1", committed, {first}))
     with pytest.raises(DatabaseCorrupt, match=second.hex()):
-        state.update(lambda transaction: transaction.give_back(holder, PartialCount(FILES, second), {first, second}))
+        state.update(
+            lambda transaction: transaction.counting.give_back(holder, PartialCount(FILES, second), {first, second})
+        )
     assert state.view(lambda transaction: transaction.counting.get(holder)) is None
-    chunk = state.view(lambda transaction: transaction.chunk(first))
+    chunk = state.view(lambda transaction: transaction.chunks.get(first))
     assert chunk is not None
     assert chunk.references == 1
-    assert state.view(lambda transaction: transaction.snapshot("vm/1")) == committed
+    assert state.view(lambda transaction: transaction.snapshots.get("vm/1")) == committed
 
 
 def note_all_paths(transaction: StateTransaction) -> None:
     for path in PATHS:
-        transaction.set_snapshot(path, snapshot_state(SnapshotPhase.PUBLISHED))
-        transaction.confirm_content(path, 5, 6)
+        transaction.snapshots.set(path, snapshot_state(SnapshotPhase.PUBLISHED))
+        transaction.contents.confirm(path, 5, 6)
 
 
 def below(paths: list[str], directory: str) -> set[str]:
@@ -187,8 +184,8 @@ def below(paths: list[str], directory: str) -> set[str]:
 @pytest.mark.parametrize("directory", DIRECTORIES)
 def test_what_lies_in_a_directory_is_found_exactly(state: State, directory: str) -> None:
     state.update(note_all_paths)
-    contents = state.view(lambda transaction: [content.path for content in transaction.contents(directory)])
-    snapshots = state.view(lambda transaction: [path for path, _ in transaction.snapshots(directory)])
+    contents = state.view(lambda transaction: [content.path for content in transaction.contents.below(directory)])
+    snapshots = state.view(lambda transaction: [path for path, _ in transaction.snapshots.below(directory)])
     assert len(contents) == len(snapshots) == len(set(contents))
     assert set(contents) == set(snapshots) == below(PATHS, directory)
 
@@ -196,65 +193,71 @@ def test_what_lies_in_a_directory_is_found_exactly(state: State, directory: str)
 @pytest.mark.parametrize("path", PATHS)
 def test_what_is_forgotten_is_gone_and_nothing_else(state: State, path: str) -> None:
     state.update(note_all_paths)
-    state.update(lambda transaction: transaction.forget_snapshot(path))
-    state.update(lambda transaction: transaction.forget_contents([path]))
-    assert state.view(lambda transaction: transaction.snapshot(path)) is None
-    assert state.view(lambda transaction: transaction.content(path)) is None
-    left = state.view(lambda transaction: list(transaction.contents()))
+    state.update(lambda transaction: transaction.snapshots.forget(path))
+    state.update(lambda transaction: transaction.contents.forget([path]))
+    assert state.view(lambda transaction: transaction.snapshots.get(path)) is None
+    assert state.view(lambda transaction: transaction.contents.get(path)) is None
+    left = state.view(lambda transaction: list(transaction.contents.all()))
     assert set(left) == {ContentState(other, 5, 6, True) for other in PATHS if other != path}
-    assert len(state.view(lambda transaction: list(transaction.snapshots()))) == len(PATHS) - 1
+    assert len(state.view(lambda transaction: list(transaction.snapshots.all()))) == len(PATHS) - 1
 
 
 def test_an_intended_object_is_not_confirmed_any_more(state: State) -> None:
-    state.update(lambda transaction: transaction.confirm_content("vm/1/owner", 5, 6))
-    state.update(lambda transaction: transaction.intend_contents(["vm/1/owner"]))
-    assert state.view(lambda transaction: transaction.content("vm/1/owner")) == ContentState("vm/1/owner", 0, 0, False)
+    state.update(lambda transaction: transaction.contents.confirm("vm/1/owner", 5, 6))
+    state.update(lambda transaction: transaction.contents.intend(["vm/1/owner"]))
+    assert state.view(lambda transaction: transaction.contents.get("vm/1/owner")) == ContentState(
+        "vm/1/owner", 0, 0, False
+    )
 
 
 def test_chunks_of_a_directory(state: State) -> None:
     inside = [b"\x12\x34" + bytes([number]) * 30 for number in (0, 1, 255)]
     outside = [b"\x12\x33" + b"\xff" * 30, b"\x12\x35" + bytes(30), b"\xff\xff" + b"\xff" * 30, bytes(32)]
-    state.update(lambda transaction: transaction.intend_chunks([*inside, *outside]))
-    found = state.view(lambda transaction: [digest for digest, _ in transaction.chunks_of_directory(0x1234)])
-    last = state.view(lambda transaction: [digest for digest, _ in transaction.chunks_of_directory(0xFFFF)])
+    state.update(lambda transaction: transaction.chunks.intend([*inside, *outside]))
+    found = state.view(lambda transaction: [digest for digest, _ in transaction.chunks.in_directory(0x1234)])
+    last = state.view(lambda transaction: [digest for digest, _ in transaction.chunks.in_directory(0xFFFF)])
     assert found == inside
     assert last == [outside[2]]
-    assert state.view(lambda transaction: transaction.count_chunks()) == 7
+    assert state.view(lambda transaction: transaction.chunks.count()) == 7
+
+
+def _set_problem(transaction: StateTransaction, problem: Problem) -> None:
+    transaction.problems.set(problem)
 
 
 def test_problems_and_foreign_names(state: State) -> None:
     names = ["vm/1", "a" * 2000, b"\xff\xfe/x".decode("utf-8", "surrogateescape")]
     for problem in [Problem(name, "why", 1.0) for name in names]:
-        state.update(functools.partial(StateTransaction.set_problem, problem=problem))
-    assert {problem.name for problem in state.view(lambda transaction: list(transaction.problems()))} == set(names)
-    assert state.update(lambda transaction: transaction.clear_problem(names[2])) is True
-    assert state.update(lambda transaction: transaction.clear_problem(names[2])) is False
+        state.update(functools.partial(_set_problem, problem=problem))
+    assert {problem.name for problem in state.view(lambda transaction: list(transaction.problems.all()))} == set(names)
+    assert state.update(lambda transaction: transaction.problems.clear(names[2])) is True
+    assert state.update(lambda transaction: transaction.problems.clear(names[2])) is False
     foreign = [b"lost+found", b"\xff\xfe", b"x" * 3000]
-    state.update(lambda transaction: transaction.replace_foreign(foreign))
-    state.update(lambda transaction: transaction.set_foreign(b"\xff\xfe", False))
-    count, examples = state.view(lambda transaction: transaction.foreign(1))
+    state.update(lambda transaction: transaction.foreign.replace(foreign))
+    state.update(lambda transaction: transaction.foreign.set(b"\xff\xfe", False))
+    count, examples = state.view(lambda transaction: transaction.foreign.examples(1))
     assert (count, len(examples)) == (2, 1)
-    assert set(state.view(lambda transaction: transaction.foreign(9))[1]) == {b"lost+found", b"x" * 3000}
-    state.update(lambda transaction: transaction.replace_foreign([]))
-    assert state.view(lambda transaction: transaction.foreign(9)) == (0, [])
+    assert set(state.view(lambda transaction: transaction.foreign.examples(9))[1]) == {b"lost+found", b"x" * 3000}
+    state.update(lambda transaction: transaction.foreign.replace([]))
+    assert state.view(lambda transaction: transaction.foreign.examples(9)) == (0, [])
 
 
 def test_it_lasts(tmp_path: Path) -> None:
     identity = Identity("/mnt/datastore", "bucket", "name")
     state = State(str(tmp_path))
-    assert state.view(lambda transaction: transaction.identity()) is None
-    assert state.view(lambda transaction: transaction.position()) is None
-    assert not state.view(lambda transaction: transaction.adopted())
-    state.update(lambda transaction: transaction.set_identity(identity))
-    state.update(lambda transaction: transaction.set_position(Position("g", 5)))
-    state.update(lambda transaction: transaction.set_adopted())
+    assert state.view(lambda transaction: transaction.identity.get()) is None
+    assert state.view(lambda transaction: transaction.progress.position()) is None
+    assert not state.view(lambda transaction: transaction.progress.adopted())
+    state.update(lambda transaction: transaction.identity.set(identity))
+    state.update(lambda transaction: transaction.progress.set_position(Position("g", 5)))
+    state.update(lambda transaction: transaction.progress.set_adopted())
     state.close()
     state = State(str(tmp_path), read_only=True)
-    assert state.view(lambda transaction: transaction.identity()) == identity
-    assert state.view(lambda transaction: transaction.position()) == Position("g", 5)
-    assert state.view(lambda transaction: transaction.adopted())
+    assert state.view(lambda transaction: transaction.identity.get()) == identity
+    assert state.view(lambda transaction: transaction.progress.position()) == Position("g", 5)
+    assert state.view(lambda transaction: transaction.progress.adopted())
     with pytest.raises(JournalError):
-        state.update(lambda transaction: transaction.set_adopted())
+        state.update(lambda transaction: transaction.progress.set_adopted())
     state.close()
 
 
@@ -274,7 +277,7 @@ def test_whose_state_it_is() -> None:
 @pytest.mark.parametrize("damage", ["garbage", "header", "half"])
 def test_a_damaged_state_is_refused_again_and_again(tmp_path: Path, damage: str, read_only: bool) -> None:
     state = State(str(tmp_path))
-    state.update(lambda transaction: transaction.intend_contents(f"vm/{number}/owner" for number in range(2000)))
+    state.update(lambda transaction: transaction.contents.intend(f"vm/{number}/owner" for number in range(2000)))
     state.close()
     data = tmp_path / "data.mdb"
     match damage:

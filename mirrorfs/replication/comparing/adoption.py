@@ -15,7 +15,7 @@ from mirrorfs.replication.retention.grace import Grace
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Adoption:
 
     async def adopt(self, grace: Grace) -> None:
         """Take the bucket's content in, unless that has been done; can be repeated after a crash in the middle."""
-        if self._state.view(lambda transaction: transaction.adopted()):
+        if self._state.view(lambda transaction: transaction.progress.adopted()):
             return
         reach("adoption.begun")
         await self._adopt_chunks()
@@ -46,7 +46,7 @@ class Adoption:
             await self.adopt_snapshot(snapshot)
         await grace.adopt()
         reach("adoption.before-end")
-        await self._state.apply(lambda transaction: transaction.set_adopted())
+        await self._state.apply(lambda transaction: transaction.progress.set_adopted())
         reach("adoption.ended")
 
     async def _adopt_chunks(self) -> None:
@@ -62,7 +62,7 @@ class Adoption:
         await self._note_chunks(digests)
 
     async def _note_chunks(self, digests: list[bytes]) -> None:
-        await self._state.apply(lambda transaction: transaction.intend_chunks(digests))
+        await self._state.apply(lambda transaction: transaction.chunks.intend(digests))
         reach("adoption.chunks-recorded")
 
     async def _adopt_contents(self) -> list[SnapshotId]:
@@ -71,7 +71,9 @@ class Adoption:
                 path async for stored in objects if (path := self._bucket.layout.content_path(stored.key)) is not None
             ]
         await self._state.apply(
-            lambda transaction: transaction.intend_contents(path for path in paths if transaction.content(path) is None)
+            lambda transaction: transaction.contents.intend(
+                path for path in paths if transaction.contents.get(path) is None
+            )
         )
         reach("adoption.contents-recorded")
         if paths:
@@ -82,7 +84,7 @@ class Adoption:
     async def adopt_snapshot(self, snapshot: SnapshotId) -> None:
         """Count the references of a published snapshot that the state does not know."""
         path = snapshot.path
-        if self._state.view(lambda transaction: transaction.snapshot(path)) is not None:
+        if self._state.view(lambda transaction: transaction.snapshots.get(path)) is not None:
             return
         try:
             manifest = parse_manifest(

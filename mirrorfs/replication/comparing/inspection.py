@@ -30,7 +30,10 @@ from mirrorfs.replication.comparing.differences import Difference, Remedy, Repor
 from mirrorfs.replication.publishing.publication import SnapshotPublication
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.state.state import ChunkState, ContentState, SnapshotPhase, SnapshotState, StateTransaction
+from mirrorfs.state.chunks import ChunkState
+from mirrorfs.state.contents import ContentState
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import StateTransaction
 
 log = logging.getLogger(__name__)
 
@@ -140,17 +143,17 @@ class BucketInspection:
         """
         async with self._lock:
             # If that was interrupted, it is not known which chunks were doubted before.
-            was_interrupted = self._state.view(lambda transaction: transaction.inspecting())
+            was_interrupted = self._state.view(lambda transaction: transaction.progress.inspecting())
             inspection = _Inspection(report, corrects, doubted_chunks=was_interrupted)
             if corrects:
-                await self._state.apply(lambda transaction: transaction.set_inspecting(True))
+                await self._state.apply(lambda transaction: transaction.progress.set_inspecting(True))
             await self._compare_all(inspection)
             if corrects:
                 await self._take_in(inspection)
             if inspection.doubted_chunks:
                 await self._doubt_snapshots(inspection)
             if corrects:
-                await self._state.apply(lambda transaction: transaction.set_inspecting(False))
+                await self._state.apply(lambda transaction: transaction.progress.set_inspecting(False))
 
     async def _compare_all(self, inspection: _Inspection) -> None:
         chunks = _Listing(self._chunks_after, self._chunk)
@@ -176,10 +179,10 @@ class BucketInspection:
     # --- chunks
 
     def _chunks_after(self, digest: bytes, maximum: int) -> list[tuple[bytes, ChunkState]]:
-        return self._state.view(lambda transaction: transaction.chunks_after(digest, maximum))
+        return self._state.view(lambda transaction: transaction.chunks.after(digest, maximum))
 
     def _chunk(self, digest: bytes) -> ChunkState | None:
-        return self._state.view(lambda transaction: transaction.chunk(digest))
+        return self._state.view(lambda transaction: transaction.chunks.get(digest))
 
     async def _compare_chunks(
         self, inspection: _Inspection, listing: _Listing[ChunkState], *, at_end: bool = False
@@ -238,11 +241,11 @@ class BucketInspection:
     # --- objects below .cnt
 
     def _contents_after(self, path: bytes, maximum: int) -> list[tuple[bytes, ContentState]]:
-        known = self._state.view(lambda transaction: transaction.contents_after(path.decode(), maximum))
+        known = self._state.view(lambda transaction: transaction.contents.after(path.decode(), maximum))
         return [(content.path.encode(), content) for content in known]
 
     def _content(self, path: bytes) -> ContentState | None:
-        return self._state.view(lambda transaction: transaction.content(path.decode()))
+        return self._state.view(lambda transaction: transaction.contents.get(path.decode()))
 
     async def _compare_contents(
         self, inspection: _Inspection, listing: _Listing[ContentState], *, at_end: bool = False
@@ -260,8 +263,8 @@ class BucketInspection:
             return
         if inspection.corrects:
             await self._state.apply(
-                lambda transaction: transaction.intend_contents(
-                    path for path in unknown if transaction.content(path) is None
+                lambda transaction: transaction.contents.intend(
+                    path for path in unknown if transaction.contents.get(path) is None
                 )
             )
         for path in unknown:
@@ -344,7 +347,7 @@ class BucketInspection:
             await self._note_all_chunks()
 
     async def _note_chunks(self, digests: list[bytes]) -> None:
-        await self._state.apply(lambda transaction: transaction.intend_chunks(digests))
+        await self._state.apply(lambda transaction: transaction.chunks.intend(digests))
 
     async def _note_all_chunks(self) -> None:
         digests: list[bytes] = []
@@ -372,7 +375,7 @@ class BucketInspection:
                 await self._doubt_snapshot(inspection, snapshot)
 
     async def _tell_of_snapshot(self, inspection: _Inspection, snapshot: SnapshotId) -> None:
-        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        known = self._state.view(lambda transaction: transaction.snapshots.get(snapshot.path))
         if known is None:
             return
         digests = await self._digests(snapshot, known)
@@ -380,7 +383,7 @@ class BucketInspection:
             await inspection.report(_incomplete(self._bucket.layout, snapshot))
 
     async def _doubt_snapshot(self, inspection: _Inspection, snapshot: SnapshotId) -> None:
-        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        known = self._state.view(lambda transaction: transaction.snapshots.get(snapshot.path))
         if known is None or known.phase not in (SnapshotPhase.COMMITTED, SnapshotPhase.PUBLISHED):
             return
         digests = await self._digests(snapshot, known)
@@ -388,12 +391,12 @@ class BucketInspection:
         if unconfirmed == []:
             return
         doubted = replace(known, phase=SnapshotPhase.ADOPTED, since=time.time())
-        await self._state.apply(lambda transaction: transaction.set_snapshot(snapshot.path, doubted))
+        await self._state.apply(lambda transaction: transaction.snapshots.set(snapshot.path, doubted))
         if unconfirmed is None or not await trio.to_thread.run_sync(self._has_all, unconfirmed):
             await inspection.report(_incomplete(self._bucket.layout, snapshot))
 
     def _unconfirmed(self, digests: set[bytes]) -> list[bytes]:
-        return self._state.view(lambda transaction: transaction.unconfirmed(digests))
+        return self._state.view(lambda transaction: transaction.chunks.unconfirmed(digests))
 
     def _has_all(self, digests: list[bytes]) -> bool:
         return all(self._has_chunk(digest) for digest in digests)
@@ -453,22 +456,22 @@ def _fault(known: ChunkState | ContentState, stored: StoredObject | None) -> str
 
 
 def _doubt_chunk(transaction: StateTransaction, digest: bytes, known: ChunkState) -> bool:
-    now = transaction.chunk(digest)
+    now = transaction.chunks.get(digest)
     if now is None or (now.size, now.crc32c) != (known.size, known.crc32c):
         return False
-    transaction.doubt_chunk(digest)
+    transaction.chunks.doubt(digest)
     return True
 
 
 def _doubt_content(transaction: StateTransaction, known: ContentState) -> bool:
-    if transaction.content(known.path) != known:
+    if transaction.contents.get(known.path) != known:
         return False
-    transaction.intend_contents([known.path])
+    transaction.contents.intend([known.path])
     return True
 
 
 def _published(transaction: StateTransaction) -> list[str]:
-    return [path for path, snapshot in transaction.snapshots() if snapshot.phase.counts_references]
+    return [path for path, snapshot in transaction.snapshots.all() if snapshot.phase.counts_references]
 
 
 def _digests_of(name: str, data: bytes, checksum: str) -> set[bytes]:

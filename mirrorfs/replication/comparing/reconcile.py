@@ -15,7 +15,8 @@ from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, Item, SubtreeItem, item_of, item_of_problem, problem_name
 from mirrorfs.replication.work.problems import CannotMirror, Problems
 from mirrorfs.replication.work.worklist import Worklist
-from mirrorfs.state.state import ChunkState, StateTransaction
+from mirrorfs.state.chunks import ChunkState
+from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 _CHUNK_DIRECTORIES = 65536
@@ -127,7 +128,7 @@ class Reconciler:
         inside = f"{path}/".encode() if path else b""
 
         def known(transaction: StateTransaction) -> set[bytes]:
-            return {foreign for foreign in transaction.foreign(_ALL)[1] if foreign.startswith(inside)}
+            return {foreign for foreign in transaction.foreign.examples(_ALL)[1] if foreign.startswith(inside)}
 
         before = self._state.view(known)
         found = await trio.to_thread.run_sync(self._look_for_foreign, path)
@@ -136,7 +137,7 @@ class Reconciler:
 
         def count(transaction: StateTransaction) -> None:
             for foreign in gone | come:
-                transaction.set_foreign(foreign, foreign in come)
+                transaction.foreign.set(foreign, foreign in come)
 
         if gone or come:
             await self._state.apply(count)
@@ -202,8 +203,8 @@ class Reconciler:
     def _known_chunks(self, number: int) -> tuple[dict[bytes, ChunkState], set[bytes]]:
         return self._state.view(
             lambda transaction: (
-                dict(transaction.chunks_of_directory(number)),
-                transaction.quarantined_in_directory(number),
+                dict(transaction.chunks.in_directory(number)),
+                transaction.quarantine.in_directory(number),
             )
         )
 
@@ -237,9 +238,9 @@ def _touches(candidate: str, path: str) -> bool:
 
 
 def _known_items(transaction: StateTransaction, path: str) -> Iterator[Item]:
-    for snapshot, _ in transaction.snapshots(path):
+    for snapshot, _ in transaction.snapshots.below(path):
         yield SnapshotId.parse(snapshot)
-    for content in transaction.contents(path):
+    for content in transaction.contents.below(path):
         item = item_of(content.path.removesuffix("/.namespace").encode())
         if content.path.endswith("/.namespace"):
             item = NamespaceId.parse(content.path.removesuffix("/.namespace"))

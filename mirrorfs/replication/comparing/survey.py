@@ -80,7 +80,7 @@ class Survey:
             file = self._tree.chunk(digest)
         except OSError as error:
             return Difference(key, f"it cannot be read: {error.strerror}", Remedy.NONE)
-        known = self._state.view(lambda transaction: transaction.chunk(digest))
+        known = self._state.view(lambda transaction: transaction.chunks.get(digest))
         if file.size is None:
             may_go = known is not None and not known.references and not file.is_quarantined
             return Difference(key, f"{_LEFT}, and no snapshot needs it", Remedy.DELETE) if may_go else None
@@ -105,7 +105,7 @@ class Survey:
     def _of_group_file(self, group: GroupId, path: str) -> Difference | None:
         key = self._layout.content_key(path)
         stored, is_wanted = self._state.view(
-            lambda transaction: (transaction.content(path), _has_snapshots(transaction, group))
+            lambda transaction: (transaction.contents.get(path), _has_snapshots(transaction, group))
         )
         try:
             data = self._tree.read(path, maximum_size=longest_file(path)) if is_wanted else None
@@ -126,7 +126,7 @@ class Survey:
             return []
         key = self._layout.namespace_key(namespace)
         path = key.removeprefix(self._layout.content_prefix)
-        stored = self._state.view(lambda transaction: transaction.content(path))
+        stored = self._state.view(lambda transaction: transaction.contents.get(path))
         try:
             is_here = self._tree.exists(namespace.path)
         except OSError as error:
@@ -139,4 +139,4 @@ class Survey:
 
 
 def _has_snapshots(transaction: StateTransaction, group: GroupId) -> bool:
-    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots(group.path))
+    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots.below(group.path))

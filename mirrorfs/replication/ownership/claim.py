@@ -13,7 +13,7 @@ from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.state.state import Epochs, Identity
+from mirrorfs.state.identity import Epochs, Identity
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ async def claim_prefix(
         _refuse_if_foreign(f"s3://{identity.bucket}/{identity.prefix}", own, standing)
     if standing is not None and standing.is_of(own):
         own = replace(own, mirror_id=standing.mirror_id)
-    epochs = state.view(lambda transaction: transaction.epochs())
+    epochs = state.view(lambda transaction: transaction.identity.epochs())
     if epochs.current is not None and (standing is None or standing.epoch not in (epochs.current, epochs.coming)):
         log.warning(
             "the bucket was changed by another state than this one, or this one is an old copy: reading it anew"
@@ -80,12 +80,12 @@ async def claim_prefix(
         reach("claim.bucket-forgotten")
     # Noted before and after, so that a crash in between leaves a claim that is known to be ours.
     coming = Epochs(None if standing is None else standing.epoch, own.epoch)
-    await state.apply(lambda transaction: transaction.set_epochs(coming))
+    await state.apply(lambda transaction: transaction.identity.set_epochs(coming))
     reach("claim.before-put")
     await bucket.store.put(bucket.layout.own_key(CLAIM_NAME), json.dumps(asdict(own), indent=1).encode())
     reach("claim.after-put")
     claimed = replace(identity, mirror_id=own.mirror_id)
-    await state.apply(lambda transaction: transaction.set_claimed(claimed, own.epoch))
+    await state.apply(lambda transaction: transaction.identity.set_claimed(claimed, own.epoch))
     reach("claim.recorded")
     return claimed
 

@@ -48,7 +48,7 @@ def _mirrored(transaction: StateTransaction) -> list[str]:
     """Return the snapshots in the mirror, without those whose removal is held, or was and is approved of."""
     return [
         path
-        for path, snapshot in transaction.snapshots()
+        for path, snapshot in transaction.snapshots.all()
         if snapshot.phase.counts_references and transaction.retention.held(path) is None
     ]
 
@@ -70,7 +70,7 @@ def _unexplained(gone: list[str], tree: Tree, state: CommittedState, journal: Jo
             # A directory that is there was recorded when it was made: that explains nothing.
             if not _is_there(tree, name):
                 telling.setdefault(name.encode(), []).append(path)
-    position = state.view(lambda transaction: transaction.position())
+    position = state.view(lambda transaction: transaction.progress.position())
     explained: set[str] = set()
     after = _sequence(position, journal)
     while records := journal.read(after, _RECORDS_AT_ONCE):

@@ -20,7 +20,7 @@ from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
 from mirrorfs.replication.work.problems import CannotMirror
-from mirrorfs.state.state import ChunkState
+from mirrorfs.state.chunks import ChunkState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class ChunkMirror:
         busy = self._busy.held() & digests
         try:
             missing = await trio.to_thread.run_sync(
-                lambda: self._state.view(lambda transaction: transaction.unconfirmed(digests))
+                lambda: self._state.view(lambda transaction: transaction.chunks.unconfirmed(digests))
             )
             yield sorted(busy.union(missing))
         finally:
@@ -138,14 +138,14 @@ class ChunkMirror:
             return is_needed or self._is_kept_by_pin(digest)
 
     def _known(self, digest: bytes) -> ChunkState | None:
-        return self._state.view(lambda transaction: transaction.chunk(digest))
+        return self._state.view(lambda transaction: transaction.chunks.get(digest))
 
     async def _note_quarantine(self, digest: bytes, is_quarantined: bool) -> None:
-        since = self._state.view(lambda transaction: transaction.quarantined_since(digest))
+        since = self._state.view(lambda transaction: transaction.quarantine.since(digest))
         if (since is not None) == is_quarantined:
             return
         now = time.time() if is_quarantined else None
-        await self._state.apply(lambda transaction: transaction.set_quarantined(digest, now))
+        await self._state.apply(lambda transaction: transaction.quarantine.set_since(digest, now))
         reach("chunk.quarantine-recorded")
         if is_quarantined:
             log.warning("%s is in quarantine: PBS has found it corrupt; its object is kept", chunk_path(digest))
@@ -166,7 +166,7 @@ class ChunkMirror:
         key = self._bucket.layout.chunk_key(digest)
         if known is None:
             reach("chunk.before-intention")
-            await self._state.apply(lambda transaction: transaction.intend_chunks([digest]))
+            await self._state.apply(lambda transaction: transaction.chunks.intend([digest]))
         elif not known.confirmed and await holds(self._bucket.store, key, data):
             await self._confirm(digest, len(data), checksum)
             return
@@ -228,11 +228,11 @@ class ChunkMirror:
         return self._bucket.layout.chunk_digest(f"{self._bucket.layout.chunks_prefix}{name[:4]}/{name}") is not None
 
     async def _doubt(self, digest: bytes) -> None:
-        await self._state.apply(lambda transaction: transaction.doubt_chunk(digest))
+        await self._state.apply(lambda transaction: transaction.chunks.doubt(digest))
         reach("chunk.doubted")
 
     async def _confirm(self, digest: bytes, size: int, checksum: int) -> None:
-        await self._state.apply(lambda transaction: transaction.confirm_chunk(digest, size, checksum))
+        await self._state.apply(lambda transaction: transaction.chunks.confirm(digest, size, checksum))
         reach("chunk.recorded")
 
     async def _confirm_object(self, digest: bytes) -> bool:

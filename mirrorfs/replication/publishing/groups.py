@@ -126,4 +126,4 @@ class NamespaceMirror:
 
 
 def _has_snapshots(transaction: StateTransaction, within: GroupId | NamespaceId) -> bool:
-    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots(within.path))
+    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots.below(within.path))

@@ -27,7 +27,8 @@ from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
 from mirrorfs.replication.work.problems import CannotMirror, Problems
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, StateTransaction
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class SnapshotPublication:
         except CannotMirror as failure:
             return Outlook.FAIL, failure.reason
         known, leaves_nothing = self._state.view(
-            lambda transaction: (transaction.snapshot(path), _leaves_nothing(transaction, path))
+            lambda transaction: (transaction.snapshots.get(path), _leaves_nothing(transaction, path))
         )
         if local is None:
             return None if leaves_nothing else (Outlook.REMOVE, "the datastore has not, or not any more, its manifest")
@@ -181,14 +182,16 @@ class SnapshotPublication:
         extras, damaged = self._read_extras(snapshot)
         names = (*local.files, *extras, *damaged)
         expected = {snapshot.manifest_path, *(f"{snapshot.path}/{name}" for name in names)}
-        stored = self._state.view(lambda transaction: {content.path for content in transaction.contents(snapshot.path)})
+        stored = self._state.view(
+            lambda transaction: {content.path for content in transaction.contents.below(snapshot.path)}
+        )
         return bool(stored - expected) or not all(
             self._replica.is_confirmed(f"{snapshot.path}/{name}", data) for name, data in extras.items()
         )
 
     async def _publish(self, snapshot: SnapshotId, local: LocalManifest, at_a_glance: bool) -> None:
         path = snapshot.path
-        known = self._state.view(lambda transaction: transaction.snapshot(path))
+        known = self._state.view(lambda transaction: transaction.snapshots.get(path))
         if known is None or not known.phase.counts_references or known.files != local.files:
             await self._commit_closure(snapshot, local, await self._closure(snapshot, local))
         elif not (at_a_glance and self._is_as_published(snapshot, known, local)):
@@ -198,10 +201,10 @@ class SnapshotPublication:
         reach("publication.before-manifest")
         await self._replica.put(snapshot.manifest_path, local.data)
         reach("publication.manifest-put")
-        known = self._state.view(lambda transaction: transaction.snapshot(path))
+        known = self._state.view(lambda transaction: transaction.snapshots.get(path))
         if known is None or known.phase is not SnapshotPhase.PUBLISHED:
             published = SnapshotState(SnapshotPhase.PUBLISHED, local.files, time.time())
-            await self._state.apply(lambda transaction: transaction.set_snapshot(path, published))
+            await self._state.apply(lambda transaction: transaction.snapshots.set(path, published))
             reach("publication.recorded")
             log.info("%s published", path)
 
@@ -273,7 +276,7 @@ class SnapshotPublication:
             if self._state.view(lambda transaction: _stands_in_the_way(transaction, snapshot, local.files)):
                 await self._removal.remove(snapshot)
             # If it was moved here, it still stands under its earlier name.
-            twin = self._state.view(lambda transaction: transaction.snapshot_with(local.files))
+            twin = self._state.view(lambda transaction: transaction.snapshots.with_files(local.files))
             for name, data in closure.files.items():
                 same_as = None if twin is None else f"{twin}/{name}"
                 await self._replica.put(f"{snapshot.path}/{name}", data, same_as=same_as)
@@ -329,7 +332,9 @@ class SnapshotPublication:
             reach("publication.extra-put")
         names = (*local.files, *extras, *damaged)
         expected = {snapshot.manifest_path, *(f"{snapshot.path}/{name}" for name in names)}
-        stale = self._state.view(lambda transaction: [content.path for content in transaction.contents(snapshot.path)])
+        stale = self._state.view(
+            lambda transaction: [content.path for content in transaction.contents.below(snapshot.path)]
+        )
         await self._replica.delete([path for path in stale if path not in expected])
         reach("publication.stale-deleted")
 
@@ -392,8 +397,8 @@ def _stands_in_the_way(transaction: StateTransaction, snapshot: SnapshotId, file
     """Tell whether what is in the bucket may be published, or has to go before other files take its place."""
     begun = transaction.counting.get(ReferenceHolder(snapshot.path))
     return (
-        transaction.snapshot(snapshot.path) is not None
-        or transaction.content(snapshot.manifest_path) is not None
+        transaction.snapshots.get(snapshot.path) is not None
+        or transaction.contents.get(snapshot.manifest_path) is not None
         or (begun is not None and begun.files != files)
     )
 
@@ -406,14 +411,14 @@ def _commit_if_complete(
     uncounted: list[bytes],
 ) -> list[bytes]:
     """Count the last references if all chunks are confirmed; else return those that are not, and do nothing."""
-    doubted = transaction.unconfirmed(digests)
+    doubted = transaction.chunks.unconfirmed(digests)
     if not doubted:
         transaction.commit_snapshot(snapshot.path, committed, uncounted)
     return doubted
 
 
 def _leaves_nothing(transaction: StateTransaction, path: str) -> bool:
-    return transaction.snapshot(path) is None and not any(transaction.contents(path))
+    return transaction.snapshots.get(path) is None and not any(transaction.contents.below(path))
 
 
 def _sizes(manifest: Manifest) -> dict[str, int]:

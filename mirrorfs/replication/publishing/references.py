@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 import trio
 
@@ -116,9 +115,7 @@ class References:
         left = sorted(digests if begun is None else (digest for digest in digests if digest > begun.up_to))
         while len(left) > self._chunks_a_commit:
             part, left = left[: self._chunks_a_commit], left[self._chunks_a_commit :]
-            count = PartialCount(files, part[-1])
-            await self._state.apply(partial(StateTransaction.count, holder=holder, count=count, digests=part))
-            reach("references.counted")
+            await self._count(holder, PartialCount(files, part[-1]), part)
         return left
 
     async def give_back(
@@ -148,11 +145,18 @@ class References:
         while left is not None:
             counted, part = counted[: -self._chunks_a_commit], counted[-self._chunks_a_commit :]
             left = PartialCount(count.files, counted[-1]) if counted else None
-            unreferenced = await self._state.apply(
-                partial(StateTransaction.give_back, holder=holder, left=left, digests=part)
-            )
-            reach("references.given-back")
-            await self._unreferenced.tell(unreferenced)
+            await self._give_back(holder, left, part)
+
+    async def _count(self, holder: ReferenceHolder, count: PartialCount, digests: list[bytes]) -> None:
+        await self._state.apply(lambda transaction: transaction.counting.count(holder, count, digests))
+        reach("references.counted")
+
+    async def _give_back(self, holder: ReferenceHolder, left: PartialCount | None, digests: list[bytes]) -> None:
+        unreferenced = await self._state.apply(
+            lambda transaction: transaction.counting.give_back(holder, left, digests)
+        )
+        reach("references.given-back")
+        await self._unreferenced.tell(unreferenced)
 
 
 def _say_unknown(path: str, name: str, why: str) -> None:

@@ -34,16 +34,16 @@ class Replica:
         """
         if self.is_confirmed(path, data):
             return
-        known = self._state.view(lambda transaction: transaction.content(path))
+        known = self._state.view(lambda transaction: transaction.contents.get(path))
         key = self._bucket.layout.content_key(path)
         there = known is not None and not known.confirmed and await holds(self._bucket.store, key, data)
         if not there:
-            await self._state.apply(lambda transaction: transaction.intend_contents([path]))
+            await self._state.apply(lambda transaction: transaction.contents.intend([path]))
             reach("content.before-put")
             if not await self._copy(same_as, key, data):
                 await self._bucket.store.put(key, data)
             reach("content.after-put")
-        await self._state.apply(lambda transaction: transaction.confirm_content(path, len(data), crc32c.crc32c(data)))
+        await self._state.apply(lambda transaction: transaction.contents.confirm(path, len(data), crc32c.crc32c(data)))
         reach("content.recorded")
 
     async def _copy(self, source: str | None, key: str, data: bytes) -> bool:
@@ -60,7 +60,7 @@ class Replica:
 
     def is_confirmed(self, path: str, data: bytes | None = None) -> bool:
         """Tell whether the object of a datastore path is confirmed, and, with `data`, that it equals that."""
-        known = self._state.view(lambda transaction: transaction.content(path))
+        known = self._state.view(lambda transaction: transaction.contents.get(path))
         if known is None or not known.confirmed:
             return False
         return data is None or (known.size, known.crc32c) == (len(data), crc32c.crc32c(data))
@@ -71,14 +71,14 @@ class Replica:
 
     async def delete(self, paths: list[str]) -> None:
         """Delete the objects of datastore paths; does nothing for those that are not known to be there."""
-        known = self._state.view(lambda transaction: [path for path in paths if transaction.content(path)])
+        known = self._state.view(lambda transaction: [path for path in paths if transaction.contents.get(path)])
         if not known:
             return
-        await self._state.apply(lambda transaction: transaction.intend_contents(known))
+        await self._state.apply(lambda transaction: transaction.contents.intend(known))
         reach("content.before-delete")
         await self._bucket.store.delete([self._bucket.layout.content_key(path) for path in known])
         reach("content.after-delete")
-        await self._state.apply(lambda transaction: transaction.forget_contents(known))
+        await self._state.apply(lambda transaction: transaction.contents.forget(known))
         reach("content.forgotten")
 
 

@@ -18,7 +18,8 @@ from mirrorfs.replication.publishing.chunks import ChunkMirror
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.problems import Problems
-from mirrorfs.state.state import ChunkState, StateTransaction
+from mirrorfs.state.chunks import ChunkState
+from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ class _Before:
 
     def restore(self, transaction: StateTransaction, digest: bytes) -> None:
         if self.chunk.confirmed:
-            transaction.confirm_chunk(digest, self.chunk.size, self.chunk.crc32c)
+            transaction.chunks.confirm(digest, self.chunk.size, self.chunk.crc32c)
         if self.locked_until > 0:
-            transaction.retention.set_chunks_locked([digest], self.locked_until)
+            transaction.locks.set_chunks_locked([digest], self.locked_until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class ChunkRemoval:
         return self._state.view(lambda transaction: [digest for digest in digests if self._may_go(transaction, digest)])
 
     def _may_go(self, transaction: StateTransaction, digest: bytes) -> bool:
-        known = transaction.chunk(digest)
+        known = transaction.chunks.get(digest)
         if known is None or known.references:
             return False
         refusal = transaction.retention.refused(self._bucket.layout.chunk_key(digest))
@@ -147,10 +148,10 @@ class ChunkRemoval:
     def _record(self, transaction: StateTransaction, doubted: dict[bytes, _Before], refusals: _Refusals) -> None:
         deleted = doubted.keys() - refusals.errors.keys()
         for digest in sorted(deleted):
-            now = transaction.chunk(digest)
+            now = transaction.chunks.get(digest)
             # A snapshot that needs it may have been found in the bucket meanwhile: then that has to stay known.
             if now is not None and not now.references:
-                transaction.forget_chunk(digest)
+                transaction.chunks.forget(digest)
         transaction.retention.clear_refused(map(self._bucket.layout.chunk_key, deleted))
         for digest, error in refusals.errors.items():
             before = doubted[digest]
@@ -187,17 +188,19 @@ class ChunkRemoval:
 
     def _names_with_problems(self, digests: list[bytes]) -> list[str]:
         names = map(chunk_path, digests)
-        return self._state.view(lambda transaction: [name for name in names if transaction.problem(name) is not None])
+        return self._state.view(
+            lambda transaction: [name for name in names if transaction.problems.get(name) is not None]
+        )
 
 
 def _doubt_unreferenced(transaction: StateTransaction, digests: list[bytes]) -> dict[bytes, _Before]:
     """Note that the objects are about to go, unless somebody references them; returns what was known of those."""
     doubted = {}
     for digest in sorted(digests):
-        known = transaction.chunk(digest)
+        known = transaction.chunks.get(digest)
         if known is not None and not known.references:
-            doubted[digest] = _Before(known, transaction.retention.chunk_locked_until(digest))
-            transaction.doubt_chunk(digest)
+            doubted[digest] = _Before(known, transaction.locks.chunk_locked_until(digest))
+            transaction.chunks.doubt(digest)
     return doubted
 
 

@@ -22,9 +22,11 @@ from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
+from mirrorfs.state.contents import ContentState
 from mirrorfs.state.counting import ReferenceHolder
 from mirrorfs.state.retention import DeletedPhase, DeletedSnapshot
-from mirrorfs.state.state import ContentState, SnapshotPhase, SnapshotState, StateTransaction
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Grace:
         Does nothing where removed snapshots are not kept, or where it is not published. After this the state knows the
         snapshot as one whose references are given back.
         """
-        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        known = self._state.view(lambda transaction: transaction.snapshots.get(snapshot.path))
         if self._delete_after <= 0 or known is None or not known.phase.counts_references:
             return
         async with self._alone.hold(snapshot.path):
@@ -75,7 +77,7 @@ class Grace:
 
     async def _keep(self, snapshot: SnapshotId, known: SnapshotState) -> None:
         await self._end(snapshot.path)
-        contents = self._state.view(lambda transaction: list(transaction.contents(snapshot.path)))
+        contents = self._state.view(lambda transaction: list(transaction.contents.below(snapshot.path)))
         if not any(content.path == snapshot.manifest_path for content in contents):
             return
         try:
@@ -265,14 +267,14 @@ class Grace:
 
 def _hand_over(transaction: StateTransaction, known: SnapshotState, deleted: DeletedSnapshot) -> None:
     transaction.retention.set_deleted(replace(deleted, phase=DeletedPhase.KEPT))
-    transaction.retention.forget_snapshot_lock(deleted.path)
-    transaction.set_snapshot(deleted.path, replace(known, phase=SnapshotPhase.RELEASED, since=deleted.deleted))
+    transaction.locks.forget_snapshot(deleted.path)
+    transaction.snapshots.set(deleted.path, replace(known, phase=SnapshotPhase.RELEASED, since=deleted.deleted))
 
 
 def _take_in(transaction: StateTransaction, deleted: DeletedSnapshot, digests: list[bytes]) -> None:
     transaction.retention.set_deleted(deleted)
     if deleted.phase is DeletedPhase.KEPT:
-        transaction.end_count(_holder(deleted.path), digests)
+        transaction.counting.end_count(_holder(deleted.path), digests)
 
 
 def _holder(path: str) -> ReferenceHolder:
@@ -290,7 +292,7 @@ def _if_it_may_end(transaction: StateTransaction, path: str) -> DeletedSnapshot 
 
     They have been handed over before the published manifest goes; a crash may come in between.
     """
-    return transaction.retention.deleted(path) if transaction.snapshot(path) is None else None
+    return transaction.retention.deleted(path) if transaction.snapshots.get(path) is None else None
 
 
 def _is_due(deleted: DeletedSnapshot, moment: float) -> bool:

@@ -16,7 +16,7 @@ from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,8 @@ class SnapshotLocks:
         return self._state.view(
             lambda transaction: [
                 (path, snapshot)
-                for path, snapshot in transaction.snapshots()
-                if snapshot.phase is SnapshotPhase.PUBLISHED
-                and transaction.retention.snapshot_locked_until(path) < horizon
+                for path, snapshot in transaction.snapshots.all()
+                if snapshot.phase is SnapshotPhase.PUBLISHED and transaction.locks.snapshot_locked_until(path) < horizon
             ]
         )
 
@@ -130,18 +129,16 @@ class SnapshotLocks:
         now = self._now()
         until, horizon = now + terms.period, now + terms.period * _CHUNK_EXTEND_BELOW
         digests = await self._references.digests(ReferenceHolder(path), snapshot.files)
-        chunks = self._state.view(
-            lambda transaction: transaction.retention.chunks_locked_before(digests or (), horizon)
-        )
+        chunks = self._state.view(lambda transaction: transaction.locks.chunks_locked_before(digests or (), horizon))
         try:
             for first in range(0, len(chunks), _CHUNKS_A_COMMIT):
                 part = chunks[first : first + _CHUNKS_A_COMMIT]
                 await self._retain([self._bucket.layout.chunk_key(digest) for digest in part], until, terms.mode)
                 await self._state.apply(
-                    lambda transaction, part=part: transaction.retention.set_chunks_locked(part, until)  # type: ignore[misc]
+                    lambda transaction, part=part: transaction.locks.set_chunks_locked(part, until)  # type: ignore[misc]
                 )
                 reach("locks.chunks-recorded")
-            contents = self._state.view(lambda transaction: list(transaction.contents(path)))
+            contents = self._state.view(lambda transaction: list(transaction.contents.below(path)))
             await self._retain(
                 [self._bucket.layout.content_key(content.path) for content in contents], until, terms.mode
             )
@@ -149,7 +146,7 @@ class SnapshotLocks:
             # It is being removed or replaced; if not, its publication finds what is missing.
             log.info("the lock of %s is not extended now: %s", path, error)
             return
-        await self._state.apply(lambda transaction: transaction.retention.set_snapshot_locked(path, horizon))
+        await self._state.apply(lambda transaction: transaction.locks.set_snapshot_locked(path, horizon))
         reach("locks.snapshot-recorded")
         log.debug("%s is locked until %s at least", path, time.strftime("%Y-%m-%d %H:%M", time.gmtime(horizon)))
 

@@ -10,7 +10,8 @@ from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.publishing.replica import Replica
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, StateTransaction
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
 
@@ -28,7 +29,7 @@ class SnapshotRemoval:
         The manifest object goes before anything it lists.
         """
         path = snapshot.path
-        known = self._state.view(lambda transaction: transaction.snapshot(path))
+        known = self._state.view(lambda transaction: transaction.snapshots.get(path))
         if known is not None and known.phase.counts_references:
             known = await self._enter(path, known, SnapshotPhase.REMOVING)
             reach("removal.begun")
@@ -42,23 +43,23 @@ class SnapshotRemoval:
 
     async def _enter(self, path: str, known: SnapshotState, phase: SnapshotPhase) -> SnapshotState:
         entered = dataclasses.replace(known, phase=phase, since=time.time())
-        await self._state.apply(lambda transaction: transaction.set_snapshot(path, entered))
+        await self._state.apply(lambda transaction: transaction.snapshots.set(path, entered))
         return entered
 
     async def _release(self, path: str, known: SnapshotState) -> None:
         released = dataclasses.replace(known, phase=SnapshotPhase.RELEASED, since=time.time())
 
         def note(transaction: StateTransaction) -> None:
-            transaction.set_snapshot(path, released)
-            transaction.retention.forget_snapshot_lock(path)
+            transaction.snapshots.set(path, released)
+            transaction.locks.forget_snapshot(path)
 
         reach("removal.before-release")
         await self._references.give_back(ReferenceHolder(path), known.files, note)
         reach("removal.released")
 
     async def _delete_rest(self, path: str) -> None:
-        left = self._state.view(lambda transaction: [content.path for content in transaction.contents(path)])
+        left = self._state.view(lambda transaction: [content.path for content in transaction.contents.below(path)])
         await self._replica.delete(left)
         reach("removal.files-deleted")
-        await self._state.apply(lambda transaction: transaction.forget_snapshot(path))
+        await self._state.apply(lambda transaction: transaction.snapshots.forget(path))
         reach("removal.recorded")

@@ -20,7 +20,7 @@ from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import item_of_problem
 from mirrorfs.replication.work.problems import CannotMirror, Problems
-from mirrorfs.state.state import SnapshotPhase, SnapshotState
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class SnapshotRetention:
     async def _refuse_if_protected(self, snapshot: SnapshotId) -> None:
         """PBS never prunes a protected snapshot, so one whose manifest alone is gone was not removed by PBS."""
         marker = f"{snapshot.path}/{PROTECTED_NAME}"
-        if self._state.view(lambda transaction: transaction.content(marker)) is None:
+        if self._state.view(lambda transaction: transaction.contents.get(marker)) is None:
             return
         if await trio.to_thread.run_sync(self._tree.exists, snapshot.path):
             raise CannotMirror(
@@ -118,7 +118,7 @@ class SnapshotRetention:
 
     async def _refuse_while_its_move_fails(self, snapshot: SnapshotId) -> None:
         """What stands under another name now, and cannot be published there, is restorable under the old one alone."""
-        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        known = self._state.view(lambda transaction: transaction.snapshots.get(snapshot.path))
         moved = None if known is None else await trio.to_thread.run_sync(self._moved_and_unpublished, snapshot, known)
         if moved is not None:
             raise CannotMirror(
@@ -135,7 +135,7 @@ class SnapshotRetention:
         return next((other for other in unpublished if self._publication.listed_files(other) == known.files), None)
 
     def _is_in_bucket(self, snapshot: SnapshotId) -> bool:
-        known = self._state.view(lambda transaction: transaction.snapshot(snapshot.path))
+        known = self._state.view(lambda transaction: transaction.snapshots.get(snapshot.path))
         return known is not None and known.phase is SnapshotPhase.PUBLISHED
 
     def _refuse_before_retry(self, snapshot: SnapshotId) -> None:

@@ -98,7 +98,7 @@ class RemovalWaves:
 def _judge(
     transaction: StateTransaction, gone: Sequence[SnapshotId], fraction: float, now: float, day_began: float
 ) -> _Verdict:
-    standing = {path for path, snapshot in transaction.snapshots() if snapshot.phase.counts_references}
+    standing = {path for path, snapshot in transaction.snapshots.all() if snapshot.phase.counts_references}
     removals = {removal.path: removal for removal in transaction.retention.all_held()}
     approved = {removal.path for removal in removals.values() if removal.approved}
     remaining = standing.difference(snapshot.path for snapshot in gone)
@@ -125,8 +125,8 @@ def _judge(
 
 
 def _stands_elsewhere(transaction: StateTransaction, path: str, remaining: set[str]) -> bool:
-    snapshot = transaction.snapshot(path)
-    twin = None if snapshot is None else transaction.snapshot_with(snapshot.files)
+    snapshot = transaction.snapshots.get(path)
+    twin = None if snapshot is None else transaction.snapshots.with_files(snapshot.files)
     # Backups of an idle guest are all the same, but for their times.
     return twin is not None and twin in remaining and _time_of(twin) == _time_of(path)
 

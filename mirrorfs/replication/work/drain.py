@@ -52,7 +52,7 @@ class Drain:
         self._handler = handler
         self._news = trio.Event()
         self._reconciled = False
-        position = state.view(lambda transaction: transaction.position())
+        position = state.view(lambda transaction: transaction.progress.position())
         known = position is not None and position.generation == journal.generation
         self._follows_another_journal = position is not None and not known
         self._read = position.sequence if position is not None and known else 0
@@ -167,7 +167,7 @@ class Drain:
 
     async def _save(self, position: Position) -> None:
         reach("position.before-save")
-        await self._state.apply(lambda transaction: transaction.set_position(position))
+        await self._state.apply(lambda transaction: transaction.progress.set_position(position))
         reach("position.after-save")
         self._saved = position.sequence
 

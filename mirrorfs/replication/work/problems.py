@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.state.state import Problem
+from mirrorfs.state.problems import Problem
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -54,24 +54,24 @@ class Problems:
 
     async def note(self, name: str, reason: str) -> None:
         """Register why `name` cannot be mirrored; says so in the log unless that is known."""
-        known = self._state.view(lambda transaction: transaction.problem(name))
+        known = self._state.view(lambda transaction: transaction.problems.get(name))
         if known is not None and known.reason == reason:
             return
         problem = Problem(name, reason, known.since if known is not None else time.time())
-        await self._state.apply(lambda transaction: transaction.set_problem(problem))
+        await self._state.apply(lambda transaction: transaction.problems.set(problem))
         reach("problem.recorded")
         log.error("%s cannot be mirrored: %s", name, reason)
 
     async def clear(self, name: str) -> None:
         """Register that all is well with `name`."""
-        if self._state.view(lambda transaction: transaction.problem(name)) is None:
+        if self._state.view(lambda transaction: transaction.problems.get(name)) is None:
             return
-        await self._state.apply(lambda transaction: transaction.clear_problem(name))
+        await self._state.apply(lambda transaction: transaction.problems.clear(name))
         reach("problem.cleared")
         log.info("%s is all right again", name)
 
     def names(self, below: str = "") -> list[str]:
         """Return the names with problems, of those that lie in the directory `below`."""
-        names = [problem.name for problem in self._state.view(lambda transaction: list(transaction.problems()))]
+        names = [problem.name for problem in self._state.view(lambda transaction: list(transaction.problems.all()))]
         directory = f"{below}/" if below else ""
         return [name for name in names if name.startswith(directory) and name != f"{below}/"]

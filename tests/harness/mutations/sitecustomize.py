@@ -134,12 +134,12 @@ _CHUNKS = "mirrorfs.replication.publishing.chunks"
 MUTATIONS: dict[str, tuple[Replacement, ...]] = {
     "skip-confirmation": (Replacement("mirrorfs.objectstore.store", "ObjectStore", "_confirm", _believe_every_put),),
     "publish-early": (
-        Replacement("mirrorfs.state.state", "StateTransaction", "unconfirmed", _take_all_for_confirmed),
+        Replacement("mirrorfs.state.chunks", "ChunkRecords", "unconfirmed", _take_all_for_confirmed),
         Replacement(_CHUNKS, "ChunkMirror", "ensure", _do_not_wait_for_chunk),
         Replacement(_CHUNKS, "ChunkMirror", "settle", _send_some_chunks_slowly),
     ),
     "delete-without-reference-check": (
-        Replacement("mirrorfs.state.state", "StateTransaction", "chunk", _see_no_reference),
+        Replacement("mirrorfs.state.chunks", "ChunkRecords", "get", _see_no_reference),
         Replacement("mirrorfs.datastore.tree", "Tree", "chunk", _see_no_quarantine),
     ),
     "drop-journal-record": (Replacement("mirrorfs.journal.journal", "JournalWriter", "append_all", _lose_names),),

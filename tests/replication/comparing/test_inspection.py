@@ -16,7 +16,8 @@ from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.replication.comparing import inspection
 from mirrorfs.replication.comparing.differences import Difference, Remedy
 from mirrorfs.replication.comparing.inspection import no_report
-from mirrorfs.state.state import SnapshotPhase, State, StateTransaction
+from mirrorfs.state.snapshots import SnapshotPhase
+from mirrorfs.state.state import State, StateTransaction
 from tests.replication.datastore import (
     CONFIG,
     ELSEWHERE,
@@ -84,10 +85,10 @@ def dump(directory: Path) -> list[object]:
 
 def _everything(transaction: StateTransaction) -> list[object]:
     return [
-        *transaction.chunks_after(b"", 1000),
-        *transaction.contents(),
-        *transaction.snapshots(),
-        transaction.inspecting(),
+        *transaction.chunks.after(b"", 1000),
+        *transaction.contents.all(),
+        *transaction.snapshots.all(),
+        transaction.progress.inspecting(),
     ]
 
 
@@ -157,8 +158,8 @@ async def test_what_the_state_does_not_know_is_adopted_if_it_is_what_the_datasto
     await fill(world)
     async with world.running() as running:
         await running.settled()
-        running.state.update(lambda transaction: transaction.forget_chunk(digest_of("lonely")))
-        running.state.update(lambda transaction: transaction.forget_contents([f"{FIRST}/.protected", "vm/100/owner"]))
+        running.state.update(lambda transaction: transaction.chunks.forget(digest_of("lonely")))
+        running.state.update(lambda transaction: transaction.contents.forget([f"{FIRST}/.protected", "vm/100/owner"]))
         await running.mirror.inspection.inspect(no_report)
         await running.mirror.reconciler.reconcile(0)
         await running.settled()
@@ -276,7 +277,7 @@ async def test_a_state_that_is_older_than_the_bucket_is_made_true_before_anythin
     world.datastore.back_up("vm/100/2026-01-03T00:00:00Z", ["gone"])
     world.store.requests.clear()
     state = State(str(world.state_directory))
-    state.update(lambda transaction: transaction.set_inspecting(True))
+    state.update(lambda transaction: transaction.progress.set_inspecting(True))
     state.close()
     assert await world.converge() == {}
     world.check()
@@ -389,7 +390,7 @@ async def test_phases_tell_that_a_snapshot_is_in_doubt(world: World) -> None:
         await running.settled()
         await running.reconcile(deep=True)
         phases = running.state.view(
-            lambda transaction: {path: snapshot.phase for path, snapshot in transaction.snapshots()}
+            lambda transaction: {path: snapshot.phase for path, snapshot in transaction.snapshots.all()}
         )
     assert phases == {
         FIRST: SnapshotPhase.ADOPTED,

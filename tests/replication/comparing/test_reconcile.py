@@ -118,7 +118,7 @@ async def test_chunks_in_quarantine_are_found_and_lost_without_their_records(wor
     world.store.requests.clear()
     async with world.running() as running:
         await running.settled()
-        count, chunks = running.state.view(lambda transaction: transaction.quarantined(9))
+        count, chunks = running.state.view(lambda transaction: transaction.quarantine.examples(9))
         assert (count, {chunk.digest for chunk in chunks}) == (2, {digest_of("a"), digest_of("lonely")})
         assert await running.reconcile() == [], "it is as it should be"
     assert world.store.requests == []
@@ -126,7 +126,7 @@ async def test_chunks_in_quarantine_are_found_and_lost_without_their_records(wor
     world.datastore.remove(f"{chunk_path(digest_of('lonely'))}.0.bad")
     async with world.running() as running:
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.quarantined(9)) == (0, [])
+        assert running.state.view(lambda transaction: transaction.quarantine.examples(9)) == (0, [])
     assert world.store.keys_of("delete") == [chunk_key("lonely")]
     world.check()
 
@@ -142,7 +142,7 @@ async def test_a_lost_record_has_everything_looked_at(world: World) -> None:
         (world.datastore.root / "strange name").touch()
         running.changed(b"")
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.foreign(5)) == (1, [b"strange name"])
+        assert running.state.view(lambda transaction: transaction.foreign.examples(5)) == (1, [b"strange name"])
     world.check()
 
 
@@ -152,11 +152,11 @@ async def test_foreign_names_are_counted_and_left_alone(world: World) -> None:
         os.makedirs(os.path.join(os.fsencode(world.datastore.root), name))
     async with world.running() as running:
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.foreign(9)) == (4, sorted(names))
+        assert running.state.view(lambda transaction: transaction.foreign.examples(9)) == (4, sorted(names))
         os.rmdir(os.path.join(os.fsencode(world.datastore.root), b"vm/\xff\xfe"))
         running.changed(b"vm/\xff\xfe")
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.foreign(0))[0] == 3
+        assert running.state.view(lambda transaction: transaction.foreign.examples(0))[0] == 3
     assert world.store.objects == {}
 
 

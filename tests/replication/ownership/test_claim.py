@@ -16,7 +16,8 @@ from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.ownership.claim import ClaimRefused, claim_prefix
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.state.state import Epochs, Identity, State
+from mirrorfs.state.identity import Epochs, Identity
+from mirrorfs.state.state import State
 from tests.replication.world import FakeStore
 
 pytestmark = pytest.mark.trio
@@ -39,10 +40,10 @@ class Claimant:
         return await claim_prefix(Bucket(layout, cast(ObjectStore, store)), identity, self.state, take_over=take_over)
 
     async def know(self, digest: bytes) -> None:
-        await self.state.apply(lambda transaction: transaction.confirm_chunk(digest, 1, 1))
+        await self.state.apply(lambda transaction: transaction.chunks.confirm(digest, 1, 1))
 
     def knows(self, digest: bytes) -> bool:
-        return self.state.view(lambda transaction: transaction.chunk(digest)) is not None
+        return self.state.view(lambda transaction: transaction.chunks.get(digest)) is not None
 
 
 @pytest.fixture
@@ -105,8 +106,8 @@ async def test_an_old_copy_of_a_state_forgets_what_it_knows(claimants: list[Clai
     store = FakeStore()
     state, old_copy, _ = claimants
     await state.claim(store)
-    epochs = state.state.view(lambda transaction: transaction.epochs())
-    await old_copy.state.apply(lambda transaction: transaction.set_epochs(epochs))
+    epochs = state.state.view(lambda transaction: transaction.identity.epochs())
+    await old_copy.state.apply(lambda transaction: transaction.identity.set_epochs(epochs))
     await old_copy.know(CHUNK)
     await state.claim(store)
     await old_copy.claim(store)
@@ -132,7 +133,7 @@ async def test_a_crash_around_the_claim_costs_no_knowledge(claimants: list[Claim
     ours = Epochs(json.loads(before[CLAIM])["epoch"], standing(store)["epoch"])
     for objects in (before, dict(store.objects)):
         # As after a crash before, and after, the PUT: the state has noted both.
-        await state.state.apply(lambda transaction: transaction.set_epochs(ours))
+        await state.state.apply(lambda transaction: transaction.identity.set_epochs(ours))
         await state.claim(FakeStore(objects))
         assert state.knows(CHUNK)
 

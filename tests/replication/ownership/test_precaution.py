@@ -14,7 +14,8 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, JournalWriter, Position
 from mirrorfs.replication.ownership.precaution import doubt_about
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, State, StateTransaction
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import State, StateTransaction
 
 PATHS = [f"vm/{number}/2026-01-01T00:00:00Z" for number in range(5)]
 
@@ -50,12 +51,12 @@ class Situation:
 
 def _publish_all(transaction: StateTransaction) -> None:
     for path in PATHS:
-        transaction.set_snapshot(path, SnapshotState(SnapshotPhase.PUBLISHED, {}, time.time()))
+        transaction.snapshots.set(path, SnapshotState(SnapshotPhase.PUBLISHED, {}, time.time()))
 
 
 def _forget_all(transaction: StateTransaction) -> None:
     for path in PATHS:
-        transaction.forget_snapshot(path)
+        transaction.snapshots.forget(path)
 
 
 @pytest.fixture
@@ -123,6 +124,6 @@ def test_records_that_are_dealt_with_explain_nothing(situation: Situation) -> No
     for path in PATHS:
         situation.journal.append(path.encode())
     done = Position(situation.journal.generation, situation.journal.sequence)
-    situation.state.update(lambda transaction: transaction.set_position(done))
+    situation.state.update(lambda transaction: transaction.progress.set_position(done))
     situation.remove(*PATHS)
     assert situation.doubt() is not None

@@ -13,7 +13,8 @@ from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.objectstore.errors import StoreRejected
 from mirrorfs.replication.retention.chunks import ChunkRemoval
 from mirrorfs.replication.work.items import ChunkItem
-from mirrorfs.state.state import SnapshotPhase, SnapshotState, StateTransaction
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.state import StateTransaction
 from tests.datastore import formats as make
 from tests.replication.datastore import (
     FIRST,
@@ -69,13 +70,13 @@ async def test_what_the_store_refuses_to_delete_stays_known_and_is_not_asked_for
     now = time.time()
     async with world.running() as running:
         await running.settled()
-        before = running.state.view(lambda transaction: transaction.chunk(digest_of("b")))
+        before = running.state.view(lambda transaction: transaction.chunks.get(digest_of("b")))
         for label in labels:
             world.datastore.remove_chunk(label)
         with caplog.at_level(logging.WARNING):
             await running.mirror.remove_chunks([ChunkItem(digest_of(label)) for label in labels])
         assert world.store.objects.keys() == world.store.kept
-        assert running.state.view(lambda transaction: transaction.chunk(digest_of("b"))) == before
+        assert running.state.view(lambda transaction: transaction.chunks.get(digest_of("b"))) == before
         assert [record.message for record in caplog.records if "refuses" in record.message] == [
             "the store refuses to delete 2 of 4 chunks that nobody needs; it is asked again later: "
             f"Could not delete {min(world.store.kept)}: it is locked."
@@ -104,13 +105,13 @@ async def test_a_lock_that_is_known_tells_when_to_ask_again(world: World) -> Non
     async with world.running() as running:
         await running.settled()
         await running.mirror.state.apply(
-            lambda transaction: transaction.retention.set_chunks_locked([digest_of("a")], until)
+            lambda transaction: transaction.locks.set_chunks_locked([digest_of("a")], until)
         )
         remove_chunks(running, world, ["a"])
         await running.settled()
         _, refusals = running.state.view(lambda transaction: transaction.retention.refusals(1))
         assert [refusal.retry_at for refusal in refusals] == [until]
-        assert running.state.view(lambda transaction: transaction.retention.chunk_locked_until(digest_of("a"))) == until
+        assert running.state.view(lambda transaction: transaction.locks.chunk_locked_until(digest_of("a"))) == until
 
 
 async def test_a_request_that_is_refused_leaves_everything_in_doubt(
@@ -125,7 +126,7 @@ async def test_a_request_that_is_refused_leaves_everything_in_doubt(
         monkeypatch.setattr(type(world.store), "delete_each", staticmethod(refuse))
         remove_chunks(running, world, ["a"])
         await running.settled()
-        known = running.state.view(lambda transaction: transaction.chunk(digest_of("a")))
+        known = running.state.view(lambda transaction: transaction.chunks.get(digest_of("a")))
         assert known is not None
         assert not known.confirmed
         monkeypatch.undo()
@@ -183,7 +184,7 @@ async def test_a_reference_that_comes_while_a_batch_is_prepared_keeps_its_chunk(
             world.datastore.remove_chunk(label)
         await running.mirror.remove_chunks([ChunkItem(digest_of(label)) for label in "ab"])
         await running.settled()
-        known = running.state.view(lambda transaction: transaction.chunk(digest_of("a")))
+        known = running.state.view(lambda transaction: transaction.chunks.get(digest_of("a")))
         assert known is not None
         assert (known.confirmed, known.references) == (True, 1)
     assert world.store.objects.keys() == {chunk_key("a")}
@@ -202,7 +203,7 @@ async def test_a_reference_that_comes_while_a_batch_is_deleted_is_not_forgotten(
         )
         gate.opened.set()
         await running.settled()
-        known = running.state.view(lambda transaction: transaction.chunk(digest_of("a")))
+        known = running.state.view(lambda transaction: transaction.chunks.get(digest_of("a")))
         assert known is not None
         assert (known.confirmed, known.references) == (False, 1)
 
@@ -280,7 +281,7 @@ async def test_a_corrupt_chunk_is_kept_and_listed_until_its_copy_is_gone(world: 
             world.datastore.quarantine_chunk(label)
             running.changed(path_of(label), f"{path_of(label)}.0.bad")
         await running.settled()
-        count, chunks = running.state.view(lambda transaction: transaction.quarantined(9))
+        count, chunks = running.state.view(lambda transaction: transaction.quarantine.examples(9))
         assert count == 2
         assert all(began <= chunk.since <= time.time() and chunk.has_good_copy for chunk in chunks)
         assert world.store.keys_of("delete") == []
@@ -288,12 +289,12 @@ async def test_a_corrupt_chunk_is_kept_and_listed_until_its_copy_is_gone(world: 
         world.datastore.write_chunk("a", version=1)
         running.changed(path_of("a"))
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.quarantined(0))[0] == 2
+        assert running.state.view(lambda transaction: transaction.quarantine.examples(0))[0] == 2
         for label in ("a", "lonely"):
             world.datastore.remove(f"{path_of(label)}.0.bad")
             running.changed(f"{path_of(label)}.0.bad")
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.quarantined(0))[0] == 0
+        assert running.state.view(lambda transaction: transaction.quarantine.examples(0))[0] == 0
     assert chunk_key("lonely") not in world.store.objects
     world.check()
 
@@ -305,7 +306,7 @@ async def test_a_chunk_quarantined_while_its_deletion_waits_is_kept(world: World
         world.datastore.quarantine_chunk("a")
         await running.mirror.remove_chunks([ChunkItem(digest_of("a"))])
         await running.settled()
-        assert running.state.view(lambda transaction: transaction.quarantined(0))[0] == 1
+        assert running.state.view(lambda transaction: transaction.quarantine.examples(0))[0] == 1
     assert world.store.keys_of("delete") == []
 
 
@@ -327,7 +328,7 @@ async def test_a_chunk_in_another_compression_is_replaced_by_what_was_confirmed_
         assert seen == [old, new, new]
         staged = f"{STAGING}{digest_of('a').hex()}"
         assert world.store.requests == [("put", staged), ("copy", chunk_key("a")), ("delete", staged)]
-        known = running.state.view(lambda transaction: transaction.chunk(digest_of("a")))
+        known = running.state.view(lambda transaction: transaction.chunks.get(digest_of("a")))
         assert known is not None
         assert (known.size, known.references) == (len(new), 1)
     world.check()
@@ -344,7 +345,7 @@ async def test_what_cannot_be_confirmed_beside_it_does_not_replace_a_chunk(world
         await running.settled()
         assert set(running.problems()) == {path_of("a")}
         assert world.store.objects == before
-        known = running.state.view(lambda transaction: transaction.chunk(digest_of("a")))
+        known = running.state.view(lambda transaction: transaction.chunks.get(digest_of("a")))
         assert known is not None
         assert known.confirmed
         world.store.rejected.clear()
@@ -378,7 +379,7 @@ async def test_a_damaged_object_is_replaced_and_an_absent_one_put(world: World) 
         del world.store.objects[chunk_key("b")]
         for label in "ab":
             await running.mirror.state.apply(
-                lambda transaction, label=label: transaction.doubt_chunk(digest_of(label))  # type: ignore[misc]
+                lambda transaction, label=label: transaction.chunks.doubt(digest_of(label))  # type: ignore[misc]
             )
         world.store.requests.clear()
         running.changed(path_of("a"), path_of("b"))

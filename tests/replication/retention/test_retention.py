@@ -259,7 +259,7 @@ async def test_what_was_never_put_does_not_keep_a_snapshot_from_being_kept(world
     world.datastore.back_up(FIRST, ["a"])
     async with world.running() as running:
         await running.settled()
-        await running.mirror.state.apply(lambda transaction: transaction.intend_contents([f"{FIRST}/client.log.blob"]))
+        await running.mirror.state.apply(lambda transaction: transaction.contents.intend([f"{FIRST}/client.log.blob"]))
         await forget(running, world, FIRST)
     assert deleted_snapshots(world) == {FIRST}
     world.check()

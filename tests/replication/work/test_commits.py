@@ -43,11 +43,11 @@ async def test_all_who_wait_share_one_commit(directory: Path) -> None:
     async def apply(number: int) -> None:
         def work(transaction: StateTransaction) -> int:
             order.append(number)
-            transaction.intend_contents([f"vm/{number}/owner"])
+            transaction.contents.intend([f"vm/{number}/owner"])
             return number * 2
 
         results[number] = await commits.apply(work)
-        assert state.view(lambda transaction: transaction.content(f"vm/{number}/owner")) is not None
+        assert state.view(lambda transaction: transaction.contents.get(f"vm/{number}/owner")) is not None
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(commits.run)
@@ -83,10 +83,10 @@ async def test_a_failed_commit_stores_nothing_reaches_all_and_ends_the_run(direc
             await commits.run()
 
     async with trio.open_nursery() as nursery:
-        for work in (lambda transaction: transaction.intend_contents(["vm/1/owner"]), fail):
+        for work in (lambda transaction: transaction.contents.intend(["vm/1/owner"]), fail):
             nursery.start_soon(apply, work)
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(run)
     assert [str(failure) for failure in failures] == ["no space left on device"] * 2
-    assert state.view(lambda transaction: list(transaction.contents())) == []
+    assert state.view(lambda transaction: list(transaction.contents.all())) == []
     state.close()

@@ -1,0 +1,89 @@
+"""What a state is about: one datastore, one bucket, and the claims in the bucket that it knows to be its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mirrorfs.database.errors import ForeignState
+from mirrorfs.state.entries import META, Entries, fields_form
+
+if TYPE_CHECKING:
+    from mirrorfs.database.environment import Database, Transaction
+
+_IDENTITY_KEY = b"identity"
+_EPOCHS_KEY = b"epochs"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a state directory is about: it must not be used for anything else."""
+
+    datastore: str
+    bucket: str
+    prefix: str
+    mirror_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """The epoch of the claim that this state wrote last, and of the one that it is about to write, if it is."""
+
+    current: str | None = None
+    coming: str | None = None
+
+
+_IDENTITY = fields_form(Identity)
+_EPOCHS = fields_form(Epochs)
+
+
+class IdentityRecords:
+    """What the state is about, inside one transaction of it."""
+
+    def __init__(self, transaction: Transaction, databases: Mapping[bytes, Database]) -> None:
+        self._identity = Entries(transaction, databases[META], _IDENTITY)
+        self._epochs = Entries(transaction, databases[META], _EPOCHS)
+
+    def get(self) -> Identity | None:
+        """Tell what the state is about, None while it is new."""
+        return self._identity.get(_IDENTITY_KEY)
+
+    def set(self, identity: Identity) -> None:
+        """Say what the state is about."""
+        self._identity.put(_IDENTITY_KEY, identity)
+
+    def epochs(self) -> Epochs:
+        """Tell which claims in the bucket this state knows to be its own."""
+        return self._epochs.get(_EPOCHS_KEY) or Epochs()
+
+    def set_epochs(self, epochs: Epochs) -> None:
+        """Note which claims in the bucket are this state's own."""
+        self._epochs.put(_EPOCHS_KEY, epochs)
+
+    def set_claimed(self, identity: Identity, epoch: str) -> None:
+        """Note what the state is about and that the claim of `epoch` stands in the bucket."""
+        self.set(identity)
+        self.set_epochs(Epochs(epoch))
+
+
+def check_identity(stored: Identity | None, expected: Identity, directory: str) -> Identity:
+    """Return the identity to use for a state directory.
+
+    Raises:
+        ForeignState: the directory belongs to another datastore or another bucket.
+    """
+    if stored is None:
+        return expected
+    if stored.datastore != expected.datastore:
+        raise ForeignState(
+            f"the state directory {directory} belongs to the datastore {stored.datastore}, not to "
+            f"{expected.datastore}: give another --state-dir"
+        )
+    if (stored.bucket, stored.prefix) != (expected.bucket, expected.prefix):
+        raise ForeignState(
+            f"the state directory {directory} mirrors to s3://{stored.bucket}/{stored.prefix}, not to "
+            f"s3://{expected.bucket}/{expected.prefix}: give another --state-dir for another bucket"
+        )
+    return stored
