@@ -14,7 +14,7 @@ from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.settings_file import DatastoreCommand
 from mirrorfs.database.directory import StateDirectory, default_state_directory
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say
 from mirrorfs.replication.settings import (
@@ -178,7 +178,7 @@ def _run_in_background(settings: MountSettings, directory: StateDirectory) -> st
     try:
         directory.create()
         log_descriptor = os.open(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    except JournalError as error:
+    except DatabaseError as error:
         return str(error)
     except OSError as error:
         return f"cannot write the log {directory.log_file}: {error.strerror}"

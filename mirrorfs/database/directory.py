@@ -7,7 +7,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from mirrorfs.database.errors import JournalError, StateDirectoryBusy
+from mirrorfs.database.errors import DatabaseError, StateDirectoryBusy
 
 DEFAULT_BASE = "/var/lib/mirrorfs"
 RUNTIME_BASE = "/run/mirrorfs"
@@ -58,21 +58,21 @@ class StateDirectory:
         """Make the directory (mode 0700) where it is missing.
 
         Raises:
-            JournalError: it cannot be made, is no directory, or others than its owner may enter it.
+            DatabaseError: it cannot be made, is no directory, or others than its owner may enter it.
         """
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             status = os.stat(self.path)
         except (FileExistsError, NotADirectoryError) as error:
-            raise JournalError(
+            raise DatabaseError(
                 f"the state directory {self.path} is not a directory: give another --state-dir"
             ) from error
         except OSError as error:
-            raise JournalError(f"cannot use the state directory {self.path}: {error.strerror}") from error
+            raise DatabaseError(f"cannot use the state directory {self.path}: {error.strerror}") from error
         if status.st_uid != os.geteuid():
-            raise JournalError(f"the state directory {self.path} belongs to uid {status.st_uid}, not to you")
+            raise DatabaseError(f"the state directory {self.path} belongs to uid {status.st_uid}, not to you")
         if stat.S_IMODE(status.st_mode) & 0o077:
-            raise JournalError(
+            raise DatabaseError(
                 f"the state directory {self.path} is open to other users: run 'chmod 700 {self.path}', "
                 "or give a directory that mirrorfs may own"
             )

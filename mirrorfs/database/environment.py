@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import lmdb
 
 from mirrorfs import interpreter
-from mirrorfs.database.errors import DatabaseCorrupt, JournalError, NewerFormat, UnfinishedDatabase
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError, NewerFormat, UnfinishedDatabase
 from mirrorfs.database.examination import DAMAGED
 from mirrorfs.steps import reach
 
@@ -64,7 +64,7 @@ class Environment:
             NewerFormat: it was written by a newer version.
             UnfinishedDatabase: its maker was killed before it was complete (read only).
             DatabaseCorrupt: the files are not an LMDB environment, or a damaged one.
-            JournalError: it is missing (read only) or cannot be opened.
+            DatabaseError: it is missing (read only) or cannot be opened.
         """
         self.directory = directory
         self._names = tuple(databases)
@@ -94,9 +94,9 @@ class Environment:
         except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
             raise _damage(directory, error) from error
         except lmdb.Error as error:
-            raise JournalError(f"cannot open the database in {directory}: {error}") from error
+            raise DatabaseError(f"cannot open the database in {directory}: {error}") from error
         except OSError as error:
-            raise JournalError(f"cannot open the database in {directory}: {error.strerror}") from error
+            raise DatabaseError(f"cannot open the database in {directory}: {error.strerror}") from error
         reach("database.opened")
         try:
             self._check_length()
@@ -109,8 +109,8 @@ class Environment:
             raise UnfinishedDatabase(f"the database in {directory} is not complete: {error}") from error
         except (lmdb.Error, OSError) as error:
             self._environment.close()
-            raise JournalError(f"cannot open the database in {directory}: {error}") from error
-        except JournalError:
+            raise DatabaseError(f"cannot open the database in {directory}: {error}") from error
+        except DatabaseError:
             self._environment.close()
             raise
 
@@ -118,10 +118,10 @@ class Environment:
         """Close the environment and open it again: one in which a write has failed badly takes no more (MDB_PANIC).
 
         Waits for all who use it in other threads. If it raises, the environment stays closed: all work on it fails with
-        JournalError until `reopen` succeeds.
+        DatabaseError until `reopen` succeeds.
 
         Raises:
-            JournalError and its kinds: as when it is made.
+            DatabaseError and its kinds: as when it is made.
         """
         with self._map_use.alone():
             self._environment.close()
@@ -176,7 +176,7 @@ class Environment:
         """Run `work` on a read transaction, which sees one consistent state, and return its result.
 
         Raises:
-            JournalError: the database cannot be read.
+            DatabaseError: the database cannot be read.
             DatabaseCorrupt: LMDB met a damaged page.
         """
         with self._translated_errors("read"):
@@ -191,7 +191,7 @@ class Environment:
         """Run `work` on a write transaction, commit, and return its result; the map grows as needed.
 
         Raises:
-            JournalError: the commit failed (disk full, input/output error); nothing of it was stored.
+            DatabaseError: the commit failed (disk full, input/output error); nothing of it was stored.
             DatabaseCorrupt: LMDB met a damaged page.
         """
         with self._translated_errors("write"):
@@ -211,7 +211,7 @@ class Environment:
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             raise _damage(self.directory, error) from error
         except lmdb.Error as error:
-            raise JournalError(f"cannot {operation} the database in {self.directory}: {error}") from error
+            raise DatabaseError(f"cannot {operation} the database in {self.directory}: {error}") from error
 
     def _grow(self) -> None:
         with self._map_use.alone():
@@ -235,7 +235,7 @@ class Environment:
         return self.view(lambda transaction: int(transaction.stat(self.databases[database])["entries"]))
 
     def clear_dead_readers(self) -> None:
-        """Free reader slots of killed processes, which would keep old pages from being reused. Raises JournalError."""
+        """Free reader slots of killed processes, which would keep old pages from being reused. Raises DatabaseError."""
         with self._translated_errors("clear the readers of"), self._map_use.shared():
             self._environment.reader_check()
 
@@ -292,7 +292,7 @@ def examine(directory: str, *, whole: bool = True) -> None:
 
     Raises:
         DatabaseCorrupt: it cannot be read to its end, or the process was ended by it.
-        JournalError: that could not be found out: no process or no memory to be had, or the disk does not answer.
+        DatabaseError: that could not be found out: no process or no memory to be had, or the disk does not answer.
     """
     try:
         ended = subprocess.run(
@@ -307,13 +307,13 @@ def examine(directory: str, *, whole: bool = True) -> None:
             check=False,
         )
     except OSError as error:
-        raise JournalError(f"cannot examine the database in {directory}: {error.strerror}") from error
+        raise DatabaseError(f"cannot examine the database in {directory}: {error.strerror}") from error
     if ended.returncode == DAMAGED:
         raise _damage(directory, ended.stderr.decode(errors="replace").strip())
     if -ended.returncode in _SIGNALS_OF_DAMAGE:
         raise _damage(directory, "reading it ended the process that did")
     if ended.returncode != 0:
-        raise JournalError(f"the database in {directory} could not be examined (exit code {ended.returncode})")
+        raise DatabaseError(f"the database in {directory} could not be examined (exit code {ended.returncode})")
 
 
 def _damage(directory: str, why: object) -> DatabaseCorrupt:

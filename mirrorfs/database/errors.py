@@ -1,19 +1,19 @@
-"""Errors of the journal and the state directory; every message is a sentence for an administrator."""
+"""Errors of what lies in a state directory; every message is a sentence for an administrator."""
 
 
-class JournalError(Exception):
-    """The journal or the state cannot be used; the message says why and what to do next."""
+class DatabaseError(Exception):
+    """The state directory, or journal or state in it, cannot be used; the message says why and what to do next."""
 
 
-class StateDirectoryBusy(JournalError):
+class StateDirectoryBusy(DatabaseError):
     """Another mirrorfs process holds the lock of this state directory."""
 
 
-class NewerFormat(JournalError):
+class NewerFormat(DatabaseError):
     """The directory was written by a newer mirrorfs than this one."""
 
 
-class DatabaseCorrupt(JournalError):
+class DatabaseCorrupt(DatabaseError):
     """A database file is damaged: LMDB, or whoever reads an entry, cannot make sense of it.
 
     A disk that is full or that cannot be read is never the reason. `directory` is the environment's.
@@ -24,9 +24,5 @@ class DatabaseCorrupt(JournalError):
         self.directory = directory
 
 
-class UnfinishedDatabase(JournalError):
+class UnfinishedDatabase(DatabaseError):
     """Whoever made the database was killed meanwhile: it holds nothing, and opening it for writing completes it."""
-
-
-class ForeignState(JournalError):
-    """The state directory belongs to another datastore or another bucket."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.datastore.names import (
     ChunkName,
     ForeignName,
@@ -85,7 +85,7 @@ class Durability:
         reach("durability.after-syncfs")
         try:
             self._journal.sync()
-        except JournalError as error:
+        except DatabaseError as error:
             # The data is safe, and each start reconciles: the snapshot will be published all the same.
             log.error("%s", error)
 
@@ -136,7 +136,7 @@ class Interception:
         self._missed = False
         try:
             await trio.to_thread.run_sync(self._append_everything)
-        except JournalError as error:
+        except DatabaseError as error:
             if str(error) != known_reason:
                 log.error("the journal still cannot be written: %s", error)
             return str(error)
@@ -157,7 +157,7 @@ class Interception:
         reach("repair.before-record")
         try:
             self._journal.append(_EVERYTHING)
-        except JournalError:
+        except DatabaseError:
             reach("repair.before-reopen")
             self._journal.reopen()
             reach("repair.after-reopen")
@@ -207,7 +207,7 @@ class Interception:
         reach("interception.before-record")
         try:
             self._journal.append_all(paths)
-        except JournalError as error:
+        except DatabaseError as error:
             log.critical("the journal cannot be written, a full reconcile is needed when it can: %s", error)
             self._failed.set()
             self._broken_since(time.time())

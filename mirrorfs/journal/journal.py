@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from mirrorfs.database.environment import Environment, Transaction, examine
-from mirrorfs.database.errors import DatabaseCorrupt, JournalError
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.steps import reach
 
 FORMAT_VERSION = 1
@@ -62,7 +62,7 @@ class JournalWriter:
         LMDB finds it damaged: what it held is then found by reconciling, which each start does.
 
         Raises:
-            NewerFormat, JournalError: see Environment.
+            NewerFormat, DatabaseError: see Environment.
         """
         self.directory = directory
         self.distrusted: str | None = None
@@ -90,7 +90,7 @@ class JournalWriter:
         reach("journal.before-begin")
         try:
             self.generation, self._sequence = self._environment.update(self._begin)
-        except JournalError:
+        except DatabaseError:
             self._environment.close()
             raise
 
@@ -126,7 +126,7 @@ class JournalWriter:
         """Record that `path` changed, committed (not synced) on return; returns the record's sequence.
 
         Raises:
-            JournalError: it could not be stored.
+            DatabaseError: it could not be stored.
         """
         return self.append_all((path,))
 
@@ -171,7 +171,7 @@ class JournalWriter:
         May be called from a thread; an append at the same time waits for a few milliseconds at most.
 
         Raises:
-            JournalError: the journal cannot be written just now; what is not dropped can be dropped later.
+            DatabaseError: the journal cannot be written just now; what is not dropped can be dropped later.
         """
         if position.generation != self.generation:
             return False
@@ -194,24 +194,24 @@ class JournalWriter:
         """Open the same journal anew, after a failure from which LMDB does not recover by itself.
 
         Raises:
-            JournalError: it cannot be opened, or it is not the journal any more that its readers read.
+            DatabaseError: it cannot be opened, or it is not the journal any more that its readers read.
         """
         self._environment.reopen()
         generation, sequence = self._environment.update(self._begin)
         if generation != self.generation:
-            raise JournalError(f"the journal in {self.directory} has been replaced by another one: mount again")
+            raise DatabaseError(f"the journal in {self.directory} has been replaced by another one: mount again")
         # A commit may have reached the file although it was said to have failed; a sequence is never given twice.
         self._sequence = max(self._sequence, sequence)
 
     def clear_dead_readers(self) -> None:
-        """Free what killed readers held; to be called after the uploader has died. Raises JournalError."""
+        """Free what killed readers held; to be called after the uploader has died. Raises DatabaseError."""
         self._environment.clear_dead_readers()
 
     def close(self) -> None:
         """Sync, and note that the journal was closed cleanly.
 
         Raises:
-            JournalError: it is closed, but its records may not be on stable storage, or the note could not be made.
+            DatabaseError: it is closed, but its records may not be on stable storage, or the note could not be made.
         """
         reach("journal.before-close")
         try:
@@ -222,14 +222,14 @@ class JournalWriter:
         try:
             _write_session(self.directory, clean=True)
         except OSError as error:
-            raise JournalError(f"cannot write {_session_path(self.directory)}: {error.strerror}") from error
+            raise DatabaseError(f"cannot write {_session_path(self.directory)}: {error.strerror}") from error
 
 
 class JournalReader:
     """The journal as other processes see it: read only, at the newest commit each time."""
 
     def __init__(self, directory: str) -> None:
-        """Open an existing journal. Raises JournalError when there is none."""
+        """Open an existing journal. Raises DatabaseError when there is none."""
         self._environment = Environment(
             directory, databases=(_RECORDS, _LATEST, _META), format_version=FORMAT_VERSION, read_only=True
         )
@@ -316,7 +316,7 @@ def _distrust_reason(directory: str) -> str | None:
     except (ValueError, KeyError, TypeError):
         return "the journal's session note is damaged"
     except OSError as error:
-        raise JournalError(f"cannot read {_session_path(directory)}: {error.strerror}") from error
+        raise DatabaseError(f"cannot read {_session_path(directory)}: {error.strerror}") from error
     if not clean and boot != _boot_id():
         return "the machine went down while the journal was open"
     return None

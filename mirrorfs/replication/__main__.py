@@ -9,7 +9,7 @@ import sys
 
 import trio
 
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.output import begin_log
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.uploader import Uploader, report_refusal
@@ -27,7 +27,7 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     try:
         uploader = Uploader(settings)
-    except JournalError as error:
+    except DatabaseError as error:
         logging.getLogger(__name__).error("the uploader cannot start: %s", error)
         report_refusal(str(error))
         return 1

@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
-from mirrorfs.database.errors import DatabaseCorrupt, JournalError
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, Position
@@ -61,7 +61,7 @@ class Uploader:
     """
 
     def __init__(self, settings: UploaderSettings) -> None:
-        """Open journal and state. Raises JournalError and its kinds."""
+        """Open journal and state. Raises DatabaseError and its kinds."""
         self._settings = settings
         self._directory = directory = StateDirectory(settings.state_directory)
         self._control_path = directory.control_socket
@@ -139,7 +139,7 @@ class Uploader:
     def _give_up_state(self, damage: DatabaseCorrupt) -> None:
         try:
             set_state_aside(self._directory, str(damage))
-        except JournalError as error:
+        except DatabaseError as error:
             log.critical("%s", error)
         self._end()
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.database.environment import examine
-from mirrorfs.database.errors import DatabaseCorrupt, JournalError, UnfinishedDatabase
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError, UnfinishedDatabase
 from mirrorfs.state.identity import Identity
 from mirrorfs.state.state import State
 
@@ -30,7 +30,7 @@ def open_state(directory: StateDirectory, *, doubtful: bool) -> State:
     perhaps because of damage, which can end a process without a word.
 
     Raises:
-        JournalError and its kinds, but not DatabaseCorrupt unless a new state is damaged at once.
+        DatabaseError and its kinds, but not DatabaseCorrupt unless a new state is damaged at once.
     """
     try:
         return _opened(directory, doubtful=doubtful)
@@ -52,7 +52,7 @@ def _opened(directory: StateDirectory, *, doubtful: bool) -> State:
                 transaction.progress.position(),
             )
         )
-    except JournalError:
+    except DatabaseError:
         state.close()
         raise
     return state
@@ -62,7 +62,7 @@ def stored_identity(directory: StateDirectory) -> Identity | None:
     """Tell what a state that nobody writes is about, None if there is none or if it is new.
 
     Raises:
-        DatabaseCorrupt: it is damaged. JournalError: it cannot be read.
+        DatabaseCorrupt: it is damaged. DatabaseError: it cannot be read.
     """
     path = directory.state
     if not os.path.lexists(path) or (os.path.isdir(path) and not _has_content(path)):
@@ -85,7 +85,7 @@ def set_state_aside(directory: StateDirectory, why: str) -> str:
     The newest three that were set aside are kept.
 
     Raises:
-        JournalError: its file cannot be read or renamed, so that it is the disk that is at fault, not the state.
+        DatabaseError: its file cannot be read or renamed, so that it is the disk that is at fault, not the state.
     """
     _read_through(os.path.join(directory.state, "data.mdb"))
     _forget_the_oldest(directory)
@@ -94,7 +94,7 @@ def set_state_aside(directory: StateDirectory, why: str) -> str:
         os.rename(directory.state, aside)
         _sync(directory.path)
     except OSError as error:
-        raise JournalError(f"{why}. It cannot be set aside as {aside}: {error.strerror}") from error
+        raise DatabaseError(f"{why}. It cannot be set aside as {aside}: {error.strerror}") from error
     sentence = (
         f"{why}. It was set aside as {aside}, and a new state is being built from the bucket and the datastore: "
         "nothing that is mirrored is lost or sent again, and the directory set aside may be deleted"
@@ -109,7 +109,7 @@ def _read_through(path: str) -> None:
             while file.read(_READ_SIZE):
                 continue
     except OSError as error:
-        raise JournalError(
+        raise DatabaseError(
             f"cannot read {path}: {error.strerror}. Check the disk of the state directory; the state is not given up"
         ) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mirrorfs.database.errors import ForeignState
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.state.entries import META, Entries, fields_form
 
 if TYPE_CHECKING:
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 _IDENTITY_KEY = b"identity"
 _EPOCHS_KEY = b"epochs"
+
+
+class ForeignState(DatabaseError):
+    """The state directory belongs to another datastore or another bucket."""
 
 
 @dataclass(frozen=True, slots=True)

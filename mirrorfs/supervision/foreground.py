@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import trio
 
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount import MountError
 from mirrorfs.output import begin_log
 from mirrorfs.supervision.ending import block_signals
 from mirrorfs.supervision.mount import MountRefused, MountSettings, run_mount
 
-_EXPECTED = (MountRefused, MountError, JournalError, OSError)
+_EXPECTED = (MountRefused, MountError, DatabaseError, OSError)
 
 
 def run_in_foreground(settings: MountSettings, ready: Callable[[str], None]) -> str | None:

@@ -14,7 +14,7 @@ from functools import partial
 import trio
 
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
-from mirrorfs.database.errors import DatabaseCorrupt, JournalError
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.filesystem.interception import Durability, Interception
 from mirrorfs.filesystem.mount import MountError, detach, is_dead, is_mounted, serve
 from mirrorfs.filesystem.operations import PassThrough
@@ -70,7 +70,7 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
     `ready` is called once the mount answers, with a sentence if replication waits for something, else with "".
 
     Raises:
-        MountRefused, MountError, JournalError: nothing is mounted; the message says why.
+        MountRefused, MountError, DatabaseError: nothing is mounted; the message says why.
     """
     manager = ServiceManager()
     check_paths(settings)
@@ -205,7 +205,7 @@ def _end_by_force(mountpoint: str, journal: JournalWriter) -> None:
         detach(mountpoint)
     try:
         journal.sync()
-    except JournalError as error:
+    except DatabaseError as error:
         log.error("%s", error)
 
 

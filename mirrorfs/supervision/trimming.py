@@ -6,7 +6,7 @@ import logging
 
 import trio
 
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import JournalWriter, Position
 from mirrorfs.steps import reach
 
@@ -38,6 +38,6 @@ class Trimming:
                 while await trio.to_thread.run_sync(self._journal.trim_some, self._position):
                     continue
                 reach("trimming.after-trim")
-            except JournalError as error:
+            except DatabaseError as error:
                 # Nothing is lost by records that stay; the next position tries again.
                 log.warning("the journal cannot be trimmed: %s", error)

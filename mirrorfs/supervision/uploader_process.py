@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from mirrorfs import interpreter
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.control import stream_lines
 from mirrorfs.replication.settings import UploaderSettings
@@ -43,7 +43,7 @@ class UploaderProcess:
     ) -> None:
         """`done` hears how far the journal is dealt with; `died` is called after each unexpected end.
 
-        `died` is called in a thread, and may raise JournalError, which is logged.
+        `died` is called in a thread, and may raise DatabaseError, which is logged.
         """
         self._settings = settings
         self._done = done
@@ -89,7 +89,7 @@ class UploaderProcess:
         try:
             # In a thread, since the journal may just be waiting for its disk.
             await trio.to_thread.run_sync(self._died)
-        except (JournalError, RuntimeError) as error:
+        except (DatabaseError, RuntimeError) as error:
             log.warning("cannot clean up behind the uploader: %s", error)
 
     async def _run_once(self) -> int:

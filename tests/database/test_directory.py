@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.database.directory import DirectoryLock, StateDirectory, default_state_directory, escaped_name
-from mirrorfs.database.errors import JournalError, StateDirectoryBusy
+from mirrorfs.database.errors import DatabaseError, StateDirectoryBusy
 
 _HOLDER = """
 import sys
@@ -39,20 +39,20 @@ def test_it_is_made_private(tmp_path: Path) -> None:
 def test_one_that_others_may_enter_is_refused(tmp_path: Path, mode: int) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(mode)
-    with pytest.raises(JournalError, match="chmod 700"):
+    with pytest.raises(DatabaseError, match="chmod 700"):
         StateDirectory(str(tmp_path / "state")).create()
 
 
 def test_one_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir(mode=0o700)
     os.chown(tmp_path / "state", 34, 34)
-    with pytest.raises(JournalError, match="uid 34"):
+    with pytest.raises(DatabaseError, match="uid 34"):
         StateDirectory(str(tmp_path / "state")).create()
 
 
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
-    with pytest.raises(JournalError, match="is not a directory"):
+    with pytest.raises(DatabaseError, match="is not a directory"):
         StateDirectory(str(tmp_path / "state")).create()
 
 

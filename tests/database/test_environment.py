@@ -12,7 +12,7 @@ import lmdb
 import pytest
 
 from mirrorfs.database.environment import Environment, Transaction, _MapUse
-from mirrorfs.database.errors import DatabaseCorrupt, JournalError
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 
 _SMALL_MAP = 128 * 1024
 _WRITES = 60
@@ -162,10 +162,10 @@ def test_failed_work_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operation", ["view", "update"])
 @pytest.mark.parametrize(
-    ("error", "expected"), [(lmdb.CorruptedError, DatabaseCorrupt), (lmdb.ReadersFullError, JournalError)]
+    ("error", "expected"), [(lmdb.CorruptedError, DatabaseCorrupt), (lmdb.ReadersFullError, DatabaseError)]
 )
 def test_errors_of_lmdb_are_translated(
-    tmp_path: Path, operation: str, error: type[lmdb.Error], expected: type[JournalError]
+    tmp_path: Path, operation: str, error: type[lmdb.Error], expected: type[DatabaseError]
 ) -> None:
     environment = small_environment(tmp_path)
 
@@ -208,7 +208,7 @@ def test_no_operation_fails_in_the_words_of_lmdb(tmp_path: Path, operation: str)
         environment.sync()
         environment.clear_dead_readers()
 
-    with pytest.raises(JournalError, match="as LMDB says it"):
+    with pytest.raises(DatabaseError, match="as LMDB says it"):
         change_everything()
     environment._environment = sound
     change_everything()
@@ -247,9 +247,9 @@ def test_what_cannot_be_reopened_fails_until_it_can(tmp_path: Path) -> None:
     environment.update(lambda transaction: transaction.put(b"1", b"1", db=environment.databases[b"numbers"]))
     directory.rename(aside)
     directory.write_bytes(b"")
-    with pytest.raises(JournalError, match="cannot open"):
+    with pytest.raises(DatabaseError, match="cannot open"):
         environment.reopen()
-    with pytest.raises(JournalError):
+    with pytest.raises(DatabaseError):
         environment.entries(b"numbers")
     directory.unlink()
     aside.rename(directory)

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 from mirrorfs.database.environment import Environment
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.interception import Durability, Interception
 from mirrorfs.journal.journal import JournalReader, JournalWriter
 
@@ -196,7 +196,7 @@ async def test_a_journal_that_fails_fails_no_call_and_is_made_good(
 
 
 def _disk_full(*_: object) -> None:
-    raise JournalError("no space left on device")
+    raise DatabaseError("no space left on device")
 
 
 async def test_a_quiet_datastore_is_made_good_with_growing_patience(
@@ -384,6 +384,6 @@ async def test_the_journal_is_on_the_disk_too(
 def journal_sync(order: list[str]) -> Callable[[JournalWriter], None]:
     def sync(_: JournalWriter) -> None:
         order.append("journal")
-        raise JournalError("the journal's disk is full")
+        raise DatabaseError("the journal's disk is full")
 
     return sync

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mirrorfs.database.environment import Environment
-from mirrorfs.database.errors import DatabaseCorrupt, JournalError, NewerFormat
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError, NewerFormat
 from mirrorfs.journal.journal import JournalReader, JournalWriter, Position, Record
 from tests.database.processes import reader_of, run_and_kill
 
@@ -265,7 +265,7 @@ def test_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_missing_journal_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match="cannot open"):
+    with pytest.raises(DatabaseError, match="cannot open"):
         JournalReader(str(tmp_path / "nowhere"))
 
 
@@ -332,7 +332,7 @@ def test_what_could_not_be_trimmed_goes_later(tmp_path: Path, monkeypatch: pytes
     journal.append(b"vm/1")
     with monkeypatch.context() as patch:
         patch.setattr(Environment, "update", _disk_full)
-        with pytest.raises(JournalError):
+        with pytest.raises(DatabaseError):
             journal.trim(Position(journal.generation, 1))
     journal.append(b"vm/2")
     journal.trim(Position(journal.generation, 1))
@@ -341,14 +341,14 @@ def test_what_could_not_be_trimmed_goes_later(tmp_path: Path, monkeypatch: pytes
 
 
 def _disk_full(*_: object) -> None:
-    raise JournalError("cannot write the database: no space left on device")
+    raise DatabaseError("cannot write the database: no space left on device")
 
 
 def test_a_failed_append_takes_no_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = JournalWriter(str(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(Environment, "update", _disk_full)
-        with pytest.raises(JournalError):
+        with pytest.raises(DatabaseError):
             journal.append(b"vm/1")
     assert journal.append(b"vm/2") == 1
     journal.close()
@@ -358,7 +358,7 @@ def test_a_reopened_journal_goes_on_with_its_sequence(tmp_path: Path) -> None:
     journal = JournalWriter(str(tmp_path))
     journal.append(b"vm/1")
     journal._environment._environment.close()
-    with pytest.raises(JournalError):
+    with pytest.raises(DatabaseError):
         journal.append(b"vm/2")
     journal.reopen()
     assert journal.append(b"vm/3") == 2
@@ -371,7 +371,7 @@ def test_another_journal_in_its_place_is_not_taken_for_it(tmp_path: Path) -> Non
     for name in ("data.mdb", "lock.mdb"):
         (tmp_path / name).unlink()
     for _ in range(2):
-        with pytest.raises(JournalError, match="replaced by another one"):
+        with pytest.raises(DatabaseError, match="replaced by another one"):
             journal.reopen()
     journal.close()
 

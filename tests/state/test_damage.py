@@ -15,7 +15,7 @@ import pytest
 
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.environment import examine
-from mirrorfs.database.errors import DatabaseCorrupt, JournalError
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.state import damage
 from mirrorfs.state.damage import open_state, set_state_aside, stored_identity
 from mirrorfs.state.identity import Identity
@@ -85,7 +85,7 @@ def test_an_examination_that_came_to_nothing_is_no_damage(
         return subprocess.CompletedProcess([], code, b"", b"")
 
     monkeypatch.setattr("mirrorfs.database.environment.subprocess.run", run)
-    with pytest.raises(JournalError, match="could not be examined") as caught:
+    with pytest.raises(DatabaseError, match="could not be examined") as caught:
         open_state(directory, doubtful=True)
     assert not isinstance(caught.value, DatabaseCorrupt)
     assert aside(directory) == []
@@ -104,7 +104,7 @@ def test_a_disk_that_cannot_be_read_costs_no_state(directory: StateDirectory, mo
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(damage, "open", sick, raising=False)
-    with pytest.raises(JournalError, match=r"Input/output error.*not given up"):
+    with pytest.raises(DatabaseError, match=r"Input/output error.*not given up"):
         set_state_aside(directory, "the database is damaged")
     assert aside(directory) == []
     monkeypatch.undo()
@@ -116,7 +116,7 @@ def test_a_full_disk_costs_no_state(directory: StateDirectory, monkeypatch: pyte
         raise lmdb.DiskError("No space left on device")
 
     monkeypatch.setattr("mirrorfs.database.environment.lmdb.open", full)
-    with pytest.raises(JournalError, match="No space left"):
+    with pytest.raises(DatabaseError, match="No space left"):
         open_state(directory, doubtful=False)
     assert aside(directory) == []
 

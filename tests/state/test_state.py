@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mirrorfs.database.errors import DatabaseCorrupt, ForeignState, JournalError
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.journal.journal import Position
 from mirrorfs.state.contents import ContentState
 from mirrorfs.state.counting import PartialCount, ReferenceHolder
-from mirrorfs.state.identity import Identity, check_identity
+from mirrorfs.state.identity import ForeignState, Identity, check_identity
 from mirrorfs.state.problems import Problem
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.state.state import State, StateTransaction
@@ -256,7 +256,7 @@ def test_it_lasts(tmp_path: Path) -> None:
     assert state.view(lambda transaction: transaction.identity.get()) == identity
     assert state.view(lambda transaction: transaction.progress.position()) == Position("g", 5)
     assert state.view(lambda transaction: transaction.progress.adopted())
-    with pytest.raises(JournalError):
+    with pytest.raises(DatabaseError):
         state.update(lambda transaction: transaction.progress.set_adopted())
     state.close()
 
@@ -293,5 +293,5 @@ def test_a_damaged_state_is_refused_again_and_again(tmp_path: Path, damage: str,
 
 
 def test_a_state_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match="cannot open"):
+    with pytest.raises(DatabaseError, match="cannot open"):
         State(str(tmp_path / "nowhere"), read_only=True)

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from mirrorfs.database.environment import Environment
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import JournalWriter, Position
 from mirrorfs.supervision.trimming import Trimming
 from tests.journal.test_journal import pairs
@@ -26,7 +26,7 @@ async def test_a_journal_that_cannot_be_trimmed_is_trimmed_later(
 
     def fail(*_: object) -> None:
         trio.from_thread.run_sync(failed.set)
-        raise JournalError("no space left on device")
+        raise DatabaseError("no space left on device")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trimming.run)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.supervision import uploader_process
@@ -168,7 +168,7 @@ async def test_a_failure_to_clean_up_behind_it_is_survived(
     stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
-        raise JournalError("the journal's disk is sick")
+        raise DatabaseError("the journal's disk is sick")
 
     stub("sys.exit(1)")
     assert await delays_of(uploader(root, died=fail), 2, monkeypatch) == [1, 2]

@@ -35,7 +35,7 @@ class CommittedState:
         self._arrived = trio.Event()
 
     def view(self, work: Callable[[StateTransaction], Result]) -> Result:
-        """Run `work` in a read transaction. Raises JournalError."""
+        """Run `work` in a read transaction. Raises DatabaseError."""
         return self._state.view(work)
 
     async def apply(self, work: Callable[[StateTransaction], Result]) -> Result:
@@ -44,7 +44,7 @@ class CommittedState:
         `work` runs in a thread, in the order of the calls, and may be run again after the database has grown.
 
         Raises:
-            JournalError: the state could not be written; nothing of the work was stored.
+            DatabaseError: the state could not be written; nothing of the work was stored.
         """
         entry = _Work(work)
         self._waiting.append(entry)

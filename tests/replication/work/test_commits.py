@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.database.errors import JournalError
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.state import State, StateTransaction
 
@@ -68,18 +68,18 @@ async def test_all_who_wait_share_one_commit(directory: Path) -> None:
 async def test_a_failed_commit_stores_nothing_reaches_all_and_ends_the_run(directory: Path) -> None:
     state = State(str(directory))
     commits = CommittedState(state)
-    failures: list[JournalError] = []
+    failures: list[DatabaseError] = []
 
     def fail(_: StateTransaction) -> None:
-        raise JournalError("no space left on device")
+        raise DatabaseError("no space left on device")
 
     async def apply(work: Callable[[StateTransaction], None]) -> None:
-        with pytest.raises(JournalError) as failure:
+        with pytest.raises(DatabaseError) as failure:
             await commits.apply(work)
         failures.append(failure.value)
 
     async def run() -> None:
-        with pytest.raises(JournalError):
+        with pytest.raises(DatabaseError):
             await commits.run()
 
     async with trio.open_nursery() as nursery:
