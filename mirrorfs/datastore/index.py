@@ -55,6 +55,11 @@ class Index:
         return set(self)
 
 
+def is_index_name(filename: str) -> bool:
+    """Tell whether a listed file is an index by its name; otherwise it is a blob."""
+    return filename.endswith((".fidx", ".didx"))
+
+
 def parse_index(filename: str, data: bytes) -> Index:
     """Check a whole index file, whose kind is told by the extension of ``filename``, and read it.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from mirrorfs.datastore.blob import check_blob, decode_blob
 from mirrorfs.datastore.errors import BlobError, ManifestError
-from mirrorfs.datastore.index import Index, parse_index
+from mirrorfs.datastore.index import Index, is_index_name, parse_index
 from mirrorfs.datastore.names import BACKUP_TYPES, is_component, is_listed_file_name
 
 _ENCRYPTIONS = ("none", "encrypt", "sign-only")
@@ -35,7 +35,7 @@ class ManifestFile:
     @property
     def is_index(self) -> bool:
         """Whether the file is an index; otherwise it is a blob."""
-        return self.filename.endswith((".fidx", ".didx"))
+        return is_index_name(self.filename)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,11 @@ class Manifest:
     backup_time: int
     files: tuple[ManifestFile, ...]
     unprotected: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The names of the files with their checksums in hex: what makes a snapshot another one."""
+        return {file.filename: file.checksum.hex() for file in self.files}
 
     @property
     def verify_state(self) -> str | None:

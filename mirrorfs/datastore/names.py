@@ -20,6 +20,7 @@ MANIFEST_NAME = "index.json.blob"
 CLIENT_LOG_NAME = "client.log.blob"
 PROTECTED_NAME = ".protected"
 NAMESPACE_MARKER_NAME = ".namespace"
+GROUP_FILE_NAMES = ("owner", "notes")
 CHUNKS_NAME = ".chunks"
 
 # One component is also one file name, so no longer than NAME_MAX of every Linux file system.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.deletion import Deletion
 from mirrorfs.datastore.errors import DatastoreError, ManifestError
 from mirrorfs.datastore.layout import BucketLayout
@@ -23,7 +24,6 @@ from mirrorfs.datastore.names import (
     classify,
 )
 from mirrorfs.objectstore.errors import ObjectMissing
-from mirrorfs.recovery.concurrency import for_each
 from mirrorfs.recovery.source import Source
 
 # PBS accepts manifests of at most 128 MiB; more is no manifest, and must not fill the memory.

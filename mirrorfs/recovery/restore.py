@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import trio
 
+from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_blob, check_chunk
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.index import Index
@@ -27,7 +28,6 @@ from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress
 from mirrorfs.recovery.catalog import BucketContents, list_contents, read_manifest_object
-from mirrorfs.recovery.concurrency import for_each
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.ownership import Owner
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore

@@ -8,18 +8,17 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
+from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.deletion import MAXIMUM_DELETION_SIZE, Deletion, parse_deletion
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME, BucketLayout
-from mirrorfs.datastore.names import MANIFEST_NAME, GroupId, SnapshotFileName, SnapshotId, classify
+from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotFileName, SnapshotId, classify
 from mirrorfs.objectstore.client import StoredObject, StoredVersion
 from mirrorfs.objectstore.errors import ObjectMissing, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.recovery.concurrency import for_each
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.moment import format_moment
 
-_GROUP_FILES = ("owner", "notes")
 _GROUPS_AT_ONCE = 8
 # What a store calls the version of an object that was put while the bucket kept none.
 _NO_VERSION = ("null", "")
@@ -270,7 +269,7 @@ class DeletedSource:
 
     async def _published_files(self, group: GroupId) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
-        for filename in _GROUP_FILES:
+        for filename in GROUP_FILE_NAMES:
             try:
                 files[filename] = await self._source.get(self._layout.content_key(f"{group.path}/{filename}"))
             except ObjectMissing:

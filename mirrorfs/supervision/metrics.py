@@ -240,9 +240,8 @@ def _snapshots(answers: Sequence[tuple[str, Answer]]) -> Metric:
         labels=[_LABEL, "phase"],
     )
     for datastore, answer in answers:
-        counts = Counter(snapshot["phase"] for snapshot in answer["snapshots"])
-        for phase in SnapshotPhase:
-            metric.add_metric([datastore, phase.value], counts[phase.value])
+        phases = [str(snapshot["phase"]) for snapshot in answer["snapshots"]]
+        _add_counts(metric, datastore, phases, [phase.value for phase in SnapshotPhase])
     return metric
 
 
@@ -253,10 +252,16 @@ def _problems(answers: Sequence[tuple[str, Answer]]) -> Metric:
         labels=[_LABEL, "kind"],
     )
     for datastore, answer in answers:
-        counts = Counter(_kind_of_problem(str(problem["name"])) for problem in answer["problems"])
-        for kind in _PROBLEM_KINDS:
-            metric.add_metric([datastore, kind], counts[kind])
+        kinds = [_kind_of_problem(str(problem["name"])) for problem in answer["problems"]]
+        _add_counts(metric, datastore, kinds, _PROBLEM_KINDS)
     return metric
+
+
+def _add_counts(metric: GaugeMetricFamily, datastore: str, found: Iterable[str], values: Iterable[str]) -> None:
+    """Say how often each of the `values` was found, also of those that were not."""
+    counts = Counter(found)
+    for value in values:
+        metric.add_metric([datastore, value], counts[value])
 
 
 def _kind_of_problem(name: str) -> str:

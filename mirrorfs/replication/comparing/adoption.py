@@ -93,7 +93,7 @@ class Adoption:
         except (DatastoreError, ObjectMissing) as error:
             log.warning("the manifest of %s in the bucket cannot be used: %s", path, error)
             return
-        files = {file.filename: file.checksum.hex() for file in manifest.files}
+        files = manifest.checksums
         holder = ReferenceHolder(path)
         digests = await self._references.digests(holder, files)
         if digests is None:

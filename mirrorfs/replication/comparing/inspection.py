@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
@@ -18,8 +18,9 @@ from typing import Generic, TypeVar
 import crc32c
 import trio
 
+from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.index import parse_index
+from mirrorfs.datastore.index import is_index_name
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import NAMESPACE_MARKER_NAME, SnapshotFileName, SnapshotId, classify
 from mirrorfs.datastore.tree import Tree, longest_file
@@ -28,6 +29,7 @@ from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.replication.comparing.adoption import Adoption
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.publishing.publication import SnapshotPublication
+from mirrorfs.replication.publishing.references import published_digests
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.chunks import ChunkState
@@ -41,11 +43,9 @@ _OBJECTS_AT_ONCE = 10_000
 # Chunks that only the bucket knows are noted when all that needs them is known, and so have to be kept in memory.
 _MOST_UNKNOWN = 100_000
 _MOST_LOST = 100_000
-_INDEX_SUFFIXES = (".fidx", ".didx")
 _MISSING = "the bucket does not have it, though it was confirmed"
 
 Known = TypeVar("Known", bound=ChunkState | ContentState)
-Subject = TypeVar("Subject")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class BucketInspection:
         while more:
             pairs, more = await trio.to_thread.run_sync(lambda: listing.pairs(at_end=at_end))
             differing = [pair for pair in pairs if _chunk_differs(pair)]
-            await self._for_each(differing, lambda pair: self._look_at_chunk(inspection, pair))
+            await for_each(differing, lambda pair: self._look_at_chunk(inspection, pair), self._parallel)
 
     async def _look_at_chunk(self, inspection: _Inspection, pair: _Pair[ChunkState]) -> None:
         digest, known = pair.name, pair.known
@@ -255,7 +255,7 @@ class BucketInspection:
             pairs, more = await trio.to_thread.run_sync(lambda: listing.pairs(at_end=at_end))
             await self._note_unknown_contents(inspection, [pair for pair in pairs if pair.known is None])
             known = [pair for pair in pairs if pair.known is not None and pair.known.confirmed]
-            await self._for_each(known, lambda pair: self._look_at_content(inspection, pair))
+            await for_each(known, lambda pair: self._look_at_content(inspection, pair), self._parallel)
 
     async def _note_unknown_contents(self, inspection: _Inspection, pairs: list[_Pair[ContentState]]) -> None:
         unknown = [pair.name.decode() for pair in pairs if self._content(pair.name) is None]
@@ -405,7 +405,7 @@ class BucketInspection:
         """Return the chunks that the published indexes need, None if an index can be read nowhere."""
         digests: set[bytes] = set()
         for name, checksum in known.files.items():
-            if not name.endswith(_INDEX_SUFFIXES):
+            if not is_index_name(name):
                 continue
             path = f"{snapshot.path}/{name}"
             found = await trio.to_thread.run_sync(self._local_digests, path, name, checksum)
@@ -418,26 +418,17 @@ class BucketInspection:
 
     def _local_digests(self, path: str, name: str, checksum: str) -> set[bytes] | None:
         try:
-            return _digests_of(name, self._tree.read(path, maximum_size=longest_file(path)), checksum)
+            return published_digests(name, self._tree.read(path, maximum_size=longest_file(path)), checksum)
         except (OSError, DatastoreError):
             return None
 
     async def _stored_digests(self, path: str, name: str, checksum: str) -> set[bytes] | None:
         try:
-            return _digests_of(name, await self._bucket.store.get(self._bucket.layout.content_key(path)), checksum)
+            return published_digests(
+                name, await self._bucket.store.get(self._bucket.layout.content_key(path)), checksum
+            )
         except (ObjectMissing, DatastoreError):
             return None
-
-    async def _for_each(self, subjects: Iterable[Subject], work: Callable[[Subject], Awaitable[None]]) -> None:
-        remaining = iter(subjects)
-
-        async def work_on() -> None:
-            for subject in remaining:
-                await work(subject)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(self._parallel):
-                nursery.start_soon(work_on)
 
 
 def _chunk_differs(pair: _Pair[ChunkState]) -> bool:
@@ -472,13 +463,6 @@ def _doubt_content(transaction: StateTransaction, known: ContentState) -> bool:
 
 def _published(transaction: StateTransaction) -> list[str]:
     return [path for path, snapshot in transaction.snapshots.all() if snapshot.phase.counts_references]
-
-
-def _digests_of(name: str, data: bytes, checksum: str) -> set[bytes]:
-    index = parse_index(name, data)
-    if index.checksum.hex() != checksum:
-        raise DatastoreError(f"{name} is not the index that was published")
-    return index.unique_digests()
 
 
 def _incomplete(layout: BucketLayout, snapshot: SnapshotId) -> Difference:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from mirrorfs.datastore.names import CHUNKS_NAME, GroupId, NamespaceId, SnapshotId
+from mirrorfs.datastore.names import CHUNKS_NAME, NAMESPACE_MARKER_NAME, GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.tree import ChunkFiles, Tree, Unreadable
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, Item, SubtreeItem, item_of, item_of_problem, problem_name
@@ -23,6 +23,7 @@ _CHUNK_DIRECTORIES = 65536
 # Directories looked at in one visit to a worker thread: enough to make the visit cheap, few enough to stay responsive.
 _DIRECTORIES_AT_ONCE = 256
 _ALL = sys.maxsize
+_NAMESPACE_MARKER = f"/{NAMESPACE_MARKER_NAME}"
 
 _chunk_directory = re.compile(rf"{re.escape(CHUNKS_NAME)}/([0-9a-f]{{4}})")
 
@@ -241,8 +242,8 @@ def _known_items(transaction: StateTransaction, path: str) -> Iterator[Item]:
     for snapshot, _ in transaction.snapshots.below(path):
         yield SnapshotId.parse(snapshot)
     for content in transaction.contents.below(path):
-        item = item_of(content.path.removesuffix("/.namespace").encode())
-        if content.path.endswith("/.namespace"):
-            item = NamespaceId.parse(content.path.removesuffix("/.namespace"))
+        item = item_of(content.path.removesuffix(_NAMESPACE_MARKER).encode())
+        if content.path.endswith(_NAMESPACE_MARKER):
+            item = NamespaceId.parse(content.path.removesuffix(_NAMESPACE_MARKER))
         if item is not None:
             yield item

@@ -7,16 +7,15 @@ import trio
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
+from mirrorfs.datastore.names import GROUP_FILE_NAMES, GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.tree import Tree, longest_file
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.comparing.reconcile import Found, Reconciler
+from mirrorfs.replication.publishing.groups import has_snapshots
 from mirrorfs.replication.publishing.publication import Outlook, SnapshotPublication
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, Item
-from mirrorfs.state.state import StateTransaction
 
-_GROUP_FILES = ("owner", "notes")
 _NOT_MIRRORED = "the datastore has it, and the bucket is not known to have the same"
 _LEFT = "the datastore has it no more"
 _OUTLOOKS = {
@@ -67,7 +66,7 @@ class Survey:
             case GroupId():
                 return [
                     difference
-                    for name in _GROUP_FILES
+                    for name in GROUP_FILE_NAMES
                     if (difference := self._of_group_file(item, f"{item.path}/{name}")) is not None
                 ]
             case NamespaceId():
@@ -105,7 +104,7 @@ class Survey:
     def _of_group_file(self, group: GroupId, path: str) -> Difference | None:
         key = self._layout.content_key(path)
         stored, is_wanted = self._state.view(
-            lambda transaction: (transaction.contents.get(path), _has_snapshots(transaction, group))
+            lambda transaction: (transaction.contents.get(path), has_snapshots(transaction, group))
         )
         try:
             data = self._tree.read(path, maximum_size=longest_file(path)) if is_wanted else None
@@ -136,7 +135,3 @@ class Survey:
         if stored is not None and stored.confirmed:
             return []
         return [Difference(key, _NOT_MIRRORED, Remedy.SEND if stored is None else Remedy.COMPARE)]
-
-
-def _has_snapshots(transaction: StateTransaction, group: GroupId) -> bool:
-    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots.below(group.path))

@@ -6,7 +6,7 @@ import trio
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.group_files import check_notes, check_owner
-from mirrorfs.datastore.names import GroupId, NamespaceId
+from mirrorfs.datastore.names import GROUP_FILE_NAMES, NAMESPACE_MARKER_NAME, GroupId, NamespaceId
 from mirrorfs.datastore.tree import Tree, longest_file
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.replica import Replica
@@ -16,8 +16,8 @@ from mirrorfs.replication.work.problems import CannotMirror
 from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
-_OWNER, _NOTES = "owner", "notes"
-_CHECKS = {_OWNER: check_owner, _NOTES: check_notes}
+_OWNER = "owner"
+_CHECKS = {_OWNER: check_owner, "notes": check_notes}
 
 
 class GroupMirror:
@@ -42,7 +42,7 @@ class GroupMirror:
         """
         reasons: list[str] = []
         async with self._exclusion.hold(group):
-            for name in _CHECKS:
+            for name in GROUP_FILE_NAMES:
                 try:
                     await self._settle_file(group, f"{group.path}/{name}")
                 except CannotMirror as failure:
@@ -53,7 +53,7 @@ class GroupMirror:
             raise CannotMirror(group.path, "; ".join(reasons))
 
     async def _settle_file(self, group: GroupId, path: str) -> None:
-        stays = self._state.view(lambda transaction: _has_snapshots(transaction, group))
+        stays = self._state.view(lambda transaction: has_snapshots(transaction, group))
         data = await trio.to_thread.run_sync(self._read, group, path) if stays else None
         if data is not None:
             await self._replica.put(path, data)
@@ -97,7 +97,7 @@ class NamespaceMirror:
             return
         async with self._exclusion.hold(namespace):
             await trio.to_thread.run_sync(self._refuse_what_is_no_directory, namespace)
-            marker = f"{namespace.path}/.namespace"
+            marker = f"{namespace.path}/{NAMESPACE_MARKER_NAME}"
             if await trio.to_thread.run_sync(self._is_wanted, namespace):
                 await self._replica.put(marker, b"")
                 reach("namespace.marker-put")
@@ -115,7 +115,7 @@ class NamespaceMirror:
 
     def _is_wanted(self, namespace: NamespaceId) -> bool:
         return self._tree.exists(namespace.path) or self._state.view(
-            lambda transaction: _has_snapshots(transaction, namespace)
+            lambda transaction: has_snapshots(transaction, namespace)
         )
 
     async def settle_with_parents(self, namespace: NamespaceId) -> None:
@@ -125,5 +125,6 @@ class NamespaceMirror:
             await self.settle(namespace)
 
 
-def _has_snapshots(transaction: StateTransaction, within: GroupId | NamespaceId) -> bool:
+def has_snapshots(transaction: StateTransaction, within: GroupId | NamespaceId) -> bool:
+    """Tell whether a published snapshot, or one that is about to be, stands in a group or namespace."""
     return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots.below(within.path))

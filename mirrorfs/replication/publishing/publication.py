@@ -13,6 +13,7 @@ from typing import Protocol
 
 import trio
 
+from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_blob
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.manifest import Manifest, check_listed_file, parse_manifest
@@ -57,7 +58,7 @@ class LocalManifest:
     @property
     def files(self) -> dict[str, str]:
         """The listed files with their checksums in hex."""
-        return {file.filename: file.checksum.hex() for file in self.manifest.files}
+        return self.manifest.checksums
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,24 +296,20 @@ class SnapshotPublication:
 
     async def _ensure_chunks(self, snapshot: SnapshotId, digests: list[bytes]) -> None:
         failures: list[CannotMirror] = []
-        waiting = iter(digests)
         self.remaining[snapshot] = len(digests)
 
-        async def send() -> None:
-            for digest in waiting:
-                try:
-                    await self._chunks.ensure(digest)
-                except CannotMirror as failure:
-                    # At once: the chunk may be repaired while others are still being sent.
-                    for missing in failure.chunks:
-                        self._blocked[missing].add(snapshot)
-                    failures.append(failure)
-                self.remaining[snapshot] -= 1
+        async def send(digest: bytes) -> None:
+            try:
+                await self._chunks.ensure(digest)
+            except CannotMirror as failure:
+                # At once: the chunk may be repaired while others are still being sent.
+                for missing in failure.chunks:
+                    self._blocked[missing].add(snapshot)
+                failures.append(failure)
+            self.remaining[snapshot] -= 1
 
         try:
-            async with trio.open_nursery() as nursery:
-                for _ in range(min(self._parallel, len(digests))):
-                    nursery.start_soon(send)
+            await for_each(digests, send, self._parallel)
         finally:
             del self.remaining[snapshot]
         if failures:

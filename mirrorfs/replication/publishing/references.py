@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import trio
 
 from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.index import parse_index
+from mirrorfs.datastore.index import is_index_name, parse_index
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.replication.work.bucket import Bucket
@@ -20,7 +20,6 @@ from mirrorfs.steps import reach
 log = logging.getLogger(__name__)
 
 CHUNKS_A_COMMIT = 8192
-_INDEX_SUFFIXES = (".fidx", ".didx")
 _LAST_DIGEST = b"\xff" * 32
 
 
@@ -77,17 +76,13 @@ class References:
         """
         digests: set[bytes] = set()
         for name, checksum in files.items():
-            if not name.endswith(_INDEX_SUFFIXES):
+            if not is_index_name(name):
                 continue
             try:
-                index = parse_index(name, await self._bucket.store.get(self._key(holder, name)))
+                digests |= published_digests(name, await self._bucket.store.get(self._key(holder, name)), checksum)
             except (ObjectMissing, DatastoreError) as error:
                 _say_unknown(holder.path, name, str(error))
                 return None
-            if index.checksum.hex() != checksum:
-                _say_unknown(holder.path, name, "it is not the index that was published")
-                return None
-            digests |= index.unique_digests()
         return digests
 
     def _key(self, holder: ReferenceHolder, name: str) -> str:
@@ -157,6 +152,18 @@ class References:
         )
         reach("references.given-back")
         await self._unreferenced.tell(unreferenced)
+
+
+def published_digests(name: str, data: bytes, checksum: str) -> set[bytes]:
+    """Read the digests that an index names, if it is the one with this checksum (in hex).
+
+    Raises:
+        DatastoreError: it is damaged, or not the index that was published.
+    """
+    index = parse_index(name, data)
+    if index.checksum.hex() != checksum:
+        raise DatastoreError("it is not the index that was published")
+    return index.unique_digests()
 
 
 def _say_unknown(path: str, name: str, why: str) -> None:

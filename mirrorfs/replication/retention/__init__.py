@@ -9,5 +9,5 @@ A snapshot that is gone comes here when all that was recorded before is dealt wi
 (whether it may go now, and the order of what follows), `wave` (too many at once wait for an approval), `grace` (a copy
 stays restorable for a while), `removal` (taking it out: manifest, references, the rest); then `chunks` (deleting what
 nobody references any more). `locks` keeps what stays from being deleted by anybody; `clock` says whether an age may be
-relied upon.
+relied upon. `recurrence` (work that comes again) and `refusals` (when a store that refused is asked again) serve them.
 """

@@ -15,6 +15,7 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.client import MAX_KEYS_PER_DELETE
 from mirrorfs.objectstore.errors import StoreError, StoreRejected
 from mirrorfs.replication.publishing.chunks import ChunkMirror
+from mirrorfs.replication.retention.refusals import asked_again_at
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.problems import Problems
@@ -25,8 +26,6 @@ from mirrorfs.steps import reach
 log = logging.getLogger(__name__)
 
 CHUNKS_A_BATCH = MAX_KEYS_PER_DELETE
-# How long a store that refused a deletion is left alone, where it is not known until when it will.
-_REFUSED_SECONDS = 3600.0
 _ALL = sys.maxsize
 
 
@@ -157,7 +156,7 @@ class ChunkRemoval:
             before = doubted[digest]
             if refusals.leave_all:
                 before.restore(transaction, digest)
-            retry_at = max(self._now() + _REFUSED_SECONDS, before.locked_until)
+            retry_at = asked_again_at(self._now(), before.locked_until)
             transaction.retention.set_refused(self._bucket.layout.chunk_key(digest), str(error), retry_at)
 
     async def look_again_at_refused(self) -> None:

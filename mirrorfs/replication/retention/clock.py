@@ -17,6 +17,11 @@ _LARGEST_DIFFERENCE = 300.0
 _CHECK_SECONDS = 600.0
 
 
+def utc(moment: float) -> str:
+    """Write a Unix time as PBS writes times: 2026-11-22T10:00:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+
+
 class StoreClock:
     """The store's clock as a witness: a clock that is wrong must not make anything old."""
 

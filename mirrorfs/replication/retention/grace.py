@@ -9,16 +9,16 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import crc32c
-import trio
 
 from mirrorfs.datastore.deletion import Deletion, parse_deletion
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME
 from mirrorfs.datastore.manifest import parse_manifest
-from mirrorfs.datastore.names import MANIFEST_NAME, GroupId, SnapshotId
+from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotId
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, StoreError
 from mirrorfs.replication.publishing.references import References
-from mirrorfs.replication.retention.clock import StoreClock
+from mirrorfs.replication.retention.clock import StoreClock, utc
+from mirrorfs.replication.retention.recurrence import Recurrence
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
@@ -31,7 +31,6 @@ from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
-_GROUP_FILES = ("owner", "notes")
 _LONGEST_WAIT = 60.0
 
 
@@ -60,7 +59,7 @@ class Grace:
         self._clock = clock
         self._delete_after = delete_after
         self._now = now
-        self._changed = trio.Event()
+        self._recurrence = Recurrence()
         self._alone = Exclusion[str]()
 
     async def keep(self, snapshot: SnapshotId) -> None:
@@ -114,8 +113,8 @@ class Grace:
         reach("grace.manifest-copied")
         await self._state.apply(lambda transaction: _hand_over(transaction, known, deleted))
         reach("grace.handed-over")
-        self._changed.set()
-        log.info("%s is gone from the datastore; it stays restorable until %s", snapshot.path, _date(deleted.until))
+        self._recurrence.hasten()
+        log.info("%s is gone from the datastore; it stays restorable until %s", snapshot.path, utc(deleted.until))
 
     async def _copy_object(self, snapshot: SnapshotId, content: ContentState) -> None:
         source, target = self._bucket.layout.content_key(content.path), self._key(snapshot.path, _filename(content))
@@ -132,7 +131,7 @@ class Grace:
         await self._bucket.store.put(target, data)
 
     async def _marker(self, snapshot: SnapshotId, deleted: DeletedSnapshot) -> bytes:
-        owner, notes = [await self._group_file(snapshot.group, name) for name in _GROUP_FILES]
+        owner, notes = [await self._group_file(snapshot.group, name) for name in GROUP_FILE_NAMES]
         return Deletion(deleted.deleted, deleted.until, owner, notes).encode()
 
     async def _group_file(self, group: GroupId, name: str) -> str | None:
@@ -144,7 +143,7 @@ class Grace:
 
     def look_again(self) -> None:
         """Say that a published snapshot is gone from the bucket: its grace may end."""
-        self._changed.set()
+        self._recurrence.hasten()
 
     async def end(self, path: str) -> None:
         """Have nothing of the deleted snapshot `path` in the bucket, and give its references back."""
@@ -180,11 +179,7 @@ class Grace:
 
     async def end_when_due(self) -> None:
         """End each grace when its time is over, for ever; a store that fails is tried again."""
-        while True:
-            self._changed = trio.Event()
-            pause = await self.end_due()
-            with trio.move_on_after(pause):
-                await self._changed.wait()
+        await self._recurrence.keep_doing(self.end_due)
 
     async def end_due(self) -> float:
         """End what is due; returns for how long nothing else is, in seconds, at most a minute: clocks may be set."""
@@ -248,8 +243,7 @@ class Grace:
         reach("grace.adopted")
 
     async def _listed_files(self, path: str) -> dict[str, str]:
-        manifest = parse_manifest(await self._bucket.store.get(self._key(path, MANIFEST_NAME)))
-        return {file.filename: file.checksum.hex() for file in manifest.files}
+        return parse_manifest(await self._bucket.store.get(self._key(path, MANIFEST_NAME))).checksums
 
     async def _times(self, path: str) -> tuple[float, float]:
         """Read when it was deleted and until when it is kept; without a readable note, from now on."""
@@ -302,7 +296,3 @@ def _is_due(deleted: DeletedSnapshot, moment: float) -> bool:
 
 def _filename(content: ContentState) -> str:
     return content.path.rpartition("/")[2]
-
-
-def _date(moment: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import trio
-
+from mirrorfs.concurrency import for_each
 from mirrorfs.objectstore.capabilities import LockMode
 from mirrorfs.objectstore.errors import ObjectMissing, StoreError
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.retention.clock import StoreClock
+from mirrorfs.replication.retention.recurrence import Recurrence
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.counting import ReferenceHolder
@@ -64,7 +64,7 @@ class SnapshotLocks:
         self._lock_for = lock_for
         self._parallel = parallel
         self._now = now
-        self._published = trio.Event()
+        self._recurrence = Recurrence()
 
     async def keep_locked(self) -> None:
         """Lock and extend, for ever; returns at once where there is nothing to lock with."""
@@ -72,15 +72,11 @@ class SnapshotLocks:
             if self.obstacle is not None:
                 log.error("%s", self.obstacle)
             return
-        while True:
-            self._published = trio.Event()
-            pause = await self.extend_due()
-            with trio.move_on_after(pause):
-                await self._published.wait()
+        await self._recurrence.keep_doing(self.extend_due)
 
     def look_again(self) -> None:
         """Say that a snapshot has been published."""
-        self._published.set()
+        self._recurrence.hasten()
 
     async def extend_due(self) -> float:
         """Lock what is not locked for long enough; returns after how many seconds to look again."""
@@ -151,20 +147,4 @@ class SnapshotLocks:
         log.debug("%s is locked until %s at least", path, time.strftime("%Y-%m-%d %H:%M", time.gmtime(horizon)))
 
     async def _retain(self, keys: list[str], until: float, mode: LockMode) -> None:
-        waiting = iter(keys)
-        failures: list[StoreError] = []
-
-        async def extend() -> None:
-            for key in waiting:
-                try:
-                    await self._bucket.store.retain(key, until, mode)
-                except StoreError as error:
-                    failures.append(error)
-                if failures:
-                    return
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(self._parallel, len(keys))):
-                nursery.start_soon(extend)
-        if failures:
-            raise failures[0]
+        await for_each(keys, lambda key: self._bucket.store.retain(key, until, mode), self._parallel)

@@ -13,7 +13,9 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.publication import SnapshotPublication
+from mirrorfs.replication.retention.clock import utc
 from mirrorfs.replication.retention.grace import Grace
+from mirrorfs.replication.retention.refusals import asked_again_at
 from mirrorfs.replication.retention.removal import SnapshotRemoval
 from mirrorfs.replication.retention.wave import RemovalWaves
 from mirrorfs.replication.work.bucket import Bucket
@@ -24,9 +26,6 @@ from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
-
-# How long a store that refused a deletion is left alone, where it does not tell until when it will.
-_REFUSED_SECONDS = 3600.0
 
 
 class SnapshotRetention:
@@ -145,9 +144,8 @@ class SnapshotRetention:
 
     async def _refused(self, snapshot: SnapshotId, error: StoreRejected) -> CannotMirror:
         until = await self._bucket.store.retained_until(self._bucket.layout.content_key(snapshot.manifest_path))
-        retry_at = max(until or 0.0, self._now() + _REFUSED_SECONDS)
-        asked_again = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(retry_at))
-        reason = f"the store refuses to delete it, and is asked again at {asked_again}: {error}"
+        retry_at = asked_again_at(self._now(), until or 0.0)
+        reason = f"the store refuses to delete it, and is asked again at {utc(retry_at)}: {error}"
         await self._state.apply(lambda transaction: transaction.retention.set_refused(snapshot.path, reason, retry_at))
         reach("retention.refusal-recorded")
         return CannotMirror(snapshot.path, reason)

@@ -13,6 +13,7 @@ import trio
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import StoredObject
+from mirrorfs.objectstore.errors import StoreRejected
 from mirrorfs.replication.comparing import inspection
 from mirrorfs.replication.comparing.differences import Difference, Remedy
 from mirrorfs.replication.comparing.inspection import no_report
@@ -397,3 +398,21 @@ async def test_phases_tell_that_a_snapshot_is_in_doubt(world: World) -> None:
         SECOND: SnapshotPhase.PUBLISHED,
         ELSEWHERE: SnapshotPhase.PUBLISHED,
     }
+
+
+@pytest.mark.parametrize("lost", ["chunk", "blob"])
+async def test_a_store_that_refuses_to_tell_ends_it_with_that_error(
+    world: World, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(world)
+    del world.store.objects[EVERYTHING[lost]]
+
+    async def refuse(key: str) -> StoredObject | None:
+        raise StoreRejected(f"look at {key}", "access denied")
+
+    async with world.running() as running:
+        await running.settled()
+        # By itself, not in a group: whoever asked waits for the store, or tells the administrator.
+        monkeypatch.setattr(FakeStore, "head", staticmethod(refuse))
+        with pytest.raises(StoreRejected, match="access denied"):
+            await running.mirror.inspection.inspect(no_report)
