@@ -1,4 +1,4 @@
-"""What the kernel is told about inodes, and for how long it may believe it."""
+"""What the kernel is told about inodes and the file system, and for how long it may believe it."""
 
 import os
 
@@ -38,3 +38,18 @@ def no_entry() -> pyfuse3.EntryAttributes:
     entry.st_ino = 0
     entry.entry_timeout = KERNEL_CACHE_SECONDS
     return entry
+
+
+def filesystem_statistics(backing: os.statvfs_result) -> pyfuse3.StatvfsData:
+    """The answer to statfs: what the backing file system says of itself."""
+    statistics = pyfuse3.StatvfsData()
+    statistics.f_bsize = backing.f_bsize
+    statistics.f_frsize = backing.f_frsize
+    statistics.f_blocks = backing.f_blocks
+    statistics.f_bfree = backing.f_bfree
+    statistics.f_bavail = backing.f_bavail
+    statistics.f_files = backing.f_files
+    statistics.f_ffree = backing.f_ffree
+    statistics.f_favail = backing.f_favail
+    statistics.f_namemax = backing.f_namemax
+    return statistics

@@ -12,9 +12,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
 
-from mirrorfs.filesystem.attributes import attributes, no_entry
+from mirrorfs.filesystem.attribute_changes import set_attributes
+from mirrorfs.filesystem.attributes import attributes, filesystem_statistics, no_entry
 from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
-from mirrorfs.filesystem.files import FileHandle, Files, truncate
+from mirrorfs.filesystem.files import FileHandle, Files
 from mirrorfs.filesystem.inodes import Inode
 from mirrorfs.filesystem.listing import Directories, DirectoryHandle
 from mirrorfs.filesystem.observer import Observer
@@ -23,7 +24,6 @@ from mirrorfs.filesystem.system_calls import (
     RENAME_NOREPLACE,
     ActingAs,
     renameat2,
-    set_times,
 )
 from mirrorfs.filesystem.threads import Threads
 from mirrorfs.filesystem.tree import Departure, Tree
@@ -214,7 +214,7 @@ class PassThrough(pyfuse3.Operations):
         record = self._tree.inodes[inode]
         opened = None if fh is None else self._files[fh].number
         with await self._reference(record) as descriptor:
-            call = partial(_set_attributes, descriptor, attr, fields, opened, ctx.uid, ctx.gid)
+            call = partial(set_attributes, descriptor, attr, fields, opened, ctx.uid, ctx.gid)
             status = await self._threads.run(record, call, briefly=not fields.update_size)
         if fields.update_size and self._observer is not None and self._files.writers(record) == 0:
             for name in self._tree.inodes.paths(record):
@@ -241,17 +241,7 @@ class PassThrough(pyfuse3.Operations):
     @_answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         backing = await self._threads.run(self._root_descriptor, partial(os.fstatvfs, self._root_descriptor))
-        result = pyfuse3.StatvfsData()
-        result.f_bsize = backing.f_bsize
-        result.f_frsize = backing.f_frsize
-        result.f_blocks = backing.f_blocks
-        result.f_bfree = backing.f_bfree
-        result.f_bavail = backing.f_bavail
-        result.f_files = backing.f_files
-        result.f_ffree = backing.f_ffree
-        result.f_favail = backing.f_favail
-        result.f_namemax = backing.f_namemax
-        return result
+        return filesystem_statistics(backing)
 
     # Open files
 
@@ -482,42 +472,6 @@ def _link(source: int, directory: int, name: bytes) -> os.stat_result:
     # What is followed is the link of proc(5), which leads to the file itself, also if that is a symbolic link.
     os.link(descriptor_path(source), name, dst_dir_fd=directory, follow_symlinks=True)
     return os.stat(name, dir_fd=directory, follow_symlinks=False)
-
-
-def _set_attributes(
-    descriptor: int,
-    attr: pyfuse3.EntryAttributes,
-    fields: pyfuse3.SetattrFields,
-    opened: int | None,
-    uid: int,
-    gid: int,
-) -> os.stat_result:
-    """Sets what is asked for, the size through `opened` if there is such a descriptor; returns all attributes."""
-    path = descriptor_path(descriptor)
-    changes_times = fields.update_atime or fields.update_mtime
-    # No field at all is what chown(path, -1, -1) looks like: it sets ctime, and takes set-user-id away.
-    changes_nothing = not (fields.update_mode or fields.update_size or changes_times)
-    if fields.update_uid or fields.update_gid or changes_nothing:
-        _set_owner(path, attr, fields)
-    if fields.update_mode:
-        os.chmod(path, stat.S_IMODE(attr.st_mode))
-    if fields.update_size:
-        truncate(path if opened is None else opened, attr.st_size, uid, gid)
-    if changes_times:
-        _set_times(path, attr, fields)
-    return os.fstat(descriptor)
-
-
-def _set_owner(path: bytes, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
-    os.chown(path, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
-
-
-def _set_times(path: bytes, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
-    set_times(
-        path,
-        attr.st_atime_ns if fields.update_atime else None,
-        attr.st_mtime_ns if fields.update_mtime else None,
-    )
 
 
 def _has_access_control_lists(descriptor: int) -> bool:
