@@ -1,1 +1,9 @@
-"""The command line: one thin module a command."""
+"""The command line: one thin module a command, named as the command.
+
+It promises that a command which fails says why in a sentence and what to do, with exit code 1 or 2 and no traceback,
+and that no secret is taken from an argument. What a command does is done by the packages below this one.
+
+Read main (how a command is found), then any command: mount, umount, status, wait, reconcile, retention, metrics for a
+mount; snapshots, restore for a bucket. options, view_options, durations and settings_file are what they take, errors is
+how they end badly, screen what is drawn on a terminal.
+"""

@@ -1,3 +1,9 @@
-"""What a Proxmox Backup Server datastore and its files mean: names, formats, checks. Pure: no network, no
-mount.
+"""What a Proxmox Backup Server datastore and its files mean: names, formats, checks. No network, no mount, no threads.
+
+It promises that what it takes for valid is what PBS writes and reads, and that everything else is an error with a
+sentence; each format says where in PBS it comes from. Names from a bucket or a journal are hostile until they have come
+through here.
+
+Read names (the grammar of paths), tree (reading a datastore by it) and layout (where the same stands in a bucket); then
+the formats: manifest, index, blob, group_files, and deletion, which is our own. errors has what they raise.
 """

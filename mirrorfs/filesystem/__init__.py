@@ -1,0 +1,11 @@
+"""The pass-through filesystem that PBS works on, and which of its changes are recorded in the journal.
+
+It promises that every call has the result, the error and the effect that the backing file system gives, that no
+request waits for the disk of another one, and that a name which has reached its final form is in the journal before
+PBS is answered. It knows nothing of stores and of mirroring, and never touches the network.
+
+Read operations (each request of the kernel), then what it stands on: tree (from inode numbers to files) over inodes
+and descriptors, files, listing, attributes with attribute_changes, threads (what may wait for the disk), system_calls.
+Then observer (what is told of changes) and interception (which of them become records). mount is the session with the
+kernel.
+"""

@@ -1,3 +1,10 @@
-"""Getting data back out of a bucket: the catalog of published snapshots, and restoring a datastore from
-them.
+"""Getting data back out of a bucket: the catalog of published snapshots, and restoring a datastore from them.
+
+It promises that every byte is checked against what the manifest lists before it is in place, that a snapshot's manifest
+comes last, that a name from the bucket leads nowhere outside the target, and that a restore which was interrupted goes
+on where it was. It needs no state and no journal, and changes nothing in the bucket.
+
+Read source (the bucket as it is, or as it was at a moment), catalog (what it holds), selection (what of it is wanted),
+restore (bringing it back), target (the directory it comes into) and ownership (whose the files are to be). errors has
+what ends a whole run.
 """
