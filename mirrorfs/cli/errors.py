@@ -11,6 +11,7 @@ from typing import IO, Any
 import click
 
 from mirrorfs.output import printable, say
+from mirrorfs.own_files import NotOwn
 
 
 class Failure(click.ClickException):
@@ -46,11 +47,13 @@ class _ShownError(click.ClickException):
 
 @contextmanager
 def shown_errors() -> Iterator[None]:
-    """Have click's errors printed by mirrorfs: nothing in them steers the terminal."""
+    """Have click's errors printed by mirrorfs, so that nothing in them steers the terminal; give others' a sentence."""
     try:
         yield
     except (Failure, _ShownError):
         raise
+    except NotOwn as error:
+        raise Failure(str(error)) from error
     except click.ClickException as error:
         raise _ShownError(error) from error
 

@@ -8,7 +8,7 @@ import subprocess
 
 import click
 
-from mirrorfs import interpreter
+from mirrorfs import interpreter, own_files
 from mirrorfs.cli.durations import Duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
@@ -129,7 +129,7 @@ def command(
     """
     require_root("mount a datastore, whose files belong to several users")
     datastore = os.path.realpath(datastore)
-    directory = default_state_directory(datastore) if state_dir is None else StateDirectory(os.path.realpath(state_dir))
+    directory = _state_directory(datastore, state_dir)
     uploader = UploaderSettings(
         datastore=datastore,
         state_directory=directory.path,
@@ -165,6 +165,17 @@ def command(
         raise Failure(error)
 
 
+def _state_directory(datastore: str, given: str | None) -> StateDirectory:
+    if given is None:
+        return default_state_directory(datastore)
+    try:
+        return StateDirectory(own_files.resolved(given))
+    except own_files.NotOwn as error:
+        raise Failure(f"{error}. Or give another --state-dir") from error
+    except OSError as error:
+        raise Failure(f"cannot use the state directory {given}: {error.strerror}") from error
+
+
 def _say_ready(settings: MountSettings, note: str) -> None:
     if note:
         say(note, err=True)
@@ -177,8 +188,8 @@ def _run_in_background(settings: MountSettings, directory: StateDirectory) -> st
     """Start the mount in a fresh process, and return when it is ready or has failed (then with the reason)."""
     try:
         directory.create()
-        log_descriptor = os.open(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    except DatabaseError as error:
+        log_descriptor = own_files.open_file(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except (DatabaseError, own_files.NotOwn) as error:
         return str(error)
     except OSError as error:
         return f"cannot write the log {directory.log_file}: {error.strerror}"

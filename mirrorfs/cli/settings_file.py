@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mirrorfs import own_files
 from mirrorfs.database.directory import escaped_name
 
 SETTINGS_BASE = "/etc/mirrorfs"
@@ -33,11 +34,10 @@ class DatastoreCommand(click.Command):
 
     def _read(self, path: str) -> dict[str, Any]:
         try:
-            with open(path, "rb") as file:
-                settings = tomllib.load(file)
+            settings = tomllib.loads(own_files.read_file(path).decode())
         except FileNotFoundError:
             return {}
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise click.UsageError(f"cannot read the settings file {path}: {error}") from error
         names = {
             option.removeprefix("--"): parameter.name

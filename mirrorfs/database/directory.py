@@ -7,6 +7,7 @@ import os
 import stat
 from dataclasses import dataclass
 
+from mirrorfs import own_files
 from mirrorfs.database.errors import DatabaseError, StateDirectoryBusy
 
 DEFAULT_BASE = "/var/lib/mirrorfs"
@@ -58,19 +59,21 @@ class StateDirectory:
         """Make the directory (mode 0700) where it is missing.
 
         Raises:
-            DatabaseError: it cannot be made, is no directory, or others than its owner may enter it.
+            DatabaseError: it cannot be made, is no directory, others than its owner may enter it, or somebody else
+                could put another one in its place.
         """
         try:
-            os.makedirs(self.path, mode=0o700, exist_ok=True)
-            status = os.stat(self.path)
-        except (FileExistsError, NotADirectoryError) as error:
+            own_files.make_directory(self.path)
+            own_files.check_socket(self.control_socket)
+            status = os.stat(self.path, follow_symlinks=False)
+        except NotADirectoryError as error:
             raise DatabaseError(
                 f"the state directory {self.path} is not a directory: give another --state-dir"
             ) from error
+        except own_files.NotOwn as error:
+            raise DatabaseError(f"{error}. Or give another --state-dir") from error
         except OSError as error:
             raise DatabaseError(f"cannot use the state directory {self.path}: {error.strerror}") from error
-        if status.st_uid != os.geteuid():
-            raise DatabaseError(f"the state directory {self.path} belongs to uid {status.st_uid}, not to you")
         if stat.S_IMODE(status.st_mode) & 0o077:
             raise DatabaseError(
                 f"the state directory {self.path} is open to other users: run 'chmod 700 {self.path}', "
@@ -99,8 +102,12 @@ class DirectoryLock:
 
         Raises:
             StateDirectoryBusy: another process holds it and `wait` is false.
+            DatabaseError: its file is not what it should be.
         """
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = own_files.open_file(self._path, os.O_RDWR | os.O_CREAT)
+        except own_files.NotOwn as error:
+            raise DatabaseError(str(error)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:

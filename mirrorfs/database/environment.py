@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
-from mirrorfs import interpreter
+from mirrorfs import interpreter, own_files
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError, NewerFormat, UnfinishedDatabase
 from mirrorfs.database.examination import DAMAGED
 from mirrorfs.steps import reach
@@ -34,6 +34,7 @@ else:
 _FORMAT_KEY = b"format"
 _INITIAL_MAP_SIZE = 16 * 1024 * 1024
 _MAXIMUM_READERS = 64
+_FILES = ("data.mdb", "lock.mdb")
 # Not SIGKILL, for example: the kernel sends that to whoever is at hand when memory is short.
 _SIGNALS_OF_DAMAGE = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
@@ -78,8 +79,7 @@ class Environment:
     def _open(self) -> None:
         directory = self.directory
         try:
-            if not self._read_only:
-                os.makedirs(directory, mode=0o700, exist_ok=True)
+            _check_files(directory, make=not self._read_only)
             self._environment = lmdb.open(
                 directory,
                 map_size=max(self._initial_map_size, _data_file_size(directory)),
@@ -95,6 +95,8 @@ class Environment:
             raise _damage(directory, error) from error
         except lmdb.Error as error:
             raise DatabaseError(f"cannot open the database in {directory}: {error}") from error
+        except own_files.NotOwn as error:
+            raise DatabaseError(str(error)) from error
         except OSError as error:
             raise DatabaseError(f"cannot open the database in {directory}: {error.strerror}") from error
         reach("database.opened")
@@ -141,7 +143,7 @@ class Environment:
             examine(self.directory)
         except DatabaseCorrupt as error:
             raise _damage(self.directory, "its file has been cut off") from error
-        descriptor = os.open(os.path.join(self.directory, "data.mdb"), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = own_files.open_file(os.path.join(self.directory, "data.mdb"), os.O_RDWR)
         try:
             # Unlike a truncation to the new length, this takes nothing away from what a writer appends meanwhile.
             os.posix_fallocate(descriptor, size, needed - size)
@@ -295,6 +297,7 @@ def examine(directory: str, *, whole: bool = True) -> None:
         DatabaseError: that could not be found out: no process or no memory to be had, or the disk does not answer.
     """
     try:
+        _check_files(directory, make=False)
         ended = subprocess.run(
             interpreter.command(
                 "mirrorfs.database.examination", os.path.abspath(directory), *([] if whole else ["meta"])
@@ -306,6 +309,8 @@ def examine(directory: str, *, whole: bool = True) -> None:
             stderr=subprocess.PIPE,
             check=False,
         )
+    except own_files.NotOwn as error:
+        raise DatabaseError(str(error)) from error
     except OSError as error:
         raise DatabaseError(f"cannot examine the database in {directory}: {error.strerror}") from error
     if ended.returncode == DAMAGED:
@@ -314,6 +319,16 @@ def examine(directory: str, *, whole: bool = True) -> None:
         raise _damage(directory, "reading it ended the process that did")
     if ended.returncode != 0:
         raise DatabaseError(f"the database in {directory} could not be examined (exit code {ended.returncode})")
+
+
+def _check_files(directory: str, *, make: bool) -> None:
+    """Make sure that LMDB, which opens its files by their names, opens files of root's. Raises OSError."""
+    if make:
+        own_files.make_directory(directory)
+    else:
+        own_files.check_way(directory)
+    for name in _FILES:
+        own_files.check_file(os.path.join(directory, name))
 
 
 def _damage(directory: str, why: object) -> DatabaseCorrupt:

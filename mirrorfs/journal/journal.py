@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from mirrorfs import own_files
 from mirrorfs.database.environment import Environment, Transaction, examine
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.steps import reach
@@ -66,7 +67,10 @@ class JournalWriter:
         """
         self.directory = directory
         self.distrusted: str | None = None
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        try:
+            own_files.make_directory(directory)
+        except own_files.NotOwn as error:
+            raise DatabaseError(str(error)) from error
         reason = _distrust_reason(directory)
         if reason is not None:
             self._set_aside(reason)
@@ -308,8 +312,7 @@ def _distrust_reason(directory: str) -> str | None:
     if not os.path.exists(os.path.join(directory, "data.mdb")):
         return None
     try:
-        with open(_session_path(directory), encoding="utf-8") as file:
-            session = json.load(file)
+        session = json.loads(own_files.read_file(_session_path(directory)))
         clean, boot = bool(session["clean"]), str(session["boot_id"])
     except FileNotFoundError:
         return "the journal has no session note"
@@ -324,7 +327,7 @@ def _distrust_reason(directory: str) -> str | None:
 
 def _write_session(directory: str, *, clean: bool) -> None:
     temporary = _session_path(directory) + ".tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = own_files.new_file(temporary)
     try:
         os.write(descriptor, json.dumps({"clean": clean, "boot_id": _boot_id()}).encode())
         os.fsync(descriptor)

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mirrorfs import own_files
 from mirrorfs.datastore.blob import check_chunk
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import CHUNKS_NAME, MANIFEST_NAME, SnapshotId, chunk_path
@@ -295,13 +296,14 @@ def open_target(path: Path, url: str, owner: Owner, view: View) -> Iterator[Targ
     context.
 
     Nothing is written yet. Raises RestoreError when it is not empty and not what an interrupted restore of
-    the same `url` and `view` left, when another restore is running in it, and when this process cannot give files to
-    `owner`.
+    the same `url` and `view` left, when another restore is running in it, when this process cannot give files to
+    `owner`, and when somebody else than root and the owner could lead the restore elsewhere, or change what is in it.
     """
     if os.geteuid() != 0 and owner != Owner(os.geteuid(), os.getegid()):
         raise RestoreError(f"Only root can give files to user {owner.user}; run as root or choose another --owner.")
     descriptor = _open_root(path)
     try:
+        _check_own(descriptor, path, owner)
         _lock(descriptor, path)
         marker = _read_marker(descriptor, path, url, view)
         yield Target(path, descriptor, owner, marker or _Marker(url, view, frozenset()), is_resumed=marker is not None)
@@ -311,11 +313,20 @@ def open_target(path: Path, url: str, owner: Owner, view: View) -> Iterator[Targ
 
 def _open_root(path: Path) -> int:
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o755)
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return own_files.open_directory(str(path))
+    except own_files.NotOwn as error:
+        raise RestoreError(f"Cannot restore into {path}: {error}.") from error
     except OSError as error:
         raise RestoreError(f"Cannot restore into {path}: {error.strerror}.") from error
+
+
+def _check_own(descriptor: int, path: Path, owner: Owner) -> None:
+    """Make sure that nobody but root and the owner of what is restored can put anything into the target."""
+    try:
+        own_files.check_directory(str(path), descriptor, owners=(owner.user,), groups=(owner.group,))
+        own_files.check_file(MARKER_NAME, directory=descriptor, owners=(owner.user,))
+    except own_files.NotOwn as error:
+        raise RestoreError(f"Cannot restore into {path}: {error}.") from error
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from mirrorfs import own_files
 from mirrorfs.database.errors import DatabaseCorrupt
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,10 @@ async def serve_control(
 def _listening_socket(path: str) -> trio.socket.SocketType:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _ShortPath(path) as short:
-        if os.path.lexists(path):
-            os.unlink(path)
+        own_files.take_away(path)
+        # The mode that the socket has is the mode that its name gets (unix(7)).
+        os.fchmod(listening.fileno(), 0o600)
         listening.bind(short)
-    os.chmod(path, 0o600)
     listening.listen()
     return trio.socket.from_stdlib_socket(listening)
 
@@ -153,12 +154,16 @@ def ask(
     Raises:
         ConnectionError, FileNotFoundError: no uploader listens there, or it ended while it was asked.
         TimeoutError: no answer in time.
+        own_files.NotOwn: what stands there is not the socket of root's that it should be.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
-        with _ShortPath(path) as short:
-            connection.connect(short)
+        reference = own_files.socket_reference(path)
+        try:
+            connection.connect(f"/proc/self/fd/{reference}")
+        finally:
+            os.close(reference)
         connection.sendall(json.dumps({**(arguments or {}), "command": command}).encode() + b"\n")
         with connection.makefile("rb") as file:
             while True:

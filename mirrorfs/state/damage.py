@@ -11,6 +11,7 @@ import os
 import shutil
 from datetime import UTC, datetime
 
+from mirrorfs import own_files
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.database.environment import examine
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError, UnfinishedDatabase
@@ -105,7 +106,7 @@ def set_state_aside(directory: StateDirectory, why: str) -> str:
 
 def _read_through(path: str) -> None:
     try:
-        with open(path, "rb", buffering=0) as file:
+        with os.fdopen(own_files.open_file(path), "rb", buffering=0) as file:
             while file.read(_READ_SIZE):
                 continue
     except OSError as error:

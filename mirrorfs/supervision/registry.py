@@ -7,6 +7,7 @@ import logging
 import os
 from dataclasses import asdict, dataclass, replace
 
+from mirrorfs import own_files
 from mirrorfs.database.directory import RUNTIME_BASE, StateDirectory, default_state_directory, escaped_name
 from mirrorfs.filesystem.mount import is_mounted
 
@@ -58,9 +59,9 @@ class Registration:
 
 def register(mount: RunningMount) -> None:
     """Note that a mount is up, so that other commands find its state directory."""
-    os.makedirs(RUNTIME_BASE, mode=0o700, exist_ok=True)
+    own_files.make_directory(RUNTIME_BASE)
     path = _entry_path(mount.mountpoint)
-    with open(f"{path}.tmp", "w", encoding="utf-8", opener=_private) as file:
+    with os.fdopen(own_files.new_file(f"{path}.tmp"), "w", encoding="utf-8") as file:
         json.dump(asdict(mount), file)
     os.replace(f"{path}.tmp", path)
 
@@ -111,13 +112,8 @@ def _entry_path(mountpoint: str) -> str:
 
 def _read(path: str) -> RunningMount | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
+        value = json.loads(own_files.read_file(path))
         # A newer version may have noted more; an entry that is none of ours is as good as none.
         return RunningMount(**{name: value[name] for name in value if name in RunningMount.__dataclass_fields__})
     except (FileNotFoundError, ValueError, TypeError):
         return None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -13,10 +13,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from mirrorfs import own_files
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.environment import examine
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
-from mirrorfs.state import damage
 from mirrorfs.state.damage import open_state, set_state_aside, stored_identity
 from mirrorfs.state.identity import Identity
 from mirrorfs.state.problems import Problem
@@ -103,7 +103,7 @@ def test_a_disk_that_cannot_be_read_costs_no_state(directory: StateDirectory, mo
     def sick(*_: object, **__: object) -> object:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(damage, "open", sick, raising=False)
+    monkeypatch.setattr(own_files, "open_file", sick)
     with pytest.raises(DatabaseError, match=r"Input/output error.*not given up"):
         set_state_aside(directory, "the database is damaged")
     assert aside(directory) == []
