@@ -10,7 +10,7 @@ from mirrorfs import __version__
 from mirrorfs.cli.errors import shown_errors
 from mirrorfs.output import escape_tracebacks
 
-_COMMANDS = ("mount", "umount", "status", "wait", "reconcile", "retention", "metrics", "snapshots", "restore")
+_COMMANDS = ("mount", "umount", "status", "wait", "reconcile", "retention", "metrics", "snapshots", "restore", "replay")
 
 
 class _Commands(click.Group):

@@ -5,5 +5,6 @@ damaged one is told from a disk that is full or cannot be read, and that damage 
 (another process reads first). What stands in an environment is for journal and state to know.
 
 Read directory (what lies where, and who may use it), then environment, then examination, the process that reads what
-may be damaged. errors has what all three raise, each message a sentence for an administrator.
+may be damaged. data_file reads LMDB's file without LMDB, for whoever only looks and for what is damaged, and look makes
+of it what records are read from. errors has what all of them raise, each message a sentence for an administrator.
 """

@@ -21,11 +21,13 @@ from mirrorfs.steps import reach
 
 FORMAT_VERSION = 1
 
-_RECORDS = b"records"
-_LATEST = b"latest"
-_META = b"meta"
-_SEQUENCE_KEY = b"sequence"
-_GENERATION_KEY = b"generation"
+RECORDS = b"records"
+LATEST = b"latest"
+META = b"meta"
+SEQUENCE_KEY = b"sequence"
+GENERATION_KEY = b"generation"
+# Only in a journal that was imported: the others know it by their state.
+DATASTORE_KEY = b"datastore"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # An append may have to wait for one batch.
 _TRIM_BATCH = 200
@@ -35,11 +37,16 @@ _LONGEST_PLAIN_KEY = 500
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One name that changed: `path` is relative to the datastore, `time` in seconds since the epoch."""
+    """One name that changed: `path` is relative to the datastore, `nanoseconds` the time since the epoch."""
 
     sequence: int
     path: bytes
-    time: float
+    nanoseconds: int
+
+    @property
+    def time(self) -> float:
+        """When it changed, in seconds since the epoch."""
+        return self.nanoseconds / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +93,11 @@ class JournalWriter:
     def _open(self) -> None:
         self._environment = Environment(
             self.directory,
-            databases=(_RECORDS, _LATEST, _META),
+            databases=(RECORDS, LATEST, META),
             format_version=FORMAT_VERSION,
             durable=False,
         )
-        _write_session(self.directory, clean=False)
+        write_session(self.directory, clean=False)
         reach("journal.before-begin")
         try:
             self.generation, self._sequence = self._environment.update(self._begin)
@@ -108,16 +115,16 @@ class JournalWriter:
                 reach("journal.file-set-aside")
 
     def _begin(self, transaction: Transaction) -> tuple[str, int]:
-        meta = self._environment.databases[_META]
-        generation = transaction.get(_GENERATION_KEY, db=meta)
+        meta = self._environment.databases[META]
+        generation = transaction.get(GENERATION_KEY, db=meta)
         if generation is None:
             generation = uuid.uuid4().hex.encode()
-            transaction.put(_GENERATION_KEY, generation, db=meta)
-        stored = transaction.get(_SEQUENCE_KEY, db=meta) or b""
+            transaction.put(GENERATION_KEY, generation, db=meta)
+        stored = transaction.get(SEQUENCE_KEY, db=meta) or b""
         # Written in any case: what cannot be written is found now, while it can still be set aside.
-        transaction.put(_SEQUENCE_KEY, stored, db=meta)
+        transaction.put(SEQUENCE_KEY, stored, db=meta)
         sequence = int.from_bytes(stored, "big")
-        last = transaction.cursor(db=self._environment.databases[_RECORDS])
+        last = transaction.cursor(db=self._environment.databases[RECORDS])
         if last.last() and int.from_bytes(last.key(), "big") > sequence:
             # No record could be appended any more.
             raise DatabaseCorrupt(f"the journal in {self.directory} is damaged: it ends beyond its last record")
@@ -144,16 +151,16 @@ class JournalWriter:
         return self._sequence
 
     def _put(self, transaction: Transaction, first: int, paths: Sequence[bytes]) -> None:
-        records, latest, meta = (self._environment.databases[name] for name in (_RECORDS, _LATEST, _META))
+        records, latest, meta = (self._environment.databases[name] for name in (RECORDS, LATEST, META))
         now = time.time_ns().to_bytes(8, "big")
         key = b""
         for sequence, path in enumerate(paths, first):
             key = sequence.to_bytes(8, "big")
-            replaced = transaction.replace(_name_key(path), key, db=latest)
+            replaced = transaction.replace(name_key(path), key, db=latest)
             if replaced is not None:
                 transaction.delete(replaced, db=records)
             transaction.put(key, now + path, db=records, append=True)
-        transaction.put(_SEQUENCE_KEY, key, db=meta)
+        transaction.put(SEQUENCE_KEY, key, db=meta)
 
     @property
     def sequence(self) -> int:
@@ -182,15 +189,15 @@ class JournalWriter:
         return self._environment.update(lambda transaction: self._trim_batch(transaction, position.sequence))
 
     def _trim_batch(self, transaction: Transaction, limit: int) -> bool:
-        records, latest = self._environment.databases[_RECORDS], self._environment.databases[_LATEST]
+        records, latest = self._environment.databases[RECORDS], self._environment.databases[LATEST]
         cursor = transaction.cursor(db=records)
         present = cursor.first()
         for _ in range(_TRIM_BATCH):
             if not present or int.from_bytes(cursor.key(), "big") > limit:
                 return False
             key, path = cursor.key(), cursor.value()[8:]
-            if transaction.get(_name_key(path), db=latest) == key:
-                transaction.delete(_name_key(path), db=latest)
+            if transaction.get(name_key(path), db=latest) == key:
+                transaction.delete(name_key(path), db=latest)
             present = cursor.delete() and bool(cursor.key())
         return present
 
@@ -224,7 +231,7 @@ class JournalWriter:
             self._environment.close()
         reach("journal.synced")
         try:
-            _write_session(self.directory, clean=True)
+            write_session(self.directory, clean=True)
         except OSError as error:
             raise DatabaseError(f"cannot write {_session_path(self.directory)}: {error.strerror}") from error
 
@@ -235,10 +242,10 @@ class JournalReader:
     def __init__(self, directory: str) -> None:
         """Open an existing journal. Raises DatabaseError when there is none."""
         self._environment = Environment(
-            directory, databases=(_RECORDS, _LATEST, _META), format_version=FORMAT_VERSION, read_only=True
+            directory, databases=(RECORDS, LATEST, META), format_version=FORMAT_VERSION, read_only=True
         )
         self.generation = self._environment.view(
-            lambda transaction: transaction.get(_GENERATION_KEY, db=self._environment.databases[_META]) or b""
+            lambda transaction: transaction.get(GENERATION_KEY, db=self._environment.databases[META]) or b""
         ).decode()
 
     def read(self, after: int, maximum: int) -> list[Record]:
@@ -246,12 +253,12 @@ class JournalReader:
         return self._environment.view(lambda transaction: self._read(transaction, after, maximum))
 
     def _read(self, transaction: Transaction, after: int, maximum: int) -> list[Record]:
-        cursor = transaction.cursor(db=self._environment.databases[_RECORDS])
+        cursor = transaction.cursor(db=self._environment.databases[RECORDS])
         if not cursor.set_range((after + 1).to_bytes(8, "big")):
             return []
         records = []
         for key, value in cursor:
-            records.append(Record(int.from_bytes(key, "big"), value[8:], int.from_bytes(value[:8], "big") / 1e9))
+            records.append(Record(int.from_bytes(key, "big"), value[8:], int.from_bytes(value[:8], "big")))
             if len(records) == maximum:
                 break
         return records
@@ -259,7 +266,7 @@ class JournalReader:
     def last_sequence(self) -> int:
         """Return the sequence of the newest record ever appended."""
         stored = self._environment.view(
-            lambda transaction: transaction.get(_SEQUENCE_KEY, db=self._environment.databases[_META])
+            lambda transaction: transaction.get(SEQUENCE_KEY, db=self._environment.databases[META])
         )
         return int.from_bytes(stored or b"", "big")
 
@@ -269,7 +276,7 @@ class JournalReader:
         return self._environment.view(lambda transaction: self._pending(transaction, after))
 
     def _pending(self, transaction: Transaction, after: int) -> int:
-        records = self._environment.databases[_RECORDS]
+        records = self._environment.databases[RECORDS]
         cursor = transaction.cursor(db=records)
         if not cursor.set_range((after + 1).to_bytes(8, "big")):
             return 0
@@ -293,7 +300,8 @@ class JournalReader:
         self._environment.close()
 
 
-def _name_key(path: bytes) -> bytes:
+def name_key(path: bytes) -> bytes:
+    """Return the key under which the newest record of a name is found."""
     if len(path) <= _LONGEST_PLAIN_KEY and path:
         return path
     return b"\0" + sha256(path).digest()
@@ -325,7 +333,8 @@ def _distrust_reason(directory: str) -> str | None:
     return None
 
 
-def _write_session(directory: str, *, clean: bool) -> None:
+def write_session(directory: str, *, clean: bool) -> None:
+    """Note, on stable storage, whether the journal in `directory` was closed in good order. Raises OSError."""
     temporary = _session_path(directory) + ".tmp"
     descriptor = own_files.new_file(temporary)
     try:

@@ -6,12 +6,12 @@ caller decides what belongs together in one commit; commits are synced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TypeVar
 
-from mirrorfs.database.environment import Environment, Transaction
+from mirrorfs.database.environment import Database, Environment, Transaction
 from mirrorfs.database.errors import DatabaseCorrupt
 from mirrorfs.state import chunks, contents, counting, locks, problems, quarantine, retention, snapshots
 from mirrorfs.state.chunks import ChunkRecords
@@ -28,7 +28,7 @@ from mirrorfs.state.snapshots import SnapshotRecords, SnapshotState
 
 FORMAT_VERSION = 1
 
-_DATABASES = (
+DATABASES = (
     META,
     *chunks.DATABASES,
     *contents.DATABASES,
@@ -50,18 +50,21 @@ class State:
         """Open the state in `directory`. Raises what Environment raises."""
         self._directory = directory
         self._environment = Environment(
-            directory, databases=_DATABASES, format_version=FORMAT_VERSION, read_only=read_only
+            directory, databases=DATABASES, format_version=FORMAT_VERSION, read_only=read_only
         )
 
     def update(self, work: Callable[[StateTransaction], Result]) -> Result:
         """Run `work` in one write transaction; on return it is on stable storage. Blocks for a disk sync."""
         with self._said_to_be_damaged():
-            return self._environment.update(lambda transaction: work(StateTransaction(transaction, self._environment)))
+            return self._environment.update(lambda transaction: work(self._transaction(transaction)))
 
     def view(self, work: Callable[[StateTransaction], Result]) -> Result:
         """Run `work` in a read transaction."""
         with self._said_to_be_damaged():
-            return self._environment.view(lambda transaction: work(StateTransaction(transaction, self._environment)))
+            return self._environment.view(lambda transaction: work(self._transaction(transaction)))
+
+    def _transaction(self, transaction: Transaction) -> StateTransaction:
+        return StateTransaction(transaction, self._environment.databases)
 
     @contextmanager
     def _said_to_be_damaged(self) -> Iterator[None]:
@@ -80,9 +83,9 @@ class State:
 class StateTransaction:
     """The records of a state by subject, inside one transaction, and the operations that span several subjects."""
 
-    def __init__(self, transaction: Transaction, environment: Environment) -> None:
+    def __init__(self, transaction: Transaction, databases: Mapping[bytes, Database]) -> None:
         self._transaction = transaction
-        self._databases = environment.databases
+        self._databases = databases
 
     @cached_property
     def identity(self) -> IdentityRecords:

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mirrorfs.steps import STEPS
 from tests.harness.names import chunk_path
 from tests.harness.operations import any_operation, rot_a_chunk, run_backup
+from tests.harness.steps import MOUNT_STEPS as STEPS
 from tests.harness.world import World
 
 Happening = Callable[[World, random.Random], None]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from mirrorfs.steps import STEPS
 from tests.harness.soak import SoakSettings, run_round, run_soak
 from tests.harness.statistics import Statistics
+from tests.harness.steps import MOUNT_STEPS as STEPS
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 from tests.stores.server import AnyStore, GivenStore
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mirrorfs.steps import STEPS
 from tests.harness.accidents import any_accident
 from tests.harness.machine import WorldEnded
 from tests.harness.mutation import COUNT_IN_SMALL_PARTS, environment_of
 from tests.harness.operations import any_operation
 from tests.harness.retention import FOR_A_SWEEP, choose_retention, chooses_versions
 from tests.harness.statistics import Statistics
+from tests.harness.steps import MOUNT_STEPS as STEPS
 from tests.harness.sweep import sweep_steps
 from tests.harness.world import World, WorldSettings
 from tests.stores.server import AnyStore

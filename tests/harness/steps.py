@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirrorfs.steps import VARIABLE
+from mirrorfs.steps import STEPS, VARIABLE
+
+MOUNT_STEPS = tuple(step for step in STEPS if not step.startswith("recreation."))
+"""The steps that a mount or its uploader may reach; at the others tests of `mirrorfs replay` kill."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from mirrorfs.steps import STEPS
 from tests.harness.accidents import (
     FILES_BEYOND_FREE_PAGES,
     lose_the_state,
@@ -22,6 +21,7 @@ from tests.harness.names import parse_snapshot_path
 from tests.harness.operations import OPERATIONS, any_operation, run_backup
 from tests.harness.retention import RetentionSettings
 from tests.harness.retention_scenes import remove_group
+from tests.harness.steps import MOUNT_STEPS as STEPS
 from tests.harness.world import World
 
 _TRIES = 4
