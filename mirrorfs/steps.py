@@ -116,6 +116,8 @@ STEPS: Final[tuple[str, ...]] = (
     "removal.released",
     "removal.files-deleted",
     "removal.recorded",
+    "absences.held",
+    "absences.strangers-held",
     "wave.recorded",
     "wave.approved",
     "wave.forgotten",

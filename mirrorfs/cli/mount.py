@@ -59,7 +59,8 @@ from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
 @click.option(
     "--allow-removals",
     is_flag=True,
-    help="Remove from the mirror what the datastore does not hold any more, even if that is most of it.",
+    help="Remove from the mirror what the datastore does not hold any more, even if that is most of it, and was not "
+    "seen to go.",
 )
 @click.option(
     "--retention-delete-after",
@@ -73,6 +74,14 @@ from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
     type=click.FloatRange(0.0, 1.0, min_open=True),
     metavar="SHARE",
     help="Hold removals when more than this share of the snapshots goes in a day, until 'mirrorfs retention approve'.",
+)
+@click.option(
+    "--retention-unseen-after",
+    type=Duration(),
+    default="7d",
+    metavar="DURATION",
+    help="Hold the removal of what was not seen to go, unless it looks like a prune, for so long, or until "
+    "'mirrorfs retention approve'. 0: it goes at once.",
 )
 @click.option(
     "--retention-lock-for",
@@ -105,6 +114,7 @@ def command(
     allow_removals: bool,
     retention_delete_after: float,
     retention_max_delete_fraction: float | None,
+    retention_unseen_after: float,
     retention_lock_for: float | None,
     mount_options: tuple[str, ...],
     verbose: bool,
@@ -144,7 +154,9 @@ def command(
         take_over=take_over,
         allow_removals=allow_removals,
         verbose=verbose,
-        retention=RetentionSettings(retention_delete_after, retention_max_delete_fraction, retention_lock_for),
+        retention=RetentionSettings(
+            retention_delete_after, retention_max_delete_fraction, retention_lock_for, retention_unseen_after
+        ),
     )
     settings = MountSettings(
         mountpoint=datastore if mountpoint is None else os.path.realpath(mountpoint),

@@ -20,23 +20,29 @@ _ANSWER_SECONDS = 60.0
 def command() -> None:
     """Decide about snapshots that are gone from a datastore and whose removal from the bucket is held.
 
-    With `mirrorfs mount --retention-max-delete-fraction`, a wave of removals that is larger than that share of the
-    snapshots in a day is held: `mirrorfs status` names it, and the bucket keeps them.
+    Held is what was not seen to go and does not look like a prune, and, with `mirrorfs mount
+    --retention-max-delete-fraction`, a wave of removals that is larger than that share of the snapshots in a day:
+    `mirrorfs status` names them and says why, and the bucket keeps them.
 
     \b
     Example:
       mirrorfs status /mnt/datastore/store1
       mirrorfs retention approve /mnt/datastore/store1
+      mirrorfs retention approve /mnt/datastore/store1 vm/100
     """
 
 
 @command.command("approve")
 @click.argument("datastore", type=PATH)
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option(
     "--json", "as_json", envvar="MIRRORFS_RETENTION_APPROVE_JSON", is_flag=True, help="Print JSON instead of lines."
 )
-def approve(datastore: str, as_json: bool) -> None:
+def approve(datastore: str, paths: tuple[str, ...], as_json: bool) -> None:
     """Approve of every removal in DATASTORE that is held now: these snapshots go from the bucket.
+
+    With PATHs, only of snapshots, groups or namespaces of these names, as `mirrorfs status` shows them (vm/100,
+    ns/customers, vm/100/2026-01-01T00:00:00Z).
 
     Where removed snapshots are kept for a while (--retention-delete-after), they are kept from then on. What is not to
     go must be brought back into the datastore first (mirrorfs restore), and is never touched then.
@@ -44,8 +50,10 @@ def approve(datastore: str, as_json: bool) -> None:
     \b
     Example:
       mirrorfs retention approve /mnt/datastore/store1
+      mirrorfs retention approve /mnt/datastore/store1 vm/100 ns/customers
 
-    Exit codes: 0 approved, also if nothing was held; 1 it could not be done; 2 wrong usage.
+    Exit codes: 0 approved, also if nothing was held; 1 it could not be done, or nothing is held below the PATHs; 2
+    wrong usage.
     """
     require_root("decide about removals")
     path = mountpoint_of(os.path.realpath(datastore))
@@ -55,7 +63,8 @@ def approve(datastore: str, as_json: bool) -> None:
         raise Failure(f"no mirrorfs is mounted on {path}: mount it first, what is held stays held")
     directory = state_directory_of(path)
     try:
-        answer = ask(directory.control_socket, "approve", _ANSWER_SECONDS)
+        below = [_in_datastore(given, path) for given in paths]
+        answer = ask(directory.control_socket, "approve", _ANSWER_SECONDS, arguments={"below": below})
     except (ConnectionError, FileNotFoundError, TimeoutError):
         raise Failure(
             f"the uploader of {path} does not answer; the mount starts it again if it has ended. Try again in a "
@@ -63,10 +72,19 @@ def approve(datastore: str, as_json: bool) -> None:
         ) from None
     if "error" in answer:
         raise Failure(f"nothing was approved: {answer['error']}")
+    if paths and not answer["approved"]:
+        raise Failure(
+            f"nothing was approved: no removal is held below {', '.join(paths)}, see 'mirrorfs status {path}'"
+        )
     if as_json:
         say_json(answer)
         return
     for snapshot in answer["approved"]:
         say(f"approved  {snapshot}")
-    if not answer["approved"]:
+    if not answer["approved"] and not paths:
         say("no removal is held")
+
+
+def _in_datastore(given: str, datastore: str) -> str:
+    """Return a path as the mirror knows it; one with the datastore's own path in front is meant the same."""
+    return given.removeprefix(f"{datastore}/").strip("/")

@@ -24,6 +24,13 @@ _WATCH_SECONDS = 2.0
 _BEFORE_THE_FIRST_ANSWER = "waiting for the store"
 
 
+_HELD_FOR = {
+    "wave": "snapshots are gone from the datastore, more than may go in a day",
+    "unseen": "snapshots are not in the datastore and were not seen to go (was an older copy of it put back?)",
+    "stranger": "snapshots are in the bucket and not in the datastore, and somebody else has used the bucket's name",
+}
+
+
 @click.command("status")
 @click.argument("datastore", type=PATH, required=False)
 @click.option(
@@ -159,12 +166,15 @@ def _describe_quarantine(quarantined: dict[str, Any]) -> list[str]:
 
 def _describe_retention(retention: dict[str, Any]) -> list[str]:
     lines = []
-    if retention["held"]:
-        lines.append(
-            f"held        {len(retention['held'])} snapshots are gone from the datastore, more than may go in a day; "
-            "they stay in the bucket until 'mirrorfs retention approve'"
-        )
-        lines += [f"              {removal['snapshot']}" for removal in retention["held"]]
+    for reason, why in _HELD_FOR.items():
+        held = [removal for removal in retention["held"] if removal["reason"] == reason]
+        if held:
+            ends = [removal["goes_at"] for removal in held if removal["goes_at"] is not None]
+            until = f", the first at the latest until {_time(min(ends))}" if ends else ""
+            lines.append(
+                f"held        {len(held)} {why}; they stay in the bucket until 'mirrorfs retention approve'{until}"
+            )
+            lines += [f"              {removal['snapshot']}" for removal in held]
     if retention["deleted"]:
         next_end = min(snapshot["until"] for snapshot in retention["deleted"])
         lines.append(

@@ -19,6 +19,7 @@ from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.publication import SnapshotPublication
 from mirrorfs.replication.publishing.references import CHUNKS_A_COMMIT, References, Unreferenced
 from mirrorfs.replication.publishing.replica import Replica
+from mirrorfs.replication.retention.absences import Absences
 from mirrorfs.replication.retention.chunks import CHUNKS_A_BATCH, ChunkRemoval
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.retention.grace import Grace
@@ -100,6 +101,14 @@ class Mirror:
         self.locks = SnapshotLocks(
             bucket, state, self.references, self.clock, lock_for=retention.lock_for, parallel=parallel, now=now
         )
+        self.absences = Absences(
+            tree,
+            state,
+            self.clock,
+            unseen_after=retention.unseen_after,
+            seen_at=worklist.seen_at,
+            now=now,
+        )
         self._waves = RemovalWaves(state, self.clock, max_delete_fraction=retention.max_delete_fraction, now=now)
         self._retention = SnapshotRetention(
             tree,
@@ -108,6 +117,7 @@ class Mirror:
             self.publication,
             removal,
             self.grace,
+            self.absences,
             self._waves,
             self._groups,
             self._namespaces,
@@ -196,12 +206,17 @@ class Mirror:
         """Remove snapshots from the bucket that are gone, as far as retention lets them go."""
         await self._retention.remove(snapshots)
 
-    async def approve_removals(self) -> list[SnapshotId]:
-        """Approve of all removals that are held, and have them done; returns them."""
-        approved = await self._waves.approve()
+    async def approve_removals(self, below: Sequence[str] = ()) -> list[SnapshotId]:
+        """Approve of removals that are held, all or those in the paths `below`, and have them done; returns them."""
+        approved = await self._waves.approve(below)
         for snapshot in approved:
             self._worklist.add(snapshot, self._worklist.inherited())
         return approved
+
+    def look_again_at_held(self) -> None:
+        """Have those removals looked at anew that were held for a time which is over."""
+        for snapshot in self.absences.overdue():
+            self._worklist.add(snapshot, self._worklist.inherited())
 
     async def look_again_at_refused(self) -> None:
         """Have the store asked again to delete the chunks that it has refused to, where it is time for that."""

@@ -8,6 +8,7 @@ from typing import Any
 
 DEFAULT_PARALLEL = 8
 DEFAULT_RETRY_CEILING = 60.0
+DEFAULT_UNSEEN_AFTER = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +17,14 @@ class RetentionSettings:
 
     `delete_after`: seconds for which a removed snapshot stays restorable. `max_delete_fraction`: the share of the
     snapshots that may go in a day without an administrator's approval, None for all. `lock_for`: seconds for which
-    objects are locked where the bucket has Object Lock, None for the bucket's own default.
+    objects are locked where the bucket has Object Lock, None for the bucket's own default. `unseen_after`: seconds
+    after which what was not seen to go, and is held therefore, goes by itself; 0 holds nothing for that.
     """
 
     delete_after: float = 0.0
     max_delete_fraction: float | None = None
     lock_for: float | None = None
+    unseen_after: float = DEFAULT_UNSEEN_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,8 @@ class UploaderSettings:
     """One line of JSON on the uploader's standard input. Holds no secret: credentials come from boto3's usual chain.
 
     `root_descriptor` is the backing directory, opened before the mount covered it and inherited; `retry_ceiling` is the
-    longest wait between two tries, in seconds.
+    longest wait between two tries, in seconds; `journal_sequence` is the newest that the journal had given when the
+    mount opened it.
     """
 
     datastore: str
@@ -44,6 +48,7 @@ class UploaderSettings:
     retry_ceiling: float = DEFAULT_RETRY_CEILING
     take_over: bool = False
     allow_removals: bool = False
+    journal_sequence: int = 0
     verbose: bool = False
     retention: RetentionSettings = field(default_factory=RetentionSettings)
 

@@ -15,11 +15,11 @@ from mirrorfs.journal.journal import JournalReader
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.retention.clock import StoreClock
-from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
-from mirrorfs.state.retention import DeletedPhase, RetentionRecords
+from mirrorfs.state.retention import DeletedPhase, HeldFor, HeldRemoval, RetentionRecords
 from mirrorfs.state.state import StateTransaction
 
 _RATE_SECONDS = 60.0
@@ -50,7 +50,7 @@ class UploaderStatus:
             "uploader": {"pid": os.getpid(), "started": self._started, "phase": self.phase, "refused": self.refused},
             "store": self._store_answer(),
             "uploaded": self._uploaded_answer(),
-            **self._state.view(_state_answer),
+            **self._state.view(lambda transaction: _state_answer(transaction, self._settings.retention)),
         }
 
     async def full_answer(
@@ -114,7 +114,7 @@ def _size(tree: Tree, digest: bytes) -> int:
         return 0
 
 
-def _state_answer(transaction: StateTransaction) -> dict[str, Any]:
+def _state_answer(transaction: StateTransaction, settings: RetentionSettings) -> dict[str, Any]:
     count, examples = transaction.foreign.examples(_EXAMPLES)
     return {
         "snapshots": [
@@ -128,7 +128,7 @@ def _state_answer(transaction: StateTransaction) -> dict[str, Any]:
         ],
         "foreign": {"count": count, "examples": [os.fsdecode(path) for path in examples]},
         "quarantined": _quarantined_answer(transaction),
-        "retention": _retention_answer(transaction.retention),
+        "retention": _retention_answer(transaction.retention, settings),
     }
 
 
@@ -141,12 +141,17 @@ def _quarantined_answer(transaction: StateTransaction) -> dict[str, Any]:
     return {"count": count, "examples": examples}
 
 
-def _retention_answer(retention: RetentionRecords) -> dict[str, Any]:
+def _held_answer(removal: HeldRemoval, settings: RetentionSettings) -> dict[str, Any]:
+    goes_at = removal.since + settings.unseen_after if removal.reason is HeldFor.UNSEEN else None
+    return {"snapshot": removal.path, "since": removal.since, "reason": removal.reason.value, "goes_at": goes_at}
+
+
+def _retention_answer(retention: RetentionRecords, settings: RetentionSettings) -> dict[str, Any]:
     held = [removal for removal in retention.all_held() if not removal.approved]
     deleted = [snapshot for snapshot in retention.all_deleted() if snapshot.phase is DeletedPhase.KEPT]
     count, refusals = retention.refusals(_EXAMPLES)
     return {
-        "held": [{"snapshot": removal.path, "since": removal.since} for removal in held],
+        "held": [_held_answer(removal, settings) for removal in held],
         "deleted": [
             {"snapshot": snapshot.path, "deleted": snapshot.deleted, "until": snapshot.until} for snapshot in deleted
         ],

@@ -28,8 +28,8 @@ from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.control import Answer, Tell, serve_control
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.ownership.claim import ClaimRefused, claim_prefix
-from mirrorfs.replication.ownership.precaution import doubt_about
-from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, missed_snapshots
+from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
@@ -73,6 +73,7 @@ class Uploader:
         self._journal = JournalReader(directory.journal)
         self._identity = self._checked_identity(directory)
         self._tree = Tree(settings.root_descriptor)
+        self._datastore = Datastore(settings.datastore, self._tree, self._journal, settings.journal_sequence)
         self._client = S3Client(
             settings.bucket,
             StoreOptions(settings.endpoint_url, settings.profile, settings.region),
@@ -93,9 +94,11 @@ class Uploader:
             self._worklist,
             parallel=settings.parallel,
             newest=self._journal.last_sequence,
-            retention=settings.retention,
+            retention=_retention(settings),
         )
-        self._drain = Drain(self._journal, self._state, self._worklist, self._mirror)
+        self._drain = Drain(
+            self._journal, self._state, self._worklist, self._mirror, mounted_at=settings.journal_sequence
+        )
         self._status = UploaderStatus(settings, self._bucket.store, self._state, self._mirror.clock)
         self._works = trio.Event()
         self._reconciling = trio.Lock()
@@ -130,8 +133,8 @@ class Uploader:
             nursery.start_soon(
                 serve_control,
                 self._control_path,
-                {"status": self._answer_status, "wait": self._answer_wait, "approve": self._answer_approve},
-                {"reconcile": self._answer_reconcile},
+                {"status": self._answer_status, "wait": self._answer_wait},
+                {"approve": self._answer_approve, "reconcile": self._answer_reconcile},
             )
             if await self._become_owner():
                 await self._mirror_for_ever(nursery)
@@ -186,9 +189,7 @@ class Uploader:
     async def _doubt(self) -> str | None:
         if self._settings.allow_removals:
             return None
-        return await trio.to_thread.run_sync(
-            doubt_about, self._settings.datastore, self._tree, self._state, self._journal
-        )
+        return await trio.to_thread.run_sync(doubt_about, self._datastore, self._state)
 
     def _refuse(self, reason: str) -> bool:
         self._status.phase, self._status.refused = "refused", reason
@@ -238,6 +239,8 @@ class Uploader:
         await self._get_to_know_the_bucket()
         if await self._is_doubtful():
             return
+        missed = await trio.to_thread.run_sync(missed_snapshots, self._datastore, self._state)
+        await self._mirror.absences.hold_missed(missed)
         store = self._bucket.store
         log.info("mirroring to %s, confirmed by %s", store.place, store.capabilities.confirmation.value)
         self._status.phase = "reconciling"
@@ -265,6 +268,7 @@ class Uploader:
             delay = _FIRST_RECHECK_SECONDS if names - known else min(delay * 2, _LONGEST_RECHECK_SECONDS)
             known = names
             self._mirror.look_again_at_problems()
+            self._mirror.look_again_at_held()
             await self._mirror.look_again_at_refused()
 
     async def _follow_parent(self, scope: trio.CancelScope) -> None:
@@ -290,9 +294,12 @@ class Uploader:
             return {"error": self._status.refused}
         return await self._answer_status()
 
-    async def _answer_approve(self) -> Answer:
-        """Approve of the removals that are held, and have them done."""
-        approved = await self._mirror.approve_removals()
+    async def _answer_approve(self, request: Mapping[str, Any], tell: Tell) -> Answer:
+        """Approve of the removals that are held, of those below the paths in "below" if there are any."""
+        del tell
+        if self._status.refused is not None:
+            return {"error": self._status.refused}
+        approved = await self._mirror.approve_removals([str(path) for path in request.get("below", ())])
         return {"approved": [snapshot.path for snapshot in approved]}
 
     async def _answer_reconcile(self, request: Mapping[str, Any], tell: Tell) -> Answer:
@@ -338,6 +345,11 @@ class Uploader:
             nursery.start_soon(finish)
             await self._refused.wait()
             nursery.cancel_scope.cancel()
+
+
+def _retention(settings: UploaderSettings) -> RetentionSettings:
+    """With removals allowed, what is missed goes as if it had been seen to go."""
+    return replace(settings.retention, unseen_after=0.0) if settings.allow_removals else settings.retention
 
 
 class _Findings:

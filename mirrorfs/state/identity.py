@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mirrorfs.database.errors import DatabaseError
-from mirrorfs.state.entries import META, Entries, fields_form
+from mirrorfs.state.entries import BYTES, META, Entries, fields_form
 
 if TYPE_CHECKING:
     from mirrorfs.database.environment import Database, Transaction
 
 _IDENTITY_KEY = b"identity"
 _EPOCHS_KEY = b"epochs"
+_STRANGERS_KEY = b"strangers"
+_SET = b"1"
 
 
 class ForeignState(DatabaseError):
@@ -49,6 +51,7 @@ class IdentityRecords:
     def __init__(self, transaction: Transaction, databases: Mapping[bytes, Database]) -> None:
         self._identity = Entries(transaction, databases[META], _IDENTITY)
         self._epochs = Entries(transaction, databases[META], _EPOCHS)
+        self._marks = Entries(transaction, databases[META], BYTES)
 
     def get(self) -> Identity | None:
         """Tell what the state is about, None while it is new."""
@@ -70,6 +73,17 @@ class IdentityRecords:
         """Note what the state is about and that the claim of `epoch` stands in the bucket."""
         self.set(identity)
         self.set_epochs(Epochs(epoch))
+
+    def has_strangers(self) -> bool:
+        """Tell whether somebody else may have put snapshots into the bucket that this state has found there."""
+        return self._marks.get(_STRANGERS_KEY) is not None
+
+    def set_strangers(self, strangers: bool) -> None:
+        """Note that somebody else may have put snapshots into the bucket, or that what they are is decided."""
+        if strangers:
+            self._marks.put(_STRANGERS_KEY, _SET)
+        else:
+            self._marks.delete(_STRANGERS_KEY)
 
 
 def check_identity(stored: Identity | None, expected: Identity, directory: str) -> Identity:

@@ -47,13 +47,28 @@ class DeletedSnapshot:
     until: float
 
 
+class HeldFor(Enum):
+    """Why a removal waits for an administrator."""
+
+    WAVE = "wave"
+    """More are gone than may go in a day."""
+    UNSEEN = "unseen"
+    """Nobody saw it go, and it does not look like a prune: it goes by itself after a time."""
+    STRANGER = "stranger"
+    """Somebody else may have put it into the bucket: it never goes by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeldRemoval:
-    """A snapshot that is gone from the datastore and stays in the bucket until an administrator approves."""
+    """A snapshot that is gone from the datastore and stays in the bucket until an administrator approves.
+
+    `since` is the Unix time at which it was first missed. One that is `approved` is on its way out.
+    """
 
     path: str
     since: float
     approved: bool
+    reason: HeldFor = HeldFor.WAVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +78,12 @@ class Refusal:
     key: str
     reason: str
     retry_at: float
+
+
+def _held(value: dict[str, Any]) -> HeldRemoval:
+    # An earlier version held nothing but waves, and gave no reason.
+    reason = HeldFor(value.get("reason", HeldFor.WAVE.value))
+    return HeldRemoval(str(value["path"]), float(value["since"]), bool(value["approved"]), reason)
 
 
 def _deleted(value: dict[str, Any]) -> DeletedSnapshot:
@@ -77,7 +98,7 @@ def _deleted(value: dict[str, Any]) -> DeletedSnapshot:
 
 
 _DELETED_FORM = json_form(_deleted, lambda snapshot: {**asdict(snapshot), "phase": snapshot.phase.value})
-_HELD_FORM = fields_form(HeldRemoval)
+_HELD_FORM = json_form(_held, lambda removal: {**asdict(removal), "reason": removal.reason.value})
 _REFUSED_FORM = fields_form(Refusal)
 _REMOVALS_FORM = json_form(lambda value: [(float(at), int(count)) for at, count in value], list)
 

@@ -129,7 +129,9 @@ async def _run(
 ) -> None:
     trimming = Trimming(journal)
     uploader = UploaderProcess(
-        _with_descriptor(settings.uploader, root_descriptor), done=trimming.done_up_to, died=journal.clear_dead_readers
+        replace(settings.uploader, root_descriptor=root_descriptor, journal_sequence=journal.sequence),
+        done=trimming.done_up_to,
+        died=journal.clear_dead_readers,
     )
     registration = Registration(
         RunningMount(settings.uploader.datastore, settings.mountpoint, settings.uploader.state_directory, os.getpid())
@@ -291,7 +293,3 @@ def _check_state(settings: UploaderSettings, directory: StateDirectory) -> str:
         return f"{set_state_aside(directory, str(error))}."
     check_identity(stored, Identity(settings.datastore, settings.bucket, settings.prefix), directory.path)
     return ""
-
-
-def _with_descriptor(settings: UploaderSettings, root_descriptor: int) -> UploaderSettings:
-    return replace(settings, root_descriptor=root_descriptor)

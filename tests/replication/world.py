@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import StoredObject
@@ -29,7 +30,7 @@ from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import Item, item_of
-from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.replication.work.worklist import WATCHED, Worklist
 from mirrorfs.state.counting import ReferenceHolder
 from mirrorfs.state.state import State, StateTransaction
 from tests.replication.datastore import (
@@ -213,7 +214,7 @@ class Running:
         for path in paths:
             item = item_of(os.fsencode(path))
             assert item is not None, path
-            self.add(item)
+            self.worklist.add(item, self.worklist.inherited(), seen_at=WATCHED)
 
     def add(self, *items: Item) -> None:
         for item in items:
@@ -257,6 +258,8 @@ class World:
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     now: float = field(default_factory=time.time)
     references_a_commit: int = 1
+    unseen_after: float = 0.0
+    """What was not seen to go goes at once, where a test is about something else."""
 
     @asynccontextmanager
     async def running(
@@ -275,7 +278,7 @@ class World:
             worklist,
             parallel=_WORKERS,
             newest=newest,
-            retention=self.retention,
+            retention=replace(self.retention, unseen_after=self.unseen_after),
             now=lambda: self.now,
             references_a_commit=self.references_a_commit,
         )
@@ -287,6 +290,7 @@ class World:
                     await mirror.clear_staging()
                     if state.view(lambda transaction: transaction.progress.inspecting()):
                         await mirror.inspection.inspect(no_report)
+                    await mirror.absences.hold_missed(self._missed(state))
                 for _ in range(_WORKERS):
                     nursery.start_soon(_work, mirror, worklist, worklist.take_chunk)
                     nursery.start_soon(_work, mirror, worklist, worklist.take_tree)
@@ -306,6 +310,11 @@ class World:
         async with self.running() as running:
             await running.settled()
             return running.problems()
+
+    def _missed(self, state: CommittedState) -> list[SnapshotId]:
+        """What a start misses, as if its journal were empty."""
+        known = [SnapshotId.parse(path) for path in state.view(_undecided)]
+        return [snapshot for snapshot in known if not (self.datastore.root / snapshot.manifest_path).exists()]
 
     def difference(self) -> dict[str, str]:
         return difference(self.datastore, self.store.objects)
@@ -356,6 +365,14 @@ def die_at(patch: pytest.MonkeyPatch, step: str, times: int) -> None:
 
     patch.setattr("mirrorfs.steps._file", "armed")
     patch.setattr("mirrorfs.steps._look", look)
+
+
+def _undecided(transaction: StateTransaction) -> list[str]:
+    return [
+        path
+        for path, snapshot in transaction.snapshots.all()
+        if snapshot.phase.counts_references and transaction.retention.held(path) is None
+    ]
 
 
 def problems_of(state: State) -> dict[str, str]:

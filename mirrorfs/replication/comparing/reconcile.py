@@ -14,7 +14,7 @@ from mirrorfs.datastore.tree import ChunkFiles, Tree, Unreadable
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, Item, SubtreeItem, item_of, item_of_problem, problem_name
 from mirrorfs.replication.work.problems import CannotMirror, Problems
-from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.replication.work.worklist import UNSEEN, Worklist
 from mirrorfs.state.chunks import ChunkState
 from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
@@ -103,8 +103,11 @@ class Reconciler:
             return
         self._look_again_at_what_is_handled(path, sequence)
         found = await trio.to_thread.run_sync(self.look_below, path)
+        # With a directory that was seen to go, all that it held went. One that is there tells nothing of the kind.
+        is_here = await trio.to_thread.run_sync(self._tree.exists, path)
+        seen_at = UNSEEN if is_here else self._worklist.handles_as_seen_at()
         for item in found.items:
-            self._worklist.add(item, sequence)
+            self._worklist.add(item, sequence, seen_at=seen_at)
         for name in self._problems.names(path):
             problem = item_of_problem(name)
             if problem is not None:

@@ -6,51 +6,91 @@ taken at face value, empty the mirror: at the very moment when it is the last co
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 from mirrorfs.datastore.names import CHUNKS_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, Position
 from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.state.state import StateTransaction
 
 _RECORDS_AT_ONCE = 1000
 
+Known = Mapping[str, SnapshotState]
 
-def doubt_about(datastore: str, tree: Tree, state: CommittedState, journal: JournalReader) -> str | None:
+
+@dataclass(frozen=True, slots=True)
+class Datastore:
+    """A datastore as a start finds it, with what its journal has not dealt with yet.
+
+    `mounted_at` is the newest sequence that the journal had when what mounts the datastore opened it.
+    """
+
+    path: str
+    tree: Tree
+    journal: JournalReader
+    mounted_at: int = 0
+
+
+def doubt_about(datastore: Datastore, state: CommittedState) -> str | None:
     """Return why the mirror should not follow the datastore now, as a sentence; None when all looks well.
 
-    Snapshots that went while mirrorfs was watching, as the journal tells, went on purpose. Blocks for a look at each
-    snapshot that the bucket holds.
+    Snapshots that went while mirrorfs was watching, as the journal tells, went on purpose. What somebody else may have
+    put into the bucket tells nothing about the datastore. Blocks for a look at each snapshot that the bucket holds.
     """
-    held = state.view(_mirrored)
-    if not held:
+    known = state.view(_mirrored)
+    if not known:
         return None
     advice = (
         "Nothing is removed from the mirror, and nothing else is mirrored. If this is on purpose, mount once with "
         "--allow-removals; else bring the datastore back (mirrorfs restore), or mirror it to another name."
     )
-    if not _is_there(tree, CHUNKS_NAME):
+    if not _is_there(datastore.tree, CHUNKS_NAME):
         return (
-            f"{datastore} holds no datastore (it has no directory {CHUNKS_NAME}), but its mirror holds {len(held)} "
-            f"snapshots: is its disk mounted? {advice}"
+            f"{datastore.path} holds no datastore (it has no directory {CHUNKS_NAME}), but its mirror holds "
+            f"{len(known)} snapshots: is its disk mounted? {advice}"
         )
-    gone = [path for path in held if not _is_there(tree, SnapshotId.parse(path).manifest_path)]
-    unexplained = _unexplained(gone, tree, state, journal) if gone else []
-    is_most = len(unexplained) > 1 and 2 * len(unexplained) > len(held)
-    if unexplained and (len(gone) == len(held) or is_most):
+    gone = _gone(known, datastore.tree)
+    missed = _unexplained(gone, known, datastore, state) if gone else []
+    is_most = len(missed) > 1 and 2 * len(missed) > len(known)
+    if missed and (len(gone) == len(known) or is_most):
         return (
-            f"{len(unexplained)} of the {len(held)} snapshots that the mirror holds are not in {datastore} any more, "
+            f"{len(missed)} of the {len(known)} snapshots that the mirror holds are not in {datastore.path} any more, "
             f"and went while mirrorfs was not watching. {advice}"
         )
     return None
 
 
-def _mirrored(transaction: StateTransaction) -> list[str]:
+def missed_snapshots(datastore: Datastore, state: CommittedState) -> list[SnapshotId]:
+    """Return the snapshots in the mirror that the datastore has not, and that the journal did not see going.
+
+    Without those whose removal is held, or was and is approved of. Blocks as `doubt_about` does.
+    """
+    known = state.view(_undecided)
+    return [SnapshotId.parse(path) for path in _unexplained(_gone(known, datastore.tree), known, datastore, state)]
+
+
+def _undecided(transaction: StateTransaction) -> Known:
     """Return the snapshots in the mirror, without those whose removal is held, or was and is approved of."""
-    return [
-        path
+    return {
+        path: snapshot
         for path, snapshot in transaction.snapshots.all()
         if snapshot.phase.counts_references and transaction.retention.held(path) is None
-    ]
+    }
+
+
+def _mirrored(transaction: StateTransaction) -> Known:
+    """Return those that this mirror itself has put into the bucket, as far as that is known."""
+    undecided = _undecided(transaction)
+    if not transaction.identity.has_strangers():
+        return undecided
+    return {path: snapshot for path, snapshot in undecided.items() if snapshot.phase is not SnapshotPhase.ADOPTED}
+
+
+def _gone(known: Known, tree: Tree) -> list[str]:
+    return [path for path in known if not _is_there(tree, SnapshotId.parse(path).manifest_path)]
 
 
 def _is_there(tree: Tree, path: str) -> bool:
@@ -61,21 +101,25 @@ def _is_there(tree: Tree, path: str) -> bool:
         return True
 
 
-def _unexplained(gone: list[str], tree: Tree, state: CommittedState, journal: JournalReader) -> list[str]:
+def _unexplained(gone: Sequence[str], known: Known, datastore: Datastore, state: CommittedState) -> list[str]:
     """Return those of `gone` that the journal did not see going, neither themselves nor a directory they lay in."""
     telling: dict[bytes, list[str]] = {}
     for path in gone:
         manifest = SnapshotId.parse(path).manifest_path
         for name in _with_ancestors(manifest):
             # A directory that is there was recorded when it was made: that explains nothing.
-            if not _is_there(tree, name):
+            if not _is_there(datastore.tree, name):
                 telling.setdefault(name.encode(), []).append(path)
-    position = state.view(lambda transaction: transaction.progress.position())
+    journal = datastore.journal
     explained: set[str] = set()
-    after = _sequence(position, journal)
+    after = _sequence(state.view(lambda transaction: transaction.progress.position()), journal)
     while records := journal.read(after, _RECORDS_AT_ONCE):
         for record in records:
-            explained.update(telling.get(record.path, ()))
+            # One of an earlier mount may be of the snapshot's coming.
+            is_watched = record.sequence > datastore.mounted_at
+            explained.update(
+                path for path in telling.get(record.path, ()) if is_watched or record.time > known[path].since
+            )
         after = records[-1].sequence
     return [path for path in gone if path not in explained]
 

@@ -13,6 +13,7 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.publication import SnapshotPublication
+from mirrorfs.replication.retention.absences import Absences
 from mirrorfs.replication.retention.clock import utc
 from mirrorfs.replication.retention.grace import Grace
 from mirrorfs.replication.retention.refusals import asked_again_at
@@ -39,6 +40,7 @@ class SnapshotRetention:
         publication: SnapshotPublication,
         removal: SnapshotRemoval,
         grace: Grace,
+        absences: Absences,
         waves: RemovalWaves,
         groups: GroupMirror,
         namespaces: NamespaceMirror,
@@ -52,6 +54,7 @@ class SnapshotRetention:
         self._publication = publication
         self._removal = removal
         self._grace = grace
+        self._absences = absences
         self._waves = waves
         self._groups = groups
         self._namespaces = namespaces
@@ -65,7 +68,7 @@ class SnapshotRetention:
             async with self._problems.noting(snapshot.path):
                 if await trio.to_thread.run_sync(self._is_gone, snapshot):
                     gone.append(snapshot)
-        for snapshot in await self._waves.admit(gone):
+        for snapshot in await self._waves.admit(await self._absences.pass_on(gone)):
             async with self._problems.noting(snapshot.path), self._publication.alone(snapshot):
                 # It may have come back while others were removed; then a record says so.
                 if await trio.to_thread.run_sync(self._is_gone, snapshot):

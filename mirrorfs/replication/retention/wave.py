@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.state.retention import HeldRemoval
+from mirrorfs.state.retention import HeldFor, HeldRemoval
 from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
 
@@ -60,8 +60,8 @@ class RemovalWaves:
 
         What is admitted counts as removed from here on, also if that is interrupted and continued.
         """
-        if self._fraction is None or not gone:
-            return [snapshot for snapshot in gone if not self.is_held(snapshot)]
+        if not gone:
+            return []
         fraction, now = self._fraction, self._now()
         # With a clock in doubt nothing that was counted becomes too old to count.
         day_began = now - _DAY if self._clock.is_trusted else float("-inf")
@@ -77,16 +77,11 @@ class RemovalWaves:
             )
         return verdict.admitted
 
-    async def approve(self) -> list[SnapshotId]:
-        """Approve of all that is held now; returns it."""
-        approved = await self._state.apply(_approve)
+    async def approve(self, below: Sequence[str] = ()) -> list[SnapshotId]:
+        """Approve of all that is held now, or of that which is, or lies in, one of the paths `below`; returns it."""
+        approved = await self._state.apply(lambda transaction: _approve(transaction, below))
         reach("wave.approved")
         return [SnapshotId.parse(path) for path in approved]
-
-    def is_held(self, snapshot: SnapshotId) -> bool:
-        """Tell whether the removal of a snapshot waits for an approval."""
-        held = self._state.view(lambda transaction: transaction.retention.held(snapshot.path))
-        return held is not None and not held.approved
 
     async def forget(self, snapshot: SnapshotId) -> None:
         """Note that there is nothing to hold any more: the snapshot is removed, or it is back."""
@@ -96,10 +91,10 @@ class RemovalWaves:
 
 
 def _judge(
-    transaction: StateTransaction, gone: Sequence[SnapshotId], fraction: float, now: float, day_began: float
+    transaction: StateTransaction, gone: Sequence[SnapshotId], fraction: float | None, now: float, day_began: float
 ) -> _Verdict:
     standing = {path for path, snapshot in transaction.snapshots.all() if snapshot.phase.counts_references}
-    removals = {removal.path: removal for removal in transaction.retention.all_held()}
+    removals = {removal.path: removal for removal in transaction.retention.all_held() if _is_of_a_wave(removal)}
     approved = {removal.path for removal in removals.values() if removal.approved}
     remaining = standing.difference(snapshot.path for snapshot in gone)
     # What does not stand in the bucket any more is only continued, and what was moved is not lost.
@@ -113,15 +108,25 @@ def _judge(
     went = transaction.retention.removals_since(day_began)
     # What was admitted counts as gone, though it may still stand.
     total = len(standing - approved) + went
-    is_too_large = bool(new) and went + len(removals.keys() - approved) + len(new) > fraction * total
+    counted = went + len(removals.keys() - approved) + len(new)
+    is_too_large = fraction is not None and bool(new) and counted > fraction * total
     for snapshot in new:
         transaction.retention.set_held(HeldRemoval(snapshot.path, now, approved=not is_too_large))
+    for path in {snapshot.path for snapshot in gone}.difference(snapshot.path for snapshot in new):
+        was_held = transaction.retention.held(path)
+        if was_held is not None and not _is_of_a_wave(was_held):
+            transaction.retention.set_held(replace(was_held, approved=True))
     if new and not is_too_large:
         transaction.retention.note_removals(now, len(new), day_began)
     held = {removal.path for removal in transaction.retention.all_held() if not removal.approved}
     return _Verdict(
         [snapshot for snapshot in gone if snapshot.path not in held], len(held) if is_too_large else 0, total
     )
+
+
+def _is_of_a_wave(removal: HeldRemoval) -> bool:
+    """Tell what counts here; what was held because nobody saw it go is new when it comes here."""
+    return removal.approved or removal.reason is HeldFor.WAVE
 
 
 def _stands_elsewhere(transaction: StateTransaction, path: str, remaining: set[str]) -> bool:
@@ -135,8 +140,14 @@ def _time_of(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _approve(transaction: StateTransaction) -> list[str]:
-    held = [removal for removal in transaction.retention.all_held() if not removal.approved]
+def _approve(transaction: StateTransaction, below: Sequence[str]) -> list[str]:
+    held = [
+        removal for removal in transaction.retention.all_held() if not removal.approved and _lies(removal.path, below)
+    ]
     for removal in held:
         transaction.retention.set_held(replace(removal, approved=True))
     return [removal.path for removal in held]
+
+
+def _lies(path: str, below: Sequence[str]) -> bool:
+    return not below or any(path == directory or path.startswith(f"{directory}/") for directory in below)

@@ -8,10 +8,10 @@ from typing import Protocol
 import trio
 
 from mirrorfs.datastore.names import SnapshotId
-from mirrorfs.journal.journal import JournalReader, Position
+from mirrorfs.journal.journal import JournalReader, Position, Record
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.replication.work.items import ChunkItem, Item, item_of
-from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.replication.work.items import ChunkItem, Item, item_of, names_manifest
+from mirrorfs.replication.work.worklist import UNSEEN, WATCHED, Worklist
 from mirrorfs.steps import reach
 
 _JOURNAL_BATCH = 1000
@@ -45,8 +45,18 @@ class Handler(Protocol):
 class Drain:
     """Reads the journal as fast as there is room, and notes how far everything before a record is dealt with."""
 
-    def __init__(self, journal: JournalReader, state: CommittedState, worklist: Worklist, handler: Handler) -> None:
+    def __init__(
+        self,
+        journal: JournalReader,
+        state: CommittedState,
+        worklist: Worklist,
+        handler: Handler,
+        *,
+        mounted_at: int = 0,
+    ) -> None:
+        """`mounted_at` is the newest sequence that the journal had when what mounts the datastore opened it."""
         self._journal = journal
+        self._mounted_at = mounted_at
         self._state = state
         self._worklist = worklist
         self._handler = handler
@@ -75,7 +85,7 @@ class Drain:
             for record in records:
                 item = item_of(record.path)
                 if item is not None:
-                    self._worklist.add(item, record.sequence)
+                    self._worklist.add(item, record.sequence, seen_at=self._seen_at(record, item))
                 self._read = record.sequence
             reach("drain.records-listed")
             has_news = bool(records) or self._read < newest
@@ -87,6 +97,16 @@ class Drain:
                 self._worklist.notify()
             else:
                 await self._news.wait()
+
+    def _seen_at(self, record: Record, item: Item) -> float:
+        """Tell when a record says that a snapshot, or all in a directory, may have gone.
+
+        A record of an earlier mount may be of the snapshot's coming, and what came may have gone while nothing was
+        mounted; its time tells whether that is so. What this mount has recorded did not change behind its back.
+        """
+        if isinstance(item, SnapshotId) and not names_manifest(record.path):
+            return UNSEEN
+        return WATCHED if record.sequence > self._mounted_at else record.time
 
     async def handle_chunks(self) -> None:
         """Handle chunks, for ever."""

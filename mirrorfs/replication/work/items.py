@@ -56,6 +56,12 @@ def item_of(path: bytes) -> Item | None:
     return item_of_name(classify(path), path)
 
 
+def names_manifest(path: bytes) -> bool:
+    """Tell whether a changed name is that of a snapshot's manifest, with which the snapshot comes and goes."""
+    name = classify(path)
+    return isinstance(name, SnapshotFileName) and name.is_manifest
+
+
 def item_of_name(name: Name, path: bytes) -> Item | None:
     """Return the item of a name that is classified already."""
     match name:

@@ -35,6 +35,11 @@ _LONGEST_REMOVAL_WAIT = 10.0
 # Snapshots that go one after another are waited for up to so many times the quiet that ends it.
 _LONGEST_WAVE = 12
 
+UNSEEN = -math.inf
+"""When a name was last seen to change that was only come upon."""
+WATCHED = math.inf
+"""The same for a name that changed while this mount watched: later than anything that is known of it."""
+
 Removable = TypeVar("Removable", ChunkItem, SnapshotId)
 
 
@@ -124,6 +129,7 @@ class _Handling:
 
     sequence: int
     at_a_glance: bool
+    seen_at: float = UNSEEN
 
 
 _handling: ContextVar[_Handling | None] = ContextVar("handling", default=None)
@@ -143,6 +149,7 @@ class Worklist:
         self._again: dict[Item, int] = {}
         self._gone: dict[Item, int] = {}
         self._at_a_glance: set[Item] = set()
+        self._seen_at: dict[Item, float] = {}
         self._outstanding = _Outstanding()
         self._tree_outstanding = _Outstanding()
         self._newest = 0
@@ -157,13 +164,16 @@ class Worklist:
         removals = len(self._chunk_removals.under_way) + len(self._snapshot_removals.under_way)
         return waiting + len(self._active) - removals
 
-    def add(self, item: Item, sequence: int, *, at_a_glance: bool = False) -> None:
+    def add(self, item: Item, sequence: int, *, at_a_glance: bool = False, seen_at: float = UNSEEN) -> None:
         """Have `item` handled; an item that waits already is not listed twice, and one to be removed is looked at anew.
 
         `sequence` is that of the record which says so, or `inherited`. `at_a_glance` says that nothing points to a
-        change: the item was come upon, and is compared as far as that is cheap.
+        change: the item was come upon, and is compared as far as that is cheap. `seen_at` is when (Unix time) its name
+        was seen to change, WATCHED where this mount saw it; that holds until the item is dealt with.
         """
         self._newest = max(self._newest, sequence)
+        if seen_at > self.seen_at(item):
+            self._seen_at[item] = seen_at
         sequence = min(sequence, self._recall(item, sequence))
         lane = self._lane(item)
         listing: MutableMapping[Item, int] = self._again if item in self._active else lane.waiting
@@ -185,6 +195,16 @@ class Worklist:
         """Tell whether the item that this task handles was only come upon."""
         handling = _handling.get()
         return handling is not None and handling.at_a_glance
+
+    def seen_at(self, item: Item) -> float:
+        """Tell when the name of an item that is not dealt with yet was last seen to change, see `add`."""
+        return self._seen_at.get(item, UNSEEN)
+
+    @staticmethod
+    def handles_as_seen_at() -> float:
+        """Tell when the name that this task handles was last seen to change."""
+        handling = _handling.get()
+        return UNSEEN if handling is None else handling.seen_at
 
     def _recall(self, item: Item, default: int) -> int:
         """End the postponement of an item, and return the sequence that it stood for."""
@@ -243,7 +263,7 @@ class Worklist:
             await lane.arrived.wait()
         item, sequence = lane.waiting.popitem(last=False)
         self._active[item] = sequence
-        _handling.set(_Handling(sequence, item in self._at_a_glance))
+        _handling.set(_Handling(sequence, item in self._at_a_glance, self.seen_at(item)))
         self._at_a_glance.discard(item)
         return item
 
@@ -327,6 +347,8 @@ class Worklist:
             self.add(item, carried, at_a_glance=item in self._at_a_glance)
         elif until is not None:
             self._postpone(item, until, sequence)
+        else:
+            self._seen_at.pop(item, None)
         self._make_removals_ready()
         self.notify()
 
