@@ -9,6 +9,7 @@ import pyfuse3
 
 from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
 from mirrorfs.filesystem.inodes import Inode
+from mirrorfs.filesystem.shares import Shares
 from mirrorfs.filesystem.system_calls import RWF_NOWAIT, ActingAs
 from mirrorfs.filesystem.threads import Threads
 
@@ -49,9 +50,10 @@ class Files:
     while they are in a thread. Who borrows the descriptor of a handle for something else has to hold it.
     """
 
-    def __init__(self, threads: Threads, mount_flags: int) -> None:
-        """`mount_flags` are those of the backing file system, of statvfs(3)."""
+    def __init__(self, threads: Threads, shares: Shares, mount_flags: int) -> None:
+        """Each handle is taken from `shares`; `mount_flags` are those of the backing file system, of statvfs(3)."""
         self._threads = threads
+        self._shares = shares
         self._handles: dict[int, FileHandle] = {}
         self._of_inode: dict[Inode, list[FileHandle]] = {}
         self._read_buffer = memoryview(bytearray(_LARGEST_READ))
@@ -83,7 +85,13 @@ class Files:
         # The open follows the link of proc(5), which O_NOFOLLOW would refuse.
         backing_flags = flags & ~_KERNEL_FLAGS & ~os.O_NOFOLLOW | os.O_CLOEXEC
         call = partial(_open, descriptor_path(reference), backing_flags, context.uid, context.gid)
-        return self.adopt(await self._threads.run(inode, call), inode, flags, context)
+        self._shares.take(context.uid)
+        try:
+            number = await self._threads.run(inode, call)
+        except BaseException:
+            self._shares.give_back(context.uid)
+            raise
+        return self.adopt(number, inode, flags, context)
 
     async def create(
         self, parent: Inode, directory: int, name: bytes, mode: int, flags: int, context: pyfuse3.RequestContext
@@ -92,10 +100,15 @@ class Files:
         exclusive = flags & os.O_EXCL
         backing_flags = flags & ~_KERNEL_FLAGS | _BACKING_FLAGS | os.O_CREAT | exclusive
         call = partial(_create, directory, name, backing_flags, mode, context.uid, context.gid)
-        return await self._threads.run(parent, call)
+        self._shares.take(context.uid)
+        try:
+            return await self._threads.run(parent, call)
+        except BaseException:
+            self._shares.give_back(context.uid)
+            raise
 
     def adopt(self, number: int, inode: Inode, flags: int, context: pyfuse3.RequestContext) -> FileHandle:
-        """The handle for a file that is open."""
+        """The handle for a file that `create` has opened."""
         handle = FileHandle(Descriptor(number, self._close_soon), inode, flags, context)
         self._handles[number] = handle
         self._of_inode.setdefault(inode, []).append(handle)
@@ -138,6 +151,12 @@ class Files:
 
     async def close_handle(self, handle: FileHandle) -> None:
         """Closes what was removed. The last writer that goes may have to bring blocks in order, or write all."""
+        try:
+            await self._close_unless_held(handle)
+        finally:
+            self._shares.give_back(handle.uid)
+
+    async def _close_unless_held(self, handle: FileHandle) -> None:
         if not handle.descriptor.let_go():
             return
         if handle.writable or os.fstat(handle.number).st_nlink == 0:

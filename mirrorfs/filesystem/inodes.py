@@ -18,7 +18,7 @@ class Inode:
     `name` are the first known name (others: `InodeTable.names`); None for the root and for what was unlinked.
     """
 
-    __slots__ = ("changes", "children", "is_directory", "lookups", "name", "number", "parent")
+    __slots__ = ("changes", "children", "entry_changes", "is_directory", "lookups", "name", "number", "parent")
 
     def __init__(self, number: int, is_directory: bool) -> None:
         self.number = number
@@ -31,6 +31,8 @@ class Inode:
         """How many known names are in this directory: it is needed for their paths as long as there are any."""
         self.changes = 0
         """Grows with each name that it gets or loses, so that who did not find it sees whether to look again."""
+        self.entry_changes = 0
+        """Grows with each name in it that is made, goes or changes, so that a listing is seen to be out of date."""
 
 
 class InodeTable:

@@ -2,10 +2,14 @@
 
 import errno
 import os
+from collections import Counter
 from functools import partial
+
+import trio
 
 from mirrorfs.filesystem.descriptors import descriptor_path
 from mirrorfs.filesystem.inodes import Inode
+from mirrorfs.filesystem.shares import Shares
 from mirrorfs.filesystem.threads import Threads
 from mirrorfs.filesystem.tree import Tree, status_in_memory
 
@@ -15,29 +19,57 @@ _SMALL_DIRECTORY = 32 << 10
 _STATUSES_AT_ONCE = 32
 
 
-class DirectoryHandle:
-    """One open directory.
+class Listing:
+    """The names in a directory at one time, with "." and "..", for all handles that have begun to list it then.
 
-    The names are copied when the listing begins (and anew after rewinddir), so an offset is simply a position
-    among them: it means the same whatever happens to the directory, and every name that is there all the time
-    is listed exactly once. Names that have gone meanwhile are left out when their turn comes.
+    They are copied when a listing begins (and anew after rewinddir), so an offset is simply a position among them:
+    it means the same whatever happens to the directory, and every name that is there all the time is listed exactly
+    once. Names that have gone meanwhile are left out when their turn comes.
     """
 
-    __slots__ = ("descriptor", "inode", "names")
+    __slots__ = ("names", "stamp", "taken", "users")
 
-    def __init__(self, descriptor: int, inode: Inode) -> None:
+    def __init__(self, names: list[bytes], stamp: "Stamp") -> None:
+        self.names = names
+        self.stamp = stamp
+        self.users: Counter[int] = Counter()
+        """How many handles of each user have it."""
+        self.taken: dict[int, int] = {}
+        """How much of the user's share it is, of each of them."""
+
+
+class DirectoryHandle:
+    """One open directory, of this user, and the listing that is under way, if one is."""
+
+    __slots__ = ("descriptor", "inode", "listing", "uid")
+
+    def __init__(self, descriptor: int, inode: Inode, uid: int) -> None:
         self.descriptor = descriptor
         self.inode = inode
-        self.names: list[bytes] | None = None
+        self.uid = uid
+        self.listing: Listing | None = None
+
+
+Stamp = tuple[int, int, int]
+"""What is different after every change of a directory: of one through us, and of one behind our back by its times."""
 
 
 class Directories:
-    """The table of open directories. The number of a handle is that of its backing descriptor."""
+    """The table of open directories. The number of a handle is that of its backing descriptor.
 
-    def __init__(self, tree: Tree, threads: Threads) -> None:
+    A directory is read once for all who list it until it changes: however often it is opened, its names are in memory
+    once, or as often as it was changed between.
+    """
+
+    def __init__(self, tree: Tree, threads: Threads, descriptors: Shares, names: Shares) -> None:
+        """Handles are taken from `descriptors`, what their listings hold from `names`."""
         self._tree = tree
         self._threads = threads
+        self._descriptors = descriptors
+        self._names = names
         self._handles: dict[int, DirectoryHandle] = {}
+        self._newest: dict[Inode, Listing] = {}
+        self._reading: dict[Inode, trio.Lock] = {}
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -49,24 +81,36 @@ class Directories:
         except KeyError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    async def open(self, inode: Inode) -> DirectoryHandle:
+    async def open(self, inode: Inode, uid: int) -> DirectoryHandle:
         """Opens a directory, for a caller whose access the kernel has checked."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        with await self._tree.directory(inode) as directory:
-            descriptor = await self._threads.run(inode, partial(os.open, b".", flags, dir_fd=directory))
-        handle = DirectoryHandle(descriptor, inode)
+        self._descriptors.take(uid)
+        try:
+            with await self._tree.directory(inode) as directory:
+                descriptor = await self._threads.run(inode, partial(os.open, b".", flags, dir_fd=directory))
+        except BaseException:
+            self._descriptors.give_back(uid)
+            raise
+        handle = DirectoryHandle(descriptor, inode, uid)
         self._handles[descriptor] = handle
         return handle
 
     async def names(self, handle: DirectoryHandle, offset: int) -> list[bytes]:
         """The names in the order of the listing, with "." and "..", taken anew if the offset is 0."""
-        names = handle.names
-        if names is None or offset == 0:
-            is_small = os.fstat(handle.descriptor).st_size <= _SMALL_DIRECTORY
-            call = partial(_list, descriptor_path(handle.descriptor))
-            names = await self._threads.run(handle.inode, call, briefly=is_small)
-            handle.names = names
-        return names
+        if handle.listing is not None and offset != 0:
+            return handle.listing.names
+        # One after the other: those who wait find what the first one has read.
+        reading = self._reading.setdefault(handle.inode, trio.Lock())
+        try:
+            async with reading:
+                listing = self._newest.get(handle.inode)
+                if listing is None or listing.stamp != _stamp(handle):
+                    listing = await self._read(handle)
+                self._change_listing(handle, listing)
+        finally:
+            if not reading.locked():
+                self._reading.pop(handle.inode, None)
+        return listing.names
 
     def statuses(self, handle: DirectoryHandle, names: list[bytes]) -> "Statuses":
         """The status of each name, for the time of one request: so long the kernel keeps the names as they are."""
@@ -81,12 +125,48 @@ class Directories:
         """Closes the handle."""
         handle = self[number]
         del self._handles[number]
+        self._change_listing(handle, None)
         os.close(handle.descriptor)
+        self._descriptors.give_back(handle.uid)
 
     def close(self) -> None:
         """Closes what the kernel did not release."""
         for number in list(self._handles):
             self.release(number)
+
+    async def _read(self, handle: DirectoryHandle) -> Listing:
+        stamp = _stamp(handle)
+        is_small = os.fstat(handle.descriptor).st_size <= _SMALL_DIRECTORY
+        names = await self._threads.run(
+            handle.inode, partial(_list, descriptor_path(handle.descriptor)), briefly=is_small
+        )
+        # If it was changed meanwhile, who asks next sees that by the stamp, and reads it again.
+        return Listing(names, stamp)
+
+    def _change_listing(self, handle: DirectoryHandle, listing: Listing | None) -> None:
+        if listing is handle.listing:
+            return
+        self._let_go(handle)
+        if listing is not None:
+            self._hold(handle, listing)
+
+    def _hold(self, handle: DirectoryHandle, listing: Listing) -> None:
+        if handle.uid not in listing.taken:
+            listing.taken[handle.uid] = self._names.take(handle.uid, len(listing.names))
+        listing.users[handle.uid] += 1
+        handle.listing = listing
+        self._newest[handle.inode] = listing
+
+    def _let_go(self, handle: DirectoryHandle) -> None:
+        listing, handle.listing = handle.listing, None
+        if listing is None:
+            return
+        listing.users[handle.uid] -= 1
+        if not listing.users[handle.uid]:
+            del listing.users[handle.uid]
+            self._names.give_back(handle.uid, listing.taken.pop(handle.uid))
+        if not listing.users and self._newest.get(handle.inode) is listing:
+            del self._newest[handle.inode]
 
 
 class Statuses:
@@ -126,6 +206,11 @@ def _status(directory: int, name: bytes) -> os.stat_result | None:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def _stamp(handle: DirectoryHandle) -> Stamp:
+    status = os.fstat(handle.descriptor)
+    return handle.inode.entry_changes, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _list(path: bytes) -> list[bytes]:

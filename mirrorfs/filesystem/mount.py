@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import re
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,11 +95,10 @@ async def serve(
 
     `options` are mount options as after -o (nosuid and nodev hold unless `suid` or `dev` is among them);
     `source` is what shows as the mounted device. One mount a process, since pyfuse3 has one session only.
-    Sets the umask of the process to 0 (the kernel applies the caller's) and its limit of descriptors to the maximum.
+    Sets the umask of the process to 0 (the kernel applies the caller's).
     Raises MountError.
     """
     os.umask(0)
-    _raise_descriptor_limit()
     session = _Session(operations, mountpoint)
     session.mount(_all_options(source, options))
     try:
@@ -200,11 +198,6 @@ def _all_options(source: str, options: Sequence[str]) -> set[str]:
     printable = re.sub(r"[^\x21-\x7e]", "?", source)
     escaped = printable.replace("\\", "\\\\").replace(",", "\\,")
     return {"default_permissions", "allow_other", f"fsname={escaped}", f"subtype={SUBTYPE}", *options}
-
-
-def _raise_descriptor_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _raise_read_ahead(device: str) -> None:

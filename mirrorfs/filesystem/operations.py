@@ -19,6 +19,7 @@ from mirrorfs.filesystem.files import FileHandle, Files
 from mirrorfs.filesystem.inodes import Inode
 from mirrorfs.filesystem.listing import Directories, DirectoryHandle
 from mirrorfs.filesystem.observer import Observer
+from mirrorfs.filesystem.shares import shares_of_descriptors, shares_of_names
 from mirrorfs.filesystem.system_calls import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -78,13 +79,16 @@ class PassThrough(pyfuse3.Operations):
     supports_dot_lookup = False
 
     def __init__(self, root_descriptor: int, observer: Observer | None = None) -> None:
+        """Raises the limit of the process's descriptors as far as that is allowed."""
         super().__init__()
         self._root_descriptor = root_descriptor
         self._observer = observer
         self._threads = Threads()
-        self._tree = Tree(root_descriptor, self._threads)
-        self._files = Files(self._threads, os.fstatvfs(root_descriptor).f_flag)
-        self._directories = Directories(self._tree, self._threads)
+        owner = os.fstat(root_descriptor).st_uid
+        descriptors = shares_of_descriptors(owner)
+        self._tree = Tree(root_descriptor, self._threads, descriptors.unlinked)
+        self._files = Files(self._threads, descriptors.handles, os.fstatvfs(root_descriptor).f_flag)
+        self._directories = Directories(self._tree, self._threads, descriptors.handles, shares_of_names(owner))
         # Without this the kernel would check by mode bits alone what the backing file system checks by lists.
         self.enable_acl = _has_access_control_lists(root_descriptor)
 
@@ -304,7 +308,7 @@ class PassThrough(pyfuse3.Operations):
 
     @_answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        handle = await self._directories.open(self._tree.inodes[inode])
+        handle = await self._directories.open(self._tree.inodes[inode], ctx.uid)
         return handle.descriptor
 
     @_answered

@@ -5,11 +5,13 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
 from mirrorfs.filesystem.descriptors import Descriptor
 from mirrorfs.filesystem.inodes import Inode, InodeTable
+from mirrorfs.filesystem.shares import Shares
 from mirrorfs.filesystem.system_calls import open_cached
 from mirrorfs.filesystem.threads import Threads
 
@@ -60,6 +62,14 @@ class Departure:
         self.descriptor.release()
 
 
+@dataclass(frozen=True, slots=True)
+class _Unlinked:
+    """What keeps an inode without names alive, and whose file it was."""
+
+    descriptor: Descriptor
+    owner: int
+
+
 class Watch:
     """Whether a name has been changed since the watch began."""
 
@@ -89,20 +99,23 @@ class Tree:
     while it is listed or a name in it is looked up, unless that only revalidates what the kernel knows already.
     """
 
-    def __init__(self, root_descriptor: int, threads: Threads) -> None:
+    def __init__(self, root_descriptor: int, threads: Threads, shares: Shares) -> None:
+        """The descriptors of unlinked inodes are taken from `shares`, for the owners of these."""
         # Held for ever by one user more than there are: it is the caller's to close.
         self._root = Descriptor(root_descriptor).hold()
         self.inodes = InodeTable(os.fstat(root_descriptor).st_dev)
         self._threads = threads
+        self._shares = shares
         self._directories: OrderedDict[int, Descriptor] = OrderedDict()
-        self._unlinked: dict[int, Descriptor] = {}
+        self._unlinked: dict[int, _Unlinked] = {}
         self._departing: dict[int, list[Descriptor]] = {}
         self._watches: dict[tuple[Inode, bytes], list[Watch]] = {}
         self._closing = 0
 
     def close(self) -> None:
         """Closes all descriptors but the root's."""
-        for descriptor in (*self._directories.values(), *self._unlinked.values()):
+        unlinked = (self._given_back(of_inode) for of_inode in self._unlinked.values())
+        for descriptor in (*self._directories.values(), *unlinked):
             descriptor.release()
         self._directories.clear()
         self._unlinked.clear()
@@ -194,7 +207,7 @@ class Tree:
             # Other names of it may have gone at the same time.
             is_last = os.fstat(departure.descriptor.number).st_nlink == 0
         if is_last or inode.is_directory:
-            self._outlive(inode, departure.descriptor)
+            self._outlive(inode, departure.descriptor, departure.status.st_uid)
         self._release(self.inodes.remove_name(inode, parent, name))
 
     def renamed(self, departure: Departure, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes) -> None:
@@ -229,14 +242,28 @@ class Tree:
         for descriptor in self._release(self.inodes.forget(number, 1)):
             descriptor.release()
 
-    def _outlive(self, inode: Inode, descriptor: Descriptor | None) -> None:
+    def _outlive(self, inode: Inode, descriptor: Descriptor | None, owner: int) -> None:
         cached = self._directories.pop(inode.number, None)
         if cached is not None:
             cached.release()
-        if descriptor is None:
+        if inode.number in self._unlinked:
+            return
+        if descriptor is None or not self._may_hold(owner):
             self.inodes.vanish(inode)
-        elif inode.number not in self._unlinked:
-            self._unlinked[inode.number] = descriptor.hold()
+        else:
+            self._unlinked[inode.number] = _Unlinked(descriptor.hold(), owner)
+
+    def _may_hold(self, owner: int) -> bool:
+        """Takes a descriptor for an unlinked inode, unless its owner has too many: then it is lost with its name."""
+        try:
+            self._shares.take(owner)
+        except OSError:
+            return False
+        return True
+
+    def _given_back(self, unlinked: _Unlinked) -> Descriptor:
+        self._shares.give_back(unlinked.owner)
+        return unlinked.descriptor
 
     def _close_last(self, number: int) -> None:
         # If it has no name any more, this may be what deletes it.
@@ -251,16 +278,18 @@ class Tree:
             descriptor = self._directories.pop(inode.number, None)
             if descriptor is not None:
                 descriptor.release()
-            descriptor = self._unlinked.pop(inode.number, None)
-            if descriptor is not None:
-                unlinked.append(descriptor)
+            outlived = self._unlinked.pop(inode.number, None)
+            if outlived is not None:
+                unlinked.append(self._given_back(outlived))
         return unlinked
 
     def _held(self, inode: Inode) -> Descriptor | None:
         if inode is self.inodes.root:
             return self._root
         number = inode.number
-        descriptor = self._unlinked.get(number) or self._directories.get(number)
+        if number in self._unlinked:
+            return self._unlinked[number].descriptor
+        descriptor = self._directories.get(number)
         if descriptor is None and number in self._departing:
             return self._departing[number][0]
         return descriptor
@@ -346,6 +375,7 @@ class Tree:
                 del self._watches[parent, name]
 
     def _changed(self, parent: Inode, name: bytes) -> None:
+        parent.entry_changes += 1
         for watch in self._watches.get((parent, name), ()):
             watch.changed = True
 

@@ -6,12 +6,9 @@ import time
 from pathlib import Path
 
 from tests.filesystem.conftest import Mounter, PassThroughProcess
+from tests.filesystem.limits import limited
 
 _FOLDERS = 65_536
-
-
-def _limit_descriptors() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 
 
 def _wait_until_known(mount: PassThroughProcess, most: int) -> None:
@@ -23,7 +20,7 @@ def _wait_until_known(mount: PassThroughProcess, most: int) -> None:
 
 def test_chunk_folders(memory_base: Path, mounter: Mounter) -> None:
     """All 65,536 chunk folders known at once, under a limit of 1024 descriptors, and forgotten again."""
-    mount = mounter(base=memory_base, prepare=_limit_descriptors)
+    mount = mounter(base=memory_base, prepare=limited(1024))
     chunks = mount.backing / ".chunks"
     chunks.mkdir()
     parent = os.open(chunks, os.O_RDONLY)
@@ -52,7 +49,7 @@ def test_chunk_folders(memory_base: Path, mounter: Mounter) -> None:
 
 
 def test_unlinked_files_are_let_go(memory_base: Path, mounter: Mounter) -> None:
-    mount = mounter(base=memory_base, prepare=_limit_descriptors)
+    mount = mounter(base=memory_base, prepare=limited(1024))
     for number in range(1500):
         (mount.mountpoint / f"f{number}").write_bytes(b"data")
     for number in range(1500):
@@ -70,7 +67,7 @@ def test_unlinked_files_are_let_go(memory_base: Path, mounter: Mounter) -> None:
 
 def test_more_unlinked_files_than_descriptors(memory_base: Path, mounter: Mounter) -> None:
     """Out of descriptors, what is unlinked and open goes on working, and new files are not mixed up with it."""
-    mount = mounter(base=memory_base, prepare=_limit_descriptors)
+    mount = mounter(base=memory_base, prepare=limited(1024))
     files = []
     try:
         for number in range(450):
