@@ -561,6 +561,10 @@ _OTHER_FILES = {
     ],
     "supervision/__main__.py": ["os.open(os.devnull"],
     "cli/umount.py": ["os.pidfd_open("],
+    # Files that the administrator names, which may be copies of somebody else's, and are only read.
+    "cli/replay.py": ["os.open(file, os.O_RDONLY"],
+    "database/data_file.py": ["os.open(path, os.O_RDONLY | os.O_NONBLOCK"],
+    "journal/recreation.py": ["os.open(path or '.', os.O_RDONLY | os.O_DIRECTORY"],
     "supervision/users.py": ["(process / 'comm').read_text("],
 }
 _ROOMS = ("cli", "database", "journal", "replication", "state", "supervision")

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import click
 
+from mirrorfs import own_files
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import PATH
 from mirrorfs.cli.view_options import Moment
@@ -225,8 +226,7 @@ def _export_to(file: str, source: Source) -> None:
     draft = f"{file}.part"
     try:
         # Names in a journal are nobody's business.
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+        with os.fdopen(own_files.new_file(draft), "w", encoding="ascii") as stream:
             for value in export_values(source):
                 stream.write(json.dumps(value) + "\n")
             stream.flush()

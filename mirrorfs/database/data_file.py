@@ -114,7 +114,8 @@ class DataFile:
         self.path = path
         self._stray_pages: list[tuple[bytes, int]] | None = None
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # A copy may be anybody's. A pipe in its place is not waited for: it is empty.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise DatabaseError(f"cannot open {path}: {error.strerror}") from error
         try:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from mirrorfs import own_files
 from mirrorfs.database.data_file import DataFile, PageDamage
 from mirrorfs.database.errors import DatabaseError, NewerFormat, UnfinishedDatabase
 from mirrorfs.journal.journal import (
@@ -187,7 +188,6 @@ def _is_record(key: bytes, value: bytes) -> bool:
 def was_closed_cleanly(path: str) -> bool | None:
     """Tell whether the mount that wrote the journal with this data file ended in good order; None if none says."""
     try:
-        with open(os.path.join(os.path.dirname(path), "session.json"), encoding="utf-8") as file:
-            return bool(json.load(file)["clean"])
+        return bool(json.loads(own_files.read_file(os.path.join(os.path.dirname(path), "session.json")))["clean"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

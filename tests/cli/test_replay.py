@@ -346,3 +346,18 @@ def test_each_key_is_documented_and_each_documented_key_is_there(state_dir: Path
     exported = [json.loads(line) for line in run("export", state_dir, "-").stdout.splitlines()]
     keys = set().union(*exported)
     assert set(_documented_keys("The format of an exported journal")) == keys
+
+
+def test_an_export_follows_no_link_that_somebody_has_put_there(tmp_path: Path) -> None:
+    source = tmp_path / "state"
+    StateDirectory(str(source)).create()
+    writer = JournalWriter(str(source / "journal"))
+    writer.append(b"vm/100")
+    writer.close()
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    (tmp_path / "out.jsonl.part").symlink_to(precious)
+    result = CliRunner().invoke(main, ["replay", "export", str(source), str(tmp_path / "out.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert precious.read_bytes() == b"precious"
+    assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") >= 1
