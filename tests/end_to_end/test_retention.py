@@ -157,5 +157,5 @@ def wait_for_locks(mirror: MirrorUnderTest) -> None:
         if retained is not None and retained.timestamp() > time.time() + 0.9 * 86400:
             waiting.pop()
         else:
-            assert time.monotonic() < deadline, waiting
+            assert time.monotonic() < deadline, f"{waiting}\n{mirror.log[-4000:]}"
             time.sleep(0.5)

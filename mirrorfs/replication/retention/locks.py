@@ -83,14 +83,16 @@ class SnapshotLocks:
         terms = self._terms()
         if terms is None:
             return _LONGEST_PAUSE
+        pause = max(_SHORTEST_PAUSE, min(_LONGEST_PAUSE, terms.period / 100))
         try:
             if not await self._clock.check():
                 return _LONGEST_PAUSE
             for path, snapshot in self._due(terms.period):
-                await self._extend(path, snapshot, terms)
+                if not await self._extend(path, snapshot, terms):
+                    pause = _SHORTEST_PAUSE
         except StoreError as error:
             log.error("the locks of snapshots are not extended for now: %s", error)
-        return max(_SHORTEST_PAUSE, min(_LONGEST_PAUSE, terms.period / 100))
+        return pause
 
     def _terms(self) -> _Terms | None:
         rule = self._bucket.store.capabilities.object_lock
@@ -121,7 +123,8 @@ class SnapshotLocks:
             ]
         )
 
-    async def _extend(self, path: str, snapshot: SnapshotState, terms: _Terms) -> None:
+    async def _extend(self, path: str, snapshot: SnapshotState, terms: _Terms) -> bool:
+        """Lock what belongs to a snapshot; False where something of it is not there now."""
         now = self._now()
         until, horizon = now + terms.period, now + terms.period * _CHUNK_EXTEND_BELOW
         digests = await self._references.digests(ReferenceHolder(path), snapshot.files)
@@ -139,12 +142,13 @@ class SnapshotLocks:
                 [self._bucket.layout.content_key(content.path) for content in contents], until, terms.mode
             )
         except ObjectMissing as error:
-            # It is being removed or replaced; if not, its publication finds what is missing.
+            # It is being removed or replaced, or a file is being added; if not, its publication finds what is missing.
             log.info("the lock of %s is not extended now: %s", path, error)
-            return
+            return False
         await self._state.apply(lambda transaction: transaction.locks.set_snapshot_locked(path, horizon))
         reach("locks.snapshot-recorded")
         log.debug("%s is locked until %s at least", path, time.strftime("%Y-%m-%d %H:%M", time.gmtime(horizon)))
+        return True
 
     async def _retain(self, keys: list[str], until: float, mode: LockMode) -> None:
         await for_each(keys, lambda key: self._bucket.store.retain(key, until, mode), self._parallel)

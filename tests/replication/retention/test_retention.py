@@ -755,6 +755,21 @@ async def test_live_snapshots_are_locked_and_the_locks_extended(world: World) ->
         assert world.store.locks[chunk_key("a")] == world.now + 14 * DAY
 
 
+async def test_a_snapshot_to_which_a_file_is_being_added_is_locked_soon(world: World) -> None:
+    world.store.capabilities = replace(world.store.capabilities, object_lock=ObjectLockRule("COMPLIANCE", 30 * DAY))
+    world.datastore.back_up(FIRST, ["a"])
+    async with world.running() as running:
+        await running.settled()
+        locks, added = running.mirror.locks, f"{FIRST}/client.log.blob"
+        usual = await locks.extend_due()
+        await running.mirror.state.apply(lambda transaction: transaction.contents.intend([added]))
+        await running.mirror.state.apply(lambda transaction: transaction.locks.forget_snapshot(FIRST))
+        assert await locks.extend_due() < usual / 10
+        world.store.objects[content_key(added)] = b"log"
+        assert await locks.extend_due() == usual
+        assert content_key(added) in world.store.locks
+
+
 @pytest.mark.parametrize(
     ("rule", "lock_for", "said"),
     [
