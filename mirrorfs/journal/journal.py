@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Protocol
 
 from mirrorfs import own_files
 from mirrorfs.database.environment import Environment, Transaction, examine
@@ -234,6 +235,20 @@ class JournalWriter:
             write_session(self.directory, clean=True)
         except OSError as error:
             raise DatabaseError(f"cannot write {_session_path(self.directory)}: {error.strerror}") from error
+
+
+class JournalSource(Protocol):
+    """The journal for whoever works through it."""
+
+    @property
+    def generation(self) -> str:
+        """Name of the journal; sequences of two generations cannot be compared."""
+
+    def read(self, after: int, maximum: int) -> list[Record]:
+        """Return up to `maximum` records with sequences beyond `after`, oldest first."""
+
+    def last_sequence(self) -> int:
+        """Return the sequence of the newest record ever appended."""
 
 
 class JournalReader:

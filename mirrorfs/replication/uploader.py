@@ -7,41 +7,28 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import trio
 
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
-from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, Position
-from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreRejected, StoreUnavailable
-from mirrorfs.objectstore.retry import AT_ONCE, Patience
-from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.objectstore.url import StoreOptions
 from mirrorfs.output import say_json
 from mirrorfs.replication.comparing.differences import Difference, Remedy
-from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.control import Answer, Tell, serve_control
-from mirrorfs.replication.mirror import Mirror
-from mirrorfs.replication.ownership.claim import ClaimRefused, claim_prefix
-from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, missed_snapshots
-from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
+from mirrorfs.replication.engine import Engine, damage_of
+from mirrorfs.replication.ownership.claim import ClaimRefused
+from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
-from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.replication.work.drain import Drain
-from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.damage import open_state, set_state_aside
 from mirrorfs.state.identity import Identity, check_identity
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
-_TREE_WORKERS = 4
 # How long a sick item is left alone when nothing is heard of it; a change through the mount is seen at once. A new one
 # may be over soon, such as an object that the store failed to keep again and again; the waits double.
 _FIRST_RECHECK_SECONDS = 15.0
@@ -71,35 +58,9 @@ class Uploader:
         self._state = CommittedState(open_state(directory, doubtful=self._lock.abandoned))
         reach("uploader.state-opened")
         self._journal = JournalReader(directory.journal)
-        self._identity = self._checked_identity(directory)
-        self._tree = Tree(settings.root_descriptor)
-        self._datastore = Datastore(settings.datastore, self._tree, self._journal, settings.journal_sequence)
-        self._client = S3Client(
-            settings.bucket,
-            StoreOptions(settings.endpoint_url, settings.profile, settings.region),
-            parallelism=settings.parallel,
-        )
-        store = ObjectStore(
-            self._client,
-            parallelism=settings.parallel,
-            patience=Patience(ceiling=settings.retry_ceiling),
-            observer=_reach_step_of_object,
-        )
-        self._bucket = Bucket(BucketLayout(settings.prefix), store)
-        self._worklist = Worklist()
-        self._mirror = Mirror(
-            self._tree,
-            self._bucket,
-            self._state,
-            self._worklist,
-            parallel=settings.parallel,
-            newest=self._journal.last_sequence,
-            retention=_retention(settings),
-        )
-        self._drain = Drain(
-            self._journal, self._state, self._worklist, self._mirror, mounted_at=settings.journal_sequence
-        )
-        self._status = UploaderStatus(settings, self._bucket.store, self._state, self._mirror.clock)
+        self._engine = Engine(settings, self._state, self._journal, self._checked_identity(directory))
+        self._mirror, self._drain = self._engine.mirror, self._engine.drain
+        self._status = UploaderStatus(settings, self._engine.bucket.store, self._state, self._mirror.clock)
         self._works = trio.Event()
         self._reconciling = trio.Lock()
         self._refused = trio.Event()
@@ -119,7 +80,7 @@ class Uploader:
         try:
             await self._run()
         except BaseExceptionGroup as group:
-            damage = _damage_of(self._directory.state, group)
+            damage = damage_of(self._directory.state, group)
             if damage is None:
                 raise
             self._give_up_state(damage)
@@ -155,41 +116,26 @@ class Uploader:
         """Claim the prefix, first in one try, so that whoever mounts hears at once how things are."""
         if await self._is_doubtful():
             return False
-        store = ObjectStore(
-            self._client, parallelism=self._settings.parallel, patience=AT_ONCE, condition=self._bucket.store.condition
-        )
+        store = self._engine.impatient_store()
         while True:
             try:
-                await self._claim(store)
+                await self._engine.claim(store)
             except (StoreUnavailable, StoreRejected, ConfirmationFailed) as error:
                 _report("store", state="waiting", reason=str(error))
-                if store is self._bucket.store:
+                if store is self._engine.bucket.store:
                     await trio.sleep(self._settings.retry_ceiling)
             except ClaimRefused as error:
                 return self._refuse(str(error))
             else:
                 _report("store", state="ready", reason="")
                 return True
-            store = self._bucket.store
-
-    async def _claim(self, store: ObjectStore) -> None:
-        self._identity = await claim_prefix(
-            replace(self._bucket, store=store),
-            self._identity,
-            self._state,
-            take_over=self._settings.take_over,
-        )
+            store = self._engine.bucket.store
 
     async def _is_doubtful(self) -> bool:
-        doubt = await self._doubt()
+        doubt = await self._engine.doubt()
         if doubt is not None:
             self._refuse(doubt)
         return doubt is not None
-
-    async def _doubt(self) -> str | None:
-        if self._settings.allow_removals:
-            return None
-        return await trio.to_thread.run_sync(doubt_about, self._datastore, self._state)
 
     def _refuse(self, reason: str) -> bool:
         self._status.phase, self._status.refused = "refused", reason
@@ -200,20 +146,9 @@ class Uploader:
 
     async def _get_to_know_the_bucket(self) -> None:
         """Probe and adopt. Where a request is refused it is tried again: what refuses may stand in between."""
-        is_in_doubt = self._state.view(
-            lambda transaction: (
-                transaction.progress.adopted()
-                and (self._drain.follows_another_journal or transaction.progress.inspecting())
-            )
-        )
         while True:
             try:
-                await self._bucket.store.probe(self._bucket.layout.own_key("probe"))
-                self._status.phase = "reading the bucket"
-                await self._mirror.adoption.adopt(self._mirror.grace)
-                await self._mirror.clear_staging()
-                if is_in_doubt:
-                    await self._compare_bucket()
+                await self._engine.get_to_know_the_bucket(self._tell_phase)
             except (StoreRejected, ConfirmationFailed) as error:
                 if self._status.refused != str(error):
                     log.error("nothing is mirrored for now: %s", error)
@@ -223,39 +158,16 @@ class Uploader:
                 self._status.refused = None
                 return
 
-    async def _compare_bucket(self) -> None:
-        """Before anything relies on a state that may be older than the bucket: is it as the state says?
-
-        A disk may forget at a power cut what it said to have stored. Costs one request for a thousand objects listed.
-        """
-        log.warning("the journal is another one than before, or a comparison was interrupted: comparing the bucket")
-        self._status.phase = "comparing the bucket"
-        await self._mirror.inspection.inspect(no_report)
-        # From here on the state belongs to this journal.
-        position = self._drain.position
-        await self._state.apply(lambda transaction: transaction.progress.set_position(position))
+    def _tell_phase(self, phase: str) -> None:
+        self._status.phase = phase
 
     async def _mirror_for_ever(self, nursery: trio.Nursery) -> None:
         await self._get_to_know_the_bucket()
         if await self._is_doubtful():
             return
-        missed = await trio.to_thread.run_sync(missed_snapshots, self._datastore, self._state)
-        await self._mirror.absences.hold_missed(missed)
-        store = self._bucket.store
-        log.info("mirroring to %s, confirmed by %s", store.place, store.capabilities.confirmation.value)
+        await self._engine.begin(nursery, _report_done)
         self._status.phase = "reconciling"
         self._works.set()
-        nursery.start_soon(self._drain.intake)
-        nursery.start_soon(self._drain.save_position, _report_done)
-        for _ in range(self._settings.parallel):
-            nursery.start_soon(self._drain.handle_chunks)
-        for _ in range(_TREE_WORKERS):
-            nursery.start_soon(self._drain.handle_tree)
-        nursery.start_soon(self._drain.handle_chunk_removals)
-        nursery.start_soon(self._drain.handle_snapshot_removals)
-        nursery.start_soon(self._mirror.clock.keep_checking)
-        nursery.start_soon(self._mirror.grace.end_when_due)
-        nursery.start_soon(self._mirror.locks.keep_locked)
         await self._drain.reconcile()
         self._status.phase = "mirroring"
         await self._look_again_at_problems()
@@ -285,7 +197,9 @@ class Uploader:
     async def _answer_status(self) -> Answer:
         if not self._works.is_set():
             return self._status.answer()
-        return await self._status.full_answer(self._tree, self._journal, self._worklist, self._drain, self._mirror)
+        return await self._status.full_answer(
+            self._engine.tree, self._journal, self._engine.worklist, self._drain, self._mirror
+        )
 
     async def _answer_wait(self) -> Answer:
         """Answer when everything is settled, or when it is known that nothing will be."""
@@ -320,13 +234,13 @@ class Uploader:
     async def _reconcile(self, findings: _Findings, *, deep: bool) -> Answer:
         corrects = not findings.only_told
         try:
-            doubt = await self._doubt() if corrects else None
+            doubt = await self._engine.doubt() if corrects else None
             if doubt is None:
                 await self._mirror.survey.survey(findings.add)
                 if deep:
                     await self._mirror.inspection.inspect(findings.add, corrects=corrects)
                     # Snapshots may have been found in the bucket that the datastore does not have.
-                    doubt = await self._doubt() if corrects else None
+                    doubt = await self._engine.doubt() if corrects else None
         except StoreError as error:
             return {"error": str(error)}
         if doubt is not None:
@@ -345,11 +259,6 @@ class Uploader:
             nursery.start_soon(finish)
             await self._refused.wait()
             nursery.cancel_scope.cancel()
-
-
-def _retention(settings: UploaderSettings) -> RetentionSettings:
-    """With removals allowed, what is missed goes as if it had been seen to go."""
-    return replace(settings.retention, unseen_after=0.0) if settings.allow_removals else settings.retention
 
 
 class _Findings:
@@ -376,29 +285,9 @@ class _Findings:
         return {"differences": counts, "foreign_objects": foreign}
 
 
-def _damage_of(directory: str, error: BaseException) -> DatabaseCorrupt | None:
-    """Find in a group of errors, or in one, that the environment in `directory` is damaged."""
-    if isinstance(error, BaseExceptionGroup):
-        found = (_damage_of(directory, inner) for inner in error.exceptions)
-        return next((damage for damage in found if damage is not None), None)
-    return error if isinstance(error, DatabaseCorrupt) and error.directory == directory else None
-
-
 def report_refusal(reason: str) -> None:
     """Tell the filesystem process that nothing will be mirrored, and why."""
     _report("store", state="refused", reason=reason)
-
-
-def _reach_step_of_object(step: str, key: str) -> None:
-    match step:
-        case "before-put":
-            reach("object.before-put")
-        case "after-put":
-            reach("object.after-put")
-        case "before-delete":
-            reach("object.before-delete")
-        case "after-delete":
-            reach("object.after-delete")
 
 
 def _report(event: str, **details: str | int) -> None:

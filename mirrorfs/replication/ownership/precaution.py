@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mirrorfs.datastore.names import CHUNKS_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.journal.journal import JournalReader, Position
+from mirrorfs.journal.journal import JournalSource, Position
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.state.state import StateTransaction
@@ -30,7 +30,7 @@ class Datastore:
 
     path: str
     tree: Tree
-    journal: JournalReader
+    journal: JournalSource
     mounted_at: int = 0
 
 
@@ -129,5 +129,5 @@ def _with_ancestors(path: str) -> list[str]:
     return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
-def _sequence(position: Position | None, journal: JournalReader) -> int:
+def _sequence(position: Position | None, journal: JournalSource) -> int:
     return position.sequence if position is not None and position.generation == journal.generation else 0

@@ -8,7 +8,7 @@ from typing import Protocol
 import trio
 
 from mirrorfs.datastore.names import SnapshotId
-from mirrorfs.journal.journal import JournalReader, Position, Record
+from mirrorfs.journal.journal import JournalSource, Position, Record
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, Item, item_of, names_manifest
 from mirrorfs.replication.work.worklist import UNSEEN, WATCHED, Worklist
@@ -47,14 +47,17 @@ class Drain:
 
     def __init__(
         self,
-        journal: JournalReader,
+        journal: JournalSource,
         state: CommittedState,
         worklist: Worklist,
         handler: Handler,
         *,
         mounted_at: int = 0,
+        begin_after: int | None = None,
     ) -> None:
-        """`mounted_at` is the newest sequence that the journal had when what mounts the datastore opened it."""
+        """`mounted_at` is the newest sequence that the journal had when what mounts the datastore opened it;
+        `begin_after` the record after which to begin, None for the state's position.
+        """
         self._journal = journal
         self._mounted_at = mounted_at
         self._state = state
@@ -65,8 +68,8 @@ class Drain:
         position = state.view(lambda transaction: transaction.progress.position())
         known = position is not None and position.generation == journal.generation
         self._follows_another_journal = position is not None and not known
-        self._read = position.sequence if position is not None and known else 0
-        self._saved = self._read
+        self._saved = position.sequence if position is not None and known else 0
+        self._read = self._saved if begin_after is None else begin_after
         self._began_at = self._read
 
     def wake(self) -> None:
@@ -146,6 +149,11 @@ class Drain:
         self._reconciled = True
         self._worklist.notify()
 
+    def leave_out_reconciling(self) -> None:
+        """Have `settled` wait for nothing but what the journal holds."""
+        self._reconciled = True
+        self._worklist.notify()
+
     async def reconcile_again(self) -> None:
         """List everything that may differ now, and wait until that and all that the journal holds is dealt with."""
         sequence = await trio.to_thread.run_sync(self._journal.last_sequence)
@@ -167,6 +175,11 @@ class Drain:
         return self._reconciled
 
     @property
+    def read_up_to(self) -> int:
+        """The last record that has been listed as work."""
+        return self._read
+
+    @property
     def position(self) -> Position:
         """How far the journal is dealt with, as the state has it."""
         return Position(self._journal.generation, self._saved)
@@ -174,8 +187,7 @@ class Drain:
     async def save_position(self, saved: Callable[[Position], None]) -> None:
         """Keep the state's position up with the work, for ever, and tell each new one when it is durable."""
         while True:
-            oldest = self._worklist.oldest_sequence()
-            dealt_with = self._read if oldest is None else oldest - 1
+            dealt_with = self._dealt_with()
             if dealt_with <= self._saved:
                 await self._worklist.changed()
                 continue
@@ -184,6 +196,16 @@ class Drain:
             saved(position)
             # Each position costs a disk sync, and a position that lags costs next to nothing.
             await trio.sleep(_POSITION_PAUSE_SECONDS)
+
+    async def save_position_now(self) -> None:
+        """Bring the state's position up to date with the work."""
+        dealt_with = self._dealt_with()
+        if dealt_with > self._saved:
+            await self._save(Position(self._journal.generation, dealt_with))
+
+    def _dealt_with(self) -> int:
+        oldest = self._worklist.oldest_sequence()
+        return self._read if oldest is None else oldest - 1
 
     async def _save(self, position: Position) -> None:
         reach("position.before-save")

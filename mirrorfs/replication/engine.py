@@ -1,0 +1,190 @@
+"""What mirrors, without anything of a process: the parts put together with a journal, and what comes before they work.
+
+The uploader drives it for a mount, `mirrorfs replay run` without one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import trio
+
+from mirrorfs.database.errors import DatabaseCorrupt
+from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.journal.journal import JournalSource, Position
+from mirrorfs.objectstore.client import S3Client
+from mirrorfs.objectstore.retry import AT_ONCE, Patience
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.url import StoreOptions
+from mirrorfs.replication.comparing.inspection import no_report
+from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.ownership.claim import claim_prefix
+from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, missed_snapshots
+from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
+from mirrorfs.replication.work.bucket import Bucket
+from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.replication.work.drain import Drain
+from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.state.identity import Identity
+from mirrorfs.steps import reach
+
+log = logging.getLogger(__name__)
+
+_TREE_WORKERS = 4
+
+
+class Engine:
+    """A mirror with its journal, worklist and workers. `state.run` must be running for most of it."""
+
+    def __init__(
+        self,
+        settings: UploaderSettings,
+        state: CommittedState,
+        journal: JournalSource,
+        identity: Identity,
+        *,
+        begin_after: int | None = None,
+    ) -> None:
+        """Put the parts together. `begin_after` is the record after which the journal is worked on, None for the one up
+        to which the state has dealt with it.
+        """
+        self._settings = settings
+        self.identity = identity
+        self.state = state
+        self.journal = journal
+        self.tree = Tree(settings.root_descriptor)
+        self.datastore = Datastore(settings.datastore, self.tree, journal, settings.journal_sequence)
+        self._client = S3Client(
+            settings.bucket,
+            StoreOptions(settings.endpoint_url, settings.profile, settings.region),
+            parallelism=settings.parallel,
+        )
+        store = ObjectStore(
+            self._client,
+            parallelism=settings.parallel,
+            patience=Patience(ceiling=settings.retry_ceiling),
+            observer=_reach_step_of_object,
+        )
+        self.bucket = Bucket(BucketLayout(settings.prefix), store)
+        self.worklist = Worklist()
+        self.mirror = Mirror(
+            self.tree,
+            self.bucket,
+            state,
+            self.worklist,
+            parallel=settings.parallel,
+            newest=journal.last_sequence,
+            retention=_retention(settings),
+        )
+        self.drain = Drain(
+            journal,
+            state,
+            self.worklist,
+            self.mirror,
+            mounted_at=settings.journal_sequence,
+            begin_after=begin_after,
+        )
+        self._is_in_doubt: bool | None = None
+
+    def impatient_store(self) -> ObjectStore:
+        """Return the store as it is for whoever wants to hear at once how things are: each request has one try."""
+        return ObjectStore(
+            self._client,
+            parallelism=self._settings.parallel,
+            patience=AT_ONCE,
+            condition=self.bucket.store.condition,
+        )
+
+    async def claim(self, store: ObjectStore) -> None:
+        """Claim the prefix. Raises ClaimRefused and StoreError: see `claim_prefix`."""
+        self.identity = await claim_prefix(
+            replace(self.bucket, store=store), self.identity, self.state, take_over=self._settings.take_over
+        )
+
+    async def doubt(self) -> str | None:
+        """Return why the mirror should not follow the datastore now, as a sentence; None when all looks well."""
+        if self._settings.allow_removals:
+            return None
+        return await trio.to_thread.run_sync(doubt_about, self.datastore, self.state)
+
+    async def get_to_know_the_bucket(self, tell_phase: Callable[[str], None]) -> None:
+        """Probe and adopt, after `claim` and before `begin`; may be called again where it has failed.
+
+        Raises:
+            StoreRejected, ConfirmationFailed: the store refuses what is needed for that.
+        """
+        if self._is_in_doubt is None:
+            self._is_in_doubt = self.state.view(
+                lambda transaction: (
+                    transaction.progress.adopted()
+                    and (self.drain.follows_another_journal or transaction.progress.inspecting())
+                )
+            )
+        await self.bucket.store.probe(self.bucket.layout.own_key("probe"))
+        tell_phase("reading the bucket")
+        await self.mirror.adoption.adopt(self.mirror.grace)
+        await self.mirror.clear_staging()
+        if self._is_in_doubt:
+            tell_phase("comparing the bucket")
+            await self._compare_bucket()
+
+    async def _compare_bucket(self) -> None:
+        """Before anything relies on a state that may be older than the bucket: is it as the state says?
+
+        A disk may forget at a power cut what it said to have stored. Costs one request for a thousand objects listed.
+        """
+        log.warning("the journal is another one than before, or a comparison was interrupted: comparing the bucket")
+        await self.mirror.inspection.inspect(no_report)
+        # From here on the state belongs to this journal.
+        position = self.drain.position
+        await self.state.apply(lambda transaction: transaction.progress.set_position(position))
+
+    async def begin(self, nursery: trio.Nursery, saved: Callable[[Position], None] | None) -> None:
+        """Begin to work on the journal, in `nursery` and until that is cancelled.
+
+        `saved` hears how far the journal is dealt with, when the state has it; without it the state's position stays.
+        """
+        missed = await trio.to_thread.run_sync(missed_snapshots, self.datastore, self.state)
+        await self.mirror.absences.hold_missed(missed)
+        store = self.bucket.store
+        log.info("mirroring to %s, confirmed by %s", store.place, store.capabilities.confirmation.value)
+        nursery.start_soon(self.drain.intake)
+        if saved is not None:
+            nursery.start_soon(self.drain.save_position, saved)
+        for _ in range(self._settings.parallel):
+            nursery.start_soon(self.drain.handle_chunks)
+        for _ in range(_TREE_WORKERS):
+            nursery.start_soon(self.drain.handle_tree)
+        nursery.start_soon(self.drain.handle_chunk_removals)
+        nursery.start_soon(self.drain.handle_snapshot_removals)
+        nursery.start_soon(self.mirror.clock.keep_checking)
+        nursery.start_soon(self.mirror.grace.end_when_due)
+        nursery.start_soon(self.mirror.locks.keep_locked)
+
+
+def damage_of(directory: str, error: BaseException) -> DatabaseCorrupt | None:
+    """Find in a group of errors, or in one, that the environment in `directory` is damaged."""
+    if isinstance(error, BaseExceptionGroup):
+        found = (damage_of(directory, inner) for inner in error.exceptions)
+        return next((damage for damage in found if damage is not None), None)
+    return error if isinstance(error, DatabaseCorrupt) and error.directory == directory else None
+
+
+def _retention(settings: UploaderSettings) -> RetentionSettings:
+    """With removals allowed, what is missed goes as if it had been seen to go."""
+    return replace(settings.retention, unseen_after=0.0) if settings.allow_removals else settings.retention
+
+
+def _reach_step_of_object(step: str, key: str) -> None:
+    match step:
+        case "before-put":
+            reach("object.before-put")
+        case "after-put":
+            reach("object.after-put")
+        case "before-delete":
+            reach("object.before-delete")
+        case "after-delete":
+            reach("object.after-delete")
