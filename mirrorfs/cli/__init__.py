@@ -5,5 +5,6 @@ and that no secret is taken from an argument. What a command does is done by the
 
 Read main (how a command is found), then any command: mount, umount, status, wait, reconcile, retention, metrics for a
 mount; snapshots, restore for a bucket; replay for what is left of a state directory. options, view_options, durations
-and settings_file are what they take, errors is how they end badly, screen what is drawn on a terminal.
+and settings_file are what they take, mounted is what those about a mount begin with, errors is how they end badly,
+screen what is drawn on a terminal.
 """

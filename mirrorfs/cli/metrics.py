@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH
+from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.output import say
 from mirrorfs.supervision.metrics import MirrorCollector
 from mirrorfs.supervision.registry import RunningMount, find, running_mounts
@@ -57,7 +57,7 @@ def command(datastore: str | None, listen: tuple[str, int] | None) -> None:
     Exit codes: 0 they were printed, 1 ADDRESS:PORT cannot be used, 2 wrong usage.
     """
     require_root("ask a mirror for its metrics")
-    path = None if datastore is None else os.path.realpath(datastore)
+    path = None if datastore is None else real_path(datastore)
     registry = CollectorRegistry()
     registry.register(MirrorCollector(lambda: _mounts(path)))
     if listen is None:

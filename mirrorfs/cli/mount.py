@@ -15,6 +15,7 @@ from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.settings_file import DatastoreCommand
 from mirrorfs.database.directory import StateDirectory, default_state_directory
 from mirrorfs.database.errors import DatabaseError
+from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say
 from mirrorfs.replication.settings import (
@@ -99,6 +100,11 @@ from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
     metavar="OPTIONS",
     help="Mount options, as for mount(8).",
 )
+@click.option(
+    "--while-in-use",
+    is_flag=True,
+    help="Mount although somebody has files of the datastore open for writing; what he writes to these is not seen.",
+)
 @click.option("--verbose", is_flag=True, help="Log more.")
 def command(
     datastore: str,
@@ -117,6 +123,7 @@ def command(
     retention_unseen_after: float,
     retention_lock_for: float | None,
     mount_options: tuple[str, ...],
+    while_in_use: bool,
     verbose: bool,
 ) -> None:
     """Mount over DATASTORE and mirror it; returns when the mount is ready.
@@ -138,7 +145,7 @@ def command(
     Exit codes: 0 mounted, 1 not mounted (the reason is on standard error), 2 wrong usage.
     """
     require_root("mount a datastore, whose files belong to several users")
-    datastore = os.path.realpath(datastore)
+    datastore = real_path(datastore)
     directory = _state_directory(datastore, state_dir)
     uploader = UploaderSettings(
         datastore=datastore,
@@ -159,10 +166,11 @@ def command(
         ),
     )
     settings = MountSettings(
-        mountpoint=datastore if mountpoint is None else os.path.realpath(mountpoint),
+        mountpoint=datastore if mountpoint is None else real_path(mountpoint),
         uploader=uploader,
         mount_options=tuple(option for group in mount_options for option in group.split(",") if option),
         require_store=require_store,
+        while_in_use=while_in_use,
     )
     try:
         # Before anything is made: the background process checks again, but has its log in the state directory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,8 +13,18 @@ from mirrorfs.objectstore.url import MalformedURL, StoreAddress, StoreOptions, p
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Not looked at here: of a mount whose process was killed click would say that the path is not readable.
-PATH = click.Path(readable=False)
+
+class _Path(click.Path):
+    """A path that is not looked at: a mount that hangs would keep the command, and a dead one look unreadable."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Take it as it is."""
+        return os.fspath(value)
+
+
+PATH = _Path()
 
 
 class StoreURL(click.ParamType[StoreAddress]):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.mounted import locate, require_serving
 from mirrorfs.cli.options import PATH
 from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
-from mirrorfs.filesystem.mount import is_dead, is_mounted
 from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import Answer, ask
-from mirrorfs.supervision.registry import mountpoint_of, state_directory_of
+from mirrorfs.supervision.registry import state_directory_of
 
 _DIFFERENCES_FOUND = 3
 _NAMED_PROBLEMS = 10
@@ -53,7 +51,7 @@ def command(datastore: str, deep: bool, dry_run: bool, timeout: float | None, as
     mirrored as it is (it is named on standard error), 2 wrong usage, 3 with --dry-run: there are differences.
     """
     require_root("have a mirror compared")
-    path = mountpoint_of(os.path.realpath(datastore))
+    path = locate(datastore)
     _refuse_without_mount(path)
     answer = _ask(path, {"deep": deep, "dry_run": dry_run}, timeout, as_json=as_json)
     if "error" in answer:
@@ -69,15 +67,11 @@ def command(datastore: str, deep: bool, dry_run: bool, timeout: float | None, as
 
 
 def _refuse_without_mount(path: str) -> None:
-    if is_dead(path):
-        raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
-    if not is_mounted(path):
-        raise Failure(
-            f"no mirrorfs is mounted on {path}: only the mount knows what changes meanwhile, so mount it first "
-            "('mirrorfs mount' compares by itself, and makes a lost or damaged state anew)"
-        )
-    # The filesystem answers in order: what was closed before is in the journal when this returns.
-    os.statvfs(path)
+    require_serving(
+        path,
+        if_absent="only the mount knows what changes meanwhile, so mount it first ('mirrorfs mount' compares by "
+        "itself, and makes a lost or damaged state anew)",
+    )
     since = journal_broken_since(path)
     if since is not None:
         raise Failure(f"it cannot be known what is to be compared: {describe_broken_journal(since)}")

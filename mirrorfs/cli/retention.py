@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.mounted import locate, require_serving
 from mirrorfs.cli.options import PATH
-from mirrorfs.filesystem.mount import is_dead, is_mounted
 from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import ask
-from mirrorfs.supervision.registry import mountpoint_of, state_directory_of
+from mirrorfs.supervision.registry import state_directory_of
 
 _ANSWER_SECONDS = 60.0
 
@@ -56,11 +54,8 @@ def approve(datastore: str, paths: tuple[str, ...], as_json: bool) -> None:
     wrong usage.
     """
     require_root("decide about removals")
-    path = mountpoint_of(os.path.realpath(datastore))
-    if is_dead(path):
-        raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
-    if not is_mounted(path):
-        raise Failure(f"no mirrorfs is mounted on {path}: mount it first, what is held stays held")
+    path = locate(datastore)
+    require_serving(path, if_absent="mount it first, what is held stays held")
     directory = state_directory_of(path)
     try:
         below = [_in_datastore(given, path) for given in paths]

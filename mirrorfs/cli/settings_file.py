@@ -10,6 +10,7 @@ import click
 
 from mirrorfs import own_files
 from mirrorfs.database.directory import escaped_name
+from mirrorfs.filesystem.mount_table import real_path
 
 SETTINGS_BASE = "/etc/mirrorfs"
 
@@ -28,7 +29,7 @@ class DatastoreCommand(click.Command):
         given, _, _ = self.make_parser(ctx).parse_args(list(args))
         datastore = given.get("datastore")
         if isinstance(datastore, str):
-            path = os.path.join(SETTINGS_BASE, f"{escaped_name(os.path.realpath(datastore))}.toml")
+            path = os.path.join(SETTINGS_BASE, f"{escaped_name(real_path(datastore))}.toml")
             ctx.default_map = {**(ctx.default_map or {}), **self._read(path)}
         return super().parse_args(ctx, args)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -10,18 +9,25 @@ from typing import Any
 import click
 
 from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.mounted import locate, require_serving
 from mirrorfs.cli.options import PATH
 from mirrorfs.cli.screen import clear
 from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
-from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import Answer, ask
-from mirrorfs.supervision.registry import RunningMount, mountpoint_of, running_mounts, state_directory_of
+from mirrorfs.supervision.registry import RunningMount, running_mounts, state_directory_of
 
 _ANSWER_SECONDS = 10.0
 _WATCH_SECONDS = 2.0
 # The uploader's phase in which nothing is known of the store, for it or against it.
 _BEFORE_THE_FIRST_ANSWER = "waiting for the store"
+_NOTES = {
+    Condition.SERVING: "",
+    Condition.DEAD: " (dead: its process was killed; mount it again)",
+    Condition.SILENT: " (does not answer: its process is stopped, or the disk of the datastore hangs)",
+    Condition.ABSENT: " (unmounted, but something keeps it: 'mirrorfs umount' ends it)",
+}
 
 
 _HELD_FOR = {
@@ -57,7 +63,7 @@ def command(datastore: str | None, as_json: bool, watch: bool) -> None:
     if datastore is None:
         _list_mounts(as_json)
         return
-    path = mountpoint_of(os.path.realpath(datastore))
+    path = locate(datastore)
     while True:
         answer = _ask(path)
         if watch:
@@ -81,25 +87,24 @@ def _list_mounts(as_json: bool) -> None:
     if not mounts:
         say("no mirrorfs is mounted")
     for mount in mounts:
-        note = " (dead: its process was killed; mount it again)" if is_dead(mount.mountpoint) else ""
+        note = _NOTES[condition_of(mount.mountpoint)]
         say(f"{mount.datastore} on {mount.mountpoint}, process {mount.pid}{note}")
 
 
 def _mount_answer(mount: RunningMount) -> dict[str, Any]:
+    condition = condition_of(mount.mountpoint)
     return {
         "datastore": mount.datastore,
         "mountpoint": mount.mountpoint,
         "state_directory": mount.state_directory,
         "pid": mount.pid,
-        "dead": is_dead(mount.mountpoint),
+        "dead": condition is Condition.DEAD,
+        "condition": condition.value,
     }
 
 
 def _ask(path: str) -> Answer:
-    if is_dead(path):
-        raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
-    if not is_mounted(path):
-        raise Failure(f"no mirrorfs is mounted on {path}: 'mirrorfs status' lists what is mounted")
+    require_serving(path)
     directory = state_directory_of(path)
     try:
         answer = ask(directory.control_socket, "status", _ANSWER_SECONDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import click
 
 from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.mounted import locate, require_serving
 from mirrorfs.cli.options import PATH
-from mirrorfs.filesystem.mount import is_dead, is_mounted
 from mirrorfs.output import say
 from mirrorfs.replication.control import Answer, ask
-from mirrorfs.supervision.registry import find, mountpoint_of, state_directory_of
+from mirrorfs.supervision.registry import find, state_directory_of
 
 # An uploader that died is started again within this time, or something is wrong for longer.
 _RESTART_SECONDS = 90.0
@@ -37,18 +36,13 @@ def command(datastore: str, timeout: float | None) -> None:
     is (it is named on standard error), 2 wrong usage.
     """
     require_root("ask a mirror how far it is")
-    wait_until_published(mountpoint_of(os.path.realpath(datastore)), timeout)
+    wait_until_published(locate(datastore), timeout)
     say(f"everything in {datastore} is published")
 
 
 def wait_until_published(path: str, timeout: float | None) -> None:
     """Wait for the uploader of a mounted datastore. Raises Failure when something is not published."""
-    if not is_mounted(path):
-        raise Failure(f"no mirrorfs is mounted on {path}: 'mirrorfs status' lists what is mounted")
-    if is_dead(path):
-        raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
-    # The filesystem answers in order: what was closed before is in the journal when this returns.
-    os.statvfs(path)
+    require_serving(path)
     since = journal_broken_since(path)
     if since is not None:
         raise Failure(f"it is not known what is published: {describe_broken_journal(since)}")

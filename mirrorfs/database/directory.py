@@ -94,8 +94,13 @@ class DirectoryLock:
 
     def __init__(self, directory: StateDirectory, name: str) -> None:
         self.abandoned = False
-        self._path = os.path.join(directory.path, f"{name}.lock")
+        self._path = self.path_of(directory, name)
         self._descriptor: int | None = None
+
+    @staticmethod
+    def path_of(directory: StateDirectory, name: str) -> str:
+        """Tell the file that is locked; its holder has it open."""
+        return os.path.join(directory.path, f"{name}.lock")
 
     def acquire(self, *, wait: bool = False) -> None:
         """Take the lock; with `wait`, block until its holder is gone.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import trio
 
 from mirrorfs.filesystem.mount import MountError, serve
+from mirrorfs.filesystem.mount_table import OwnMount
 from mirrorfs.filesystem.operations import PassThrough
 from mirrorfs.output import begin_log, say, say_json
 
@@ -29,7 +30,7 @@ async def _run(backing: str, mountpoint: str, options: Sequence[str]) -> None:
     operations = PassThrough(root_descriptor)
 
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
-        await serve(operations, mountpoint, options, source=backing, task_status=task_status)
+        await serve(operations, OwnMount(mountpoint), options, source=backing, task_status=task_status)
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

@@ -33,6 +33,11 @@ _TIME = struct.Struct("@2l")  # struct timespec
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_FSETID = 4
 _CAP_SYS_RESOURCE = 24
+_AT_STATX_DONT_SYNC = 0x4000
+# struct statx: stx_dev_major and stx_dev_minor stand behind stx_rdev_*.
+_STATX_SIZE = 256
+_STATX_DEVICE = struct.Struct("=II")
+_STATX_DEVICE_OFFSET = 136
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Calls that never wait keep the GIL: giving it away costs more than they take.
@@ -66,6 +71,8 @@ _openat2.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char
 _openat2.restype = ctypes.c_long
 _ppoll = _libc.ppoll
 _ppoll.argtypes = (ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_char_p)
+_statx = _libc.statx
+_statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _system_call = _libc.syscall
 _system_call.restype = ctypes.c_long
 _setfsuid = _libc_quick.setfsuid
@@ -140,6 +147,18 @@ def wait_readable(descriptor: int, nanoseconds: int) -> bool:
     """ppoll(2): whether it becomes readable in this time. A signal may end the wait before."""
     poll = ctypes.create_string_buffer(_POLL.pack(descriptor, select.POLLIN, 0), _POLL.size)
     return cast(int, _ppoll(poll, 1, _TIME.pack(0, nanoseconds), None)) == 1
+
+
+def device_of(path: bytes) -> tuple[int, int]:
+    """Major and minor number of the file system on which the target of a path lies (statx(2)).
+
+    The file system is not asked (AT_STATX_DONT_SYNC), so that one that hangs keeps nobody waiting; the way to the
+    target must not lead through one that does.
+    """
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    _check(_statx(_AT_FDCWD, path, _AT_STATX_DONT_SYNC, 0, answer))
+    major, minor = _STATX_DEVICE.unpack_from(answer, _STATX_DEVICE_OFFSET)
+    return major, minor
 
 
 def open_file_system(kind: bytes) -> int:

@@ -10,6 +10,7 @@ import sys
 import trio
 
 from mirrorfs.database.errors import DatabaseError
+from mirrorfs.log_file import LogFile
 from mirrorfs.output import begin_log
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.uploader import Uploader, report_refusal
@@ -23,8 +24,9 @@ def main() -> int:
     for noisy in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The mount that starts us has it blocked.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    _reopen_log_at_hang_up()
+    # The mount that starts us has them blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
     try:
         uploader = Uploader(settings)
     except DatabaseError as error:
@@ -33,6 +35,18 @@ def main() -> int:
         return 1
     trio.run(uploader.run)
     return 0
+
+
+def _reopen_log_at_hang_up() -> None:
+    log_file = LogFile()
+
+    def reopen(*_: object) -> None:
+        try:
+            log_file.reopen()
+        except OSError as error:
+            logging.getLogger(__name__).error("the log cannot be opened again, and goes on where it was: %s", error)
+
+    signal.signal(signal.SIGHUP, reopen)
 
 
 def _read_line() -> bytes:

@@ -4,7 +4,7 @@ It promises that one state directory and one datastore have one mount at most, t
 holds up no system call and is started again, and that a mount ends in order: journal synced, nothing left behind.
 
 Read mount (from the first check to the last sync), then uploader_process (the process that mirrors, as seen from
-here), trimming (dropping what it has dealt with) and ending (at a signal). foreground and __main__ are the two ways to
-run it; registry (which mounts are up), notify (systemd), metrics (Prometheus) and users (who keeps it busy) are what
-others see.
+here), trimming (dropping what it has dealt with), ending (at a signal) and unmounting (by somebody else). foreground
+and __main__ are the two ways to run it; registry (which mounts are up), notify (systemd), metrics (Prometheus) and
+users (who keeps it busy) are what others see.
 """

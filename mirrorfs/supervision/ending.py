@@ -1,4 +1,4 @@
-"""The end of a mount at a signal: in good order if that goes quickly, and by force if it does not."""
+"""Signals, and the end of a mount at one: in good order if that goes quickly, and by force if it does not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _ORDERLY_SECONDS = 4.0
 # What is done by force may hang as well. The end is promised within 5 s.
 _LONGEST_SECONDS = 4.6
 _FORCED = 1
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_MEANINGLESS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE)
 
 
 class Deadline:
@@ -64,26 +65,37 @@ class Deadline:
 
 
 def block_signals() -> None:
-    """Leave the signals that end a mount to `end_on_signal`; to be called before any other thread is started.
+    """Leave the signals that `handle_signals` takes to it; to be called before any other thread is started.
 
-    Processes that are started from here inherit it, and have to unblock what shall end them.
+    Processes that are started from here inherit it, and have to unblock what shall reach them.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, signal.SIGHUP, *_MEANINGLESS))
 
 
-def end_on_signal(scope: trio.CancelScope, deadline: Deadline) -> None:
-    """Cancel `scope` at SIGTERM or SIGINT; a second one ends the process at once.
+def handle_signals(scope: trio.CancelScope, deadline: Deadline, hang_up: Callable[[], None]) -> None:
+    """Cancel `scope` at SIGTERM or SIGINT; a second one ends the process at once. Call `hang_up` at each SIGHUP.
 
-    A thread waits for them: a handler would have to wait for whatever system call holds up the thread of trio.
+    No other signal that has a name leaves a dead mount behind either: what nobody means is logged. A thread waits for
+    them all, in which `hang_up` is called: a handler would have to wait for whatever system call holds up the thread of
+    trio.
     """
     token = trio.lowlevel.current_trio_token()
 
     def wait() -> None:
-        first = signal.sigwait(_SIGNALS)
-        deadline.begin()
-        log.info("unmounting, at %s; a second signal ends this at once", signal.Signals(first).name)
-        with suppress(trio.RunFinishedError):
-            token.run_sync_soon(scope.cancel)
-        os._exit(128 + signal.sigwait(_SIGNALS))
+        is_ending = False
+        while True:
+            number = signal.Signals(signal.sigwait((*_ENDING, signal.SIGHUP, *_MEANINGLESS)))
+            if number in _MEANINGLESS:
+                log.info("%s means nothing here: it is ignored", number.name)
+            elif number is signal.SIGHUP:
+                hang_up()
+            elif is_ending:
+                os._exit(128 + number)
+            else:
+                is_ending = True
+                deadline.begin()
+                log.info("unmounting, at %s; a second signal ends this at once", number.name)
+                with suppress(trio.RunFinishedError):
+                    token.run_sync_soon(scope.cancel)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from mirrorfs import __version__
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
-from mirrorfs.filesystem.mount import is_dead, is_mounted
+from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import printable
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem
@@ -40,21 +39,8 @@ def read_mount(datastore: str, mount: RunningMount | None) -> MountReading:
     label = printable(datastore)
     if mount is None:
         return MountReading(label, False, None, None)
-    return MountReading(label, _answers(mount.mountpoint), mount.journal_broken_since, _uploader_answer(mount))
-
-
-def _answers(mountpoint: str) -> bool:
-    """Tell whether the filesystem answers; one whose disk hangs would keep us waiting for as long."""
-    alive = threading.Event()
-
-    def look() -> None:
-        if is_mounted(mountpoint) and not is_dead(mountpoint):
-            alive.set()
-
-    looking = threading.Thread(target=look, daemon=True)
-    looking.start()
-    looking.join(_ANSWER_SECONDS)
-    return alive.is_set()
+    is_up = condition_of(mount.mountpoint, _ANSWER_SECONDS) is Condition.SERVING
+    return MountReading(label, is_up, mount.journal_broken_since, _uploader_answer(mount))
 
 
 def _uploader_answer(mount: RunningMount) -> Answer | None:

@@ -15,19 +15,24 @@ import trio
 
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
+from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.interception import Durability, Interception
-from mirrorfs.filesystem.mount import MountError, detach, is_dead, is_mounted, serve
+from mirrorfs.filesystem.mount import MountError, serve
+from mirrorfs.filesystem.mount_table import OwnMount, detach, is_mounted
 from mirrorfs.filesystem.operations import PassThrough
 from mirrorfs.journal.journal import JournalWriter
+from mirrorfs.log_file import LogFile
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.state.damage import set_state_aside, stored_identity
 from mirrorfs.state.identity import Identity, check_identity
 from mirrorfs.steps import reach
-from mirrorfs.supervision.ending import Deadline, end_on_signal
+from mirrorfs.supervision.ending import Deadline, handle_signals
 from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager
 from mirrorfs.supervision.registry import Registration, RunningMount, mount_of
 from mirrorfs.supervision.trimming import Trimming
+from mirrorfs.supervision.unmounting import say_when_unmounted
 from mirrorfs.supervision.uploader_process import UploaderProcess
+from mirrorfs.supervision.users import LET_GO, named, writers_beneath
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,8 @@ class MountSettings:
     uploader: UploaderSettings
     mount_options: tuple[str, ...] = ()
     require_store: bool = False
+    while_in_use: bool = False
+    """Mount although somebody has files of the datastore open for writing, whose changes will not be seen."""
 
     def encode(self) -> bytes:
         """Write as JSON."""
@@ -85,11 +92,13 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
         journal = JournalWriter(directory.journal)
         if journal.distrusted is not None:
             log.warning("%s: it is begun anew, and the whole datastore is compared", journal.distrusted)
-        with Deadline(partial(_end_by_force, settings.mountpoint, journal)) as deadline:
+        mount = OwnMount(settings.mountpoint)
+        with Deadline(partial(_end_by_force, mount, journal)) as deadline:
             try:
                 with _other_file_systems(root_descriptor) as others:
                     await _run(
                         settings,
+                        mount,
                         root_descriptor,
                         Durability(root_descriptor, journal, others),
                         journal,
@@ -120,6 +129,7 @@ def _other_file_systems(root_descriptor: int) -> Iterator[list[int]]:
 
 async def _run(
     settings: MountSettings,
+    mount: OwnMount,
     root_descriptor: int,
     durability: Durability,
     journal: JournalWriter,
@@ -127,6 +137,7 @@ async def _run(
     manager: ServiceManager,
     deadline: Deadline,
 ) -> None:
+    log_file = LogFile()
     trimming = Trimming(journal)
     uploader = UploaderProcess(
         replace(settings.uploader, root_descriptor=root_descriptor, journal_sequence=journal.sequence),
@@ -138,11 +149,20 @@ async def _run(
     )
     interception = Interception(journal, durability, uploader.wake, registration.set_journal_broken_since)
 
+    def hang_up() -> None:
+        try:
+            log_file.reopen()
+        except OSError as error:
+            log.error("the log cannot be opened again, and goes on where it was: %s", error)
+        else:
+            log.info("the log has been opened again, at SIGHUP")
+        uploader.hang_up()
+
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
         try:
             await serve(
                 PassThrough(root_descriptor, interception),
-                settings.mountpoint,
+                mount,
                 settings.mount_options,
                 source=settings.uploader.datastore,
                 task_status=task_status,
@@ -154,7 +174,7 @@ async def _run(
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        end_on_signal(nursery.cancel_scope, deadline)
+        handle_signals(nursery.cancel_scope, deadline, hang_up)
         nursery.start_soon(uploader.keep_running)
         nursery.start_soon(trimming.run)
         nursery.start_soon(interception.keep_repairing)
@@ -162,7 +182,8 @@ async def _run(
         reach("mount.before-serve")
         await nursery.start(serve_until_unmounted)
         reach("mount.after-serve")
-        registration.begin()
+        registration.begin(None if mount.entry is None else mount.entry.device)
+        nursery.start_soon(say_when_unmounted, mount)
         reach("mount.registered")
         try:
             log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
@@ -202,9 +223,9 @@ def _no_answer(settings: MountSettings) -> str:
     )
 
 
-def _end_by_force(mountpoint: str, journal: JournalWriter) -> None:
-    if is_mounted(mountpoint):
-        detach(mountpoint)
+def _end_by_force(mount: OwnMount, journal: JournalWriter) -> None:
+    if mount.stands():
+        detach(mount.path)
     try:
         journal.sync()
     except DatabaseError as error:
@@ -231,15 +252,27 @@ def check_paths(settings: MountSettings) -> None:
 
 
 def _refuse_second_mount(datastore: str, mountpoint: str) -> None:
-    for path in (mountpoint, datastore):
-        if is_mounted(path) and not is_dead(path):
-            raise MountRefused(f"{path} is already mounted: see 'mirrorfs status {path}'")
+    for path in dict.fromkeys((mountpoint, datastore)):
+        match condition_of(path):
+            case Condition.SERVING:
+                raise MountRefused(f"{path} is already mounted: see 'mirrorfs status {path}'")
+            case Condition.SILENT:
+                raise MountRefused(
+                    f"{path} is already mounted, and does not answer: its process is stopped, or the disk of the "
+                    "datastore hangs. End that first"
+                )
     elsewhere = mount_of(datastore)
-    if elsewhere is not None and not is_dead(elsewhere.mountpoint):
+    if elsewhere is None or condition_of(elsewhere.mountpoint) is Condition.DEAD:
+        return
+    if not is_mounted(elsewhere.mountpoint):
         raise MountRefused(
-            f"{datastore} is already mounted, on {elsewhere.mountpoint}: see 'mirrorfs status {elsewhere.mountpoint}', "
-            f"or unmount it first with 'mirrorfs umount {elsewhere.mountpoint}'"
+            f"{elsewhere.mountpoint} was unmounted, but its process {elsewhere.pid} still serves {datastore}, because "
+            f"a copy of the mount or an open file keeps it: end it first with 'mirrorfs umount {datastore}'"
         )
+    raise MountRefused(
+        f"{datastore} is already mounted, on {elsewhere.mountpoint}: see 'mirrorfs status {elsewhere.mountpoint}', "
+        f"or unmount it first with 'mirrorfs umount {elsewhere.mountpoint}'"
+    )
 
 
 def _check_directory(path: str) -> None:
@@ -260,11 +293,33 @@ def _is_inside(path: str, directory: str) -> bool:
 def _open_datastore(settings: MountSettings) -> int:
     datastore, mountpoint = settings.uploader.datastore, settings.mountpoint
     for path in (mountpoint, datastore):
-        if is_dead(path):
+        if condition_of(path) is Condition.DEAD:
             log.warning("taking away the dead mount that a killed mirrorfs left on %s", path)
             detach(path)
     _check_directory(datastore)
-    return os.open(datastore, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(datastore, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _refuse_what_is_in_use(settings, descriptor)
+    except MountRefused:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_what_is_in_use(settings: MountSettings, descriptor: int) -> None:
+    datastore = settings.uploader.datastore
+    writers = writers_beneath(datastore, descriptor)
+    if not writers:
+        return
+    if settings.while_in_use:
+        log.warning(
+            "%s has files of %s open from before: what they write to these is not seen", named(writers), datastore
+        )
+        return
+    raise MountRefused(
+        f"{named(writers)} has files of {datastore} open for writing: what is written to these from now on would not "
+        f"be seen. {LET_GO} Or say --while-in-use"
+    )
 
 
 def _with_options(error: MountError, settings: MountSettings) -> MountError:

@@ -8,8 +8,14 @@ import os
 from dataclasses import asdict, dataclass, replace
 
 from mirrorfs import own_files
-from mirrorfs.database.directory import RUNTIME_BASE, StateDirectory, default_state_directory, escaped_name
-from mirrorfs.filesystem.mount import is_mounted
+from mirrorfs.database.directory import (
+    RUNTIME_BASE,
+    DirectoryLock,
+    StateDirectory,
+    default_state_directory,
+    escaped_name,
+)
+from mirrorfs.filesystem.mount_table import is_mounted
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +33,8 @@ class RunningMount:
     state_directory: str
     pid: int
     journal_broken_since: float | None = None
+    device: str | None = None
+    """major:minor of the mount's file system, by which it is known in every namespace."""
 
 
 class Registration:
@@ -36,8 +44,9 @@ class Registration:
         self._mount = mount
         self._is_up = False
 
-    def begin(self) -> None:
-        """Note that the mount is up. Raises OSError."""
+    def begin(self, device: str | None = None) -> None:
+        """Note that the mount is up, and which device its file system has. Raises OSError."""
+        self._mount = replace(self._mount, device=device)
         register(self._mount)
         self._is_up = True
 
@@ -90,14 +99,35 @@ def mountpoint_of(path: str) -> str:
     return path if entry is None else entry.mountpoint
 
 
+def is_served(mount: RunningMount) -> bool:
+    """Tell whether the process of a mount lives, whether or not the mount is to be seen here."""
+    lock = DirectoryLock.path_of(StateDirectory(mount.state_directory), "mount")
+    try:
+        descriptors = os.listdir(f"/proc/{mount.pid}/fd")
+    except OSError:
+        return False
+    return any(_link_target(f"/proc/{mount.pid}/fd/{descriptor}") == lock for descriptor in descriptors)
+
+
+def _link_target(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
 def running_mounts() -> list[RunningMount]:
-    """Return all mounts that are up, among them those whose process was killed but which still stand."""
+    """Return all mounts that are up.
+
+    Among them are those whose process was killed but which still stand, and those which are not to be seen here any
+    more but whose process lives, because a copy of the mount does.
+    """
     try:
         names = sorted(os.listdir(RUNTIME_BASE))
     except FileNotFoundError:
         return []
     entries = (_read(os.path.join(RUNTIME_BASE, name)) for name in names if name.endswith(".json"))
-    return [entry for entry in entries if entry is not None and is_mounted(entry.mountpoint)]
+    return [entry for entry in entries if entry is not None and (is_mounted(entry.mountpoint) or is_served(entry))]
 
 
 def state_directory_of(path: str) -> StateDirectory:

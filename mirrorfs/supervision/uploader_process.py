@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import aclosing
@@ -48,6 +49,7 @@ class UploaderProcess:
         self._settings = settings
         self._done = done
         self._died = died
+        self._process: trio.Process | None = None
         self._wake_descriptor: int | None = None
         self.store_answer: StoreAnswer | None = None
         self.answered = trio.Event()
@@ -64,6 +66,12 @@ class UploaderProcess:
             log.debug("the uploader has wake-ups enough")
         except OSError:
             log.debug("the uploader is gone; it is being started again")
+
+    def hang_up(self) -> None:
+        """Have the uploader open its log again; safe from any thread."""
+        process = self._process
+        if process is not None:
+            process.send_signal(signal.SIGHUP)
 
     async def keep_running(self) -> None:
         """Run the uploader and start it again when it dies or could not be started, until cancelled; then end it.
@@ -105,6 +113,7 @@ class UploaderProcess:
         )
         assert process.stdin is not None
         assert process.stdout is not None
+        self._process = process
         try:
             await process.stdin.send_all(self._settings.encode())
             self._wake_descriptor = os.dup(_descriptor_of(process.stdin))
@@ -116,6 +125,7 @@ class UploaderProcess:
             self._close_wake_descriptor()
             with trio.CancelScope(shield=True):
                 code = await _end(process)
+            self._process = None
         return code
 
     async def _listen(self, stream: trio.abc.ReceiveStream) -> None:

@@ -1,4 +1,7 @@
-"""Who uses a mount: what keeps it from being unmounted, for the message that says so."""
+"""Who uses a mount, and where else it stands: what keeps it from ending, for the messages that say so.
+
+Everything is judged by the device of the file system, not by paths: a path is only what one namespace calls it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirrorfs.filesystem.mount import mount_at
+from mirrorfs.filesystem.mount_table import mount_table
+from mirrorfs.filesystem.system_calls import device_of, open_file_system
 from mirrorfs.output import printable
+
+LET_GO = (
+    "If that is PBS, have it let go of them: 'proxmox-backup-manager datastore update STORE --maintenance-mode "
+    "type=offline', and when it is done '... update STORE --delete maintenance-mode'."
+)
+"""What to do about a PBS that uses a datastore, without stopping it."""
+
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,50 +30,159 @@ class MountUser:
     pid: int
     name: str
 
-
-def users_of(mountpoint: str) -> list[MountUser]:
-    """Find the processes that use the mount at `mountpoint`, as far as /proc shows them."""
-    entry = mount_at(mountpoint)
-    if entry is None:
-        return []
-    device = tuple(int(number) for number in entry.device.split(":"))
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and _uses(process, mountpoint, device):
-            found.append(MountUser(int(process.name), _name(process)))
-    return sorted(found, key=lambda user: user.pid)
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})"
 
 
-def _uses(process: Path, mountpoint: str, device: tuple[int, ...]) -> bool:
-    return any(_is_in(link, mountpoint, device) for link in _links(process))
+@dataclass(frozen=True, slots=True)
+class MountCopy:
+    """Another mount of the same file system: a bind mount, or the same in a namespace of its own.
+
+    `user` is a process of that namespace, None in our own.
+    """
+
+    path: str
+    user: MountUser | None
+
+    def __str__(self) -> str:
+        if self.user is None:
+            return f"a bind mount on {self.path} (away with it: 'umount {self.path}')"
+        return (
+            f"a copy on {self.path} in the mount namespace of {self.user} "
+            f"(away with it: 'nsenter --mount --target {self.user.pid} umount {self.path}')"
+        )
+
+
+def users_of(device: str) -> list[MountUser]:
+    """Find the processes that use the file system of a device (major:minor), as far as /proc shows them."""
+    numbers = _numbers(device)
+    return [_user(process) for process in _processes() if any(_is_on(link, numbers) for link in _links(process))]
+
+
+def copies_of(device: str, besides: int | None = None) -> list[MountCopy]:
+    """Find the mounts of the file system of a device, in every namespace that a process is in, besides one of them."""
+    own = os.readlink("/proc/self/ns/mnt")
+    seen, copies = {besides}, []
+    for process in _processes():
+        try:
+            foreign = os.readlink(process / "ns" / "mnt") != own
+            entries = [entry for entry in mount_table(int(process.name)) if entry.device == device]
+        except OSError:
+            # It has ended meanwhile.
+            continue
+        for entry in entries:
+            if entry.identifier not in seen:
+                seen.add(entry.identifier)
+                copies.append(MountCopy(os.fsdecode(entry.mountpoint), _user(process) if foreign else None))
+    return copies
+
+
+def holders_of(device: str) -> str:
+    """Name for a sentence who uses the file system of a device that was unmounted, and where it still stands."""
+    holders = [*map(str, copies_of(device)), *_few(users_of(device))]
+    return ", ".join(holders) or "something that /proc does not show"
+
+
+def writers_beneath(directory: str, descriptor: int) -> list[MountUser]:
+    """Find the processes that have a file in a directory open for writing, on the file system of its `descriptor`.
+
+    To be asked before a mount covers the directory: what they write passes the mount by. PBS keeps the lock file of
+    each datastore open that it has used.
+    """
+    status = os.fstat(descriptor)
+    device = (os.major(status.st_dev), os.minor(status.st_dev))
+    return [
+        _user(process)
+        for process in _processes()
+        if int(process.name) != os.getpid() and _writes_in(process, directory, device)
+    ]
+
+
+def lives(device: str) -> bool:
+    """Tell whether the connection of a FUSE file system still lives: somebody holds it, mounted or not.
+
+    Raises OSError: the kernel does not let itself be asked.
+    """
+    control = open_file_system(b"fusectl")
+    try:
+        os.stat(device.partition(":")[2], dir_fd=control)
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(control)
+    return True
+
+
+def _few(users: list[MountUser]) -> list[str]:
+    named = [str(user) for user in users[:_NAMED]]
+    return named if len(users) <= _NAMED else [*named, f"{len(users) - _NAMED} more"]
+
+
+def named(users: list[MountUser]) -> str:
+    """Name some of the processes for a sentence, and count the others."""
+    return ", ".join(_few(users))
+
+
+def _processes() -> list[Path]:
+    return sorted((path for path in Path("/proc").iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def _links(process: Path) -> Iterator[Path]:
     yield from (process / name for name in ("cwd", "root"))
     for folder in ("fd", "map_files"):
-        try:
-            yield from (process / folder).iterdir()
-        except OSError:
-            # The process has ended meanwhile, or is none that has files.
-            continue
+        yield from _in(process / folder)
 
 
-def _is_in(link: Path, mountpoint: str, device: tuple[int, ...]) -> bool:
+def _in(folder: Path) -> list[Path]:
     try:
-        target = os.readlink(link)
-        # The path first: to ask for the device of a file elsewhere could hang on another, sick file system.
-        if target != mountpoint and not target.startswith(f"{mountpoint}/"):
-            return False
-        # The filesystem process holds the directory below the mount, which has the same path.
-        number = os.stat(link).st_dev
+        return list(folder.iterdir())
+    except OSError:
+        # The process has ended meanwhile, or is none that has files.
+        return []
+
+
+def _is_on(link: Path, device: tuple[int, int]) -> bool:
+    try:
+        return device_of(os.fsencode(link)) == device
     except OSError:
         return False
-    return (os.major(number), os.minor(number)) == device
+
+
+def _writes_in(process: Path, directory: str, device: tuple[int, int]) -> bool:
+    return any(
+        _is_below(link, directory) and _is_for_writing(process, link.name) and _is_on(link, device)
+        for link in _in(process / "fd")
+    )
+
+
+def _is_below(link: Path, directory: str) -> bool:
+    try:
+        return os.readlink(link).startswith(f"{directory.rstrip('/')}/")
+    except OSError:
+        return False
+
+
+def _is_for_writing(process: Path, descriptor: str) -> bool:
+    try:
+        lines = (process / "fdinfo" / descriptor).read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), os.O_RDONLY)
+    return flags & os.O_ACCMODE != os.O_RDONLY
+
+
+def _numbers(device: str) -> tuple[int, int]:
+    major, _, minor = device.partition(":")
+    return int(major), int(minor)
+
+
+def _user(process: Path) -> MountUser:
+    return MountUser(int(process.name), _name(process))
 
 
 def _name(process: Path) -> str:
     try:
-        # A process may give itself any name of up to 15 bytes.
+        # A process gives itself any 15 bytes as its name.
         return printable((process / "comm").read_text(errors="replace").strip())
     except OSError:
         return "ended"

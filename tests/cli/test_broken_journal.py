@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mirrorfs.cli import status, umount, wait
+from mirrorfs.cli import mounted, status, umount, wait
+from mirrorfs.filesystem.condition import Condition
 from mirrorfs.supervision import registry
 from mirrorfs.supervision.registry import Registration, RunningMount
 
@@ -33,9 +34,8 @@ def datastore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A directory that is taken for a mount whose uploader answers that all is well."""
     monkeypatch.setattr(registry, "RUNTIME_BASE", str(tmp_path / "run"))
     monkeypatch.setattr(registry, "is_mounted", lambda _: True)
-    for module in (status, umount, wait):
-        monkeypatch.setattr(module, "is_mounted", lambda _: True)
-        monkeypatch.setattr(module, "is_dead", lambda _: False)
+    for module in (mounted, umount):
+        monkeypatch.setattr(module, "condition_of", lambda _: Condition.SERVING)
     for module in (status, wait):
         monkeypatch.setattr(module, "ask", lambda *_: ANSWER)
     path = tmp_path / "datastore"

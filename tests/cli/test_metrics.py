@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from mirrorfs.cli import metrics
+from mirrorfs.filesystem.condition import Condition
 from mirrorfs.supervision import metrics as collection
 from mirrorfs.supervision import registry
 from mirrorfs.supervision.registry import Registration, RunningMount
@@ -71,8 +72,8 @@ ANSWER: dict[str, Any] = {
 def datastore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A directory that is noted as a mount of this machine, and taken for one."""
     monkeypatch.setattr(registry, "RUNTIME_BASE", str(tmp_path / "run"))
-    for module in (registry, collection):
-        monkeypatch.setattr(module, "is_mounted", lambda _: True)
+    monkeypatch.setattr(registry, "is_mounted", lambda _: True)
+    monkeypatch.setattr(collection, "condition_of", lambda *_: Condition.SERVING)
     path = os.path.realpath(tmp_path / "datastore")
     for directory in (path, tmp_path / "state"):
         os.mkdir(directory)
@@ -199,15 +200,10 @@ def test_one_that_is_not_there_or_silent_is_down(
 
 def test_a_mount_that_is_dead_hangs_or_is_none_is_down(datastore: str, monkeypatch: pytest.MonkeyPatch) -> None:
     down = {"mirrorfs_mount_up": 0, "mirrorfs_uploader_up": 0, "mirrorfs_journal_broken": 0}
-    monkeypatch.setattr(collection, "is_dead", lambda _: True)
-    assert values(printed(datastore)) == down
-    hangs = threading.Event()
-    monkeypatch.setattr(collection, "_ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr(collection, "is_dead", lambda _: not hangs.wait(20))
-    assert values(printed(datastore)) == down
-    hangs.set()
-    for module in (registry, collection):
-        monkeypatch.setattr(module, "is_mounted", lambda _: False)
+    for condition in (Condition.DEAD, Condition.SILENT):
+        monkeypatch.setattr(collection, "condition_of", lambda *_, condition=condition: condition)
+        assert values(printed(datastore)) == down
+    monkeypatch.setattr(registry, "is_mounted", lambda _: False)
     assert values(printed(datastore)) == down
     assert values(printed(f"{datastore}-of-which-nothing-is-known")) == down
     assert values(printed()) == {}

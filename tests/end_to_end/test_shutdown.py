@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorfs.filesystem.mount import detach, is_mounted
+from mirrorfs.filesystem.mount_table import detach, is_mounted
 from mirrorfs.journal.journal import JournalReader
 from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.end_to_end.test_crashes import TINY

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorfs.filesystem.mount import detach, is_mounted
+from mirrorfs.filesystem.mount_table import detach, is_mounted
 from tests.filesystem.slow_backing_process import SlowBackingProcess
 
 _START_SECONDS = 20

@@ -15,6 +15,7 @@ import pyfuse3
 import trio
 
 from mirrorfs.filesystem.mount import serve
+from mirrorfs.filesystem.mount_table import OwnMount
 from mirrorfs.filesystem.operations import PassThrough
 
 _MARK = b"slow"
@@ -122,7 +123,7 @@ async def _run(directory: str, mountpoint: str) -> None:
     operations = SlowBacking(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
-        await serve(operations, mountpoint, ("suid", "dev"), task_status=task_status)
+        await serve(operations, OwnMount(mountpoint), ("suid", "dev"), task_status=task_status)
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from mirrorfs.filesystem.mount import detach, mount_at
+from mirrorfs.filesystem.mount_table import detach, mount_at
 
 _ANSWER_SECONDS = 20
 

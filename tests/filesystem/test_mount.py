@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mirrorfs.filesystem.mount import detach, is_dead, is_mounted, mount_at
+from mirrorfs.filesystem.condition import is_dead
+from mirrorfs.filesystem.mount_table import detach, is_mounted, mount_at
 from tests.filesystem.conftest import Mounter, PassThroughProcess
 from tests.filesystem.posix_calls import check
 

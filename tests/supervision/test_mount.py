@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorfs.filesystem.mount import detach, is_mounted
+from mirrorfs.filesystem.mount_table import detach, is_mounted
 from mirrorfs.filesystem.system_calls import unmount
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.supervision.mount import MountSettings, _other_file_systems

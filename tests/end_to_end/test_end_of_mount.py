@@ -1,0 +1,322 @@
+"""The end of a mount in the presence of others: something over it, copies of it, users of it, and stray signals."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from mirrorfs.filesystem.condition import Condition, condition_of
+from mirrorfs.filesystem.mount_table import is_mounted, mount_at
+from tests.end_to_end.mirrors import MirrorUnderTest
+from tests.end_to_end.test_crashes import TINY
+from tests.harness.writer import DatastoreWriter
+
+pytestmark = pytest.mark.timeout(140)
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, timeout=20)
+
+
+@contextmanager
+def neighbour(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that says a line when it is ready, and waits until its standard input is closed."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        assert select.select([process.stdout], [], [], 30)[0]
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def namespace_of_its_own() -> list[str]:
+    """Has all mounts, and keeps them when they go here; uses none of them."""
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", "cd /; echo ready; read -r line"]
+
+
+def in_private(mirror: MirrorUnderTest, file: str) -> list[str]:
+    """Has a file of the mount open, in a namespace of its own."""
+    script = f"exec 3<'{mirror.datastore / file}'; cd /; echo ready; read -r line"
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+
+
+@contextmanager
+def held_open(path: Path) -> Iterator[None]:
+    """The file is open, also when the mount is gone in which it is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[int]:
+    """A descriptor that is readable when the process has ended."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def has_ended(descriptor: int, seconds: float = 30) -> bool:
+    return bool(select.select([descriptor], [], [], seconds)[0])
+
+
+def wait_for_log(mirror: MirrorUnderTest, text: str) -> None:
+    ticking = threading.Event()
+    for _ in range(300):
+        if text in mirror.log:
+            return
+        ticking.wait(0.1)
+    raise AssertionError(f"{text!r} is not in the log:\n{mirror.log}")
+
+
+@pytest.fixture
+def disk(mirror: MirrorUnderTest) -> Iterator[Path]:
+    """The datastore lies on a disk of its own, which is mounted at its path."""
+    run("mount", "-t", "tmpfs", "disk-of-the-datastore", str(mirror.datastore))
+    yield mirror.datastore
+    mirror.tear_down()
+    while mount_at(str(mirror.datastore)) is not None:
+        run("umount", "--lazy", str(mirror.datastore))
+
+
+def source_at(path: Path) -> bytes:
+    entry = mount_at(str(path))
+    return b"" if entry is None else entry.source
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_disk_of_the_datastore_stays_when_the_mount_is_gone_already(
+    mirror: MirrorUnderTest, disk: Path, number: signal.Signals
+) -> None:
+    mirror.create()
+    mirror.mount()
+    with held_open(disk / ".lock"), watched(mirror.mount_pid()) as process:
+        run("umount", "--lazy", str(disk))
+        assert source_at(disk) == b"disk-of-the-datastore"
+        signal.pidfd_send_signal(process, number)
+        assert has_ended(process)
+    assert source_at(disk) == b"disk-of-the-datastore"
+    assert "is not ours to unmount any more: disk-of-the-datastore (tmpfs)" in mirror.log
+
+
+def test_what_was_mounted_over_it_stays(mirror: MirrorUnderTest) -> None:
+    mirror.create()
+    mirror.mount()
+    run("mount", "-t", "tmpfs", "something-else", str(mirror.datastore))
+    try:
+        with watched(mirror.mount_pid()) as process:
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            assert has_ended(process)
+        assert source_at(mirror.datastore) == b"something-else"
+    finally:
+        run("umount", str(mirror.datastore))
+    assert condition_of(str(mirror.datastore)) is Condition.DEAD
+    mirror.mount()
+    mirror.wait()
+
+
+def test_an_end_by_force_takes_only_its_own_away(mirror: MirrorUnderTest, disk: Path) -> None:
+    """The uploader and a request hang, so that the deadline passes."""
+    mirror.create()
+    mirror.mount()
+    with held_open(disk / ".lock"), watched(mirror.mount_pid()) as process:
+        run("umount", "--lazy", str(disk))
+        os.kill(mirror.uploader_pid(), signal.SIGSTOP)
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        assert has_ended(process)
+    assert source_at(disk) == b"disk-of-the-datastore"
+
+
+def test_a_bind_mount_is_named_and_does_not_keep_it(mirror: MirrorUnderTest, tmp_path: Path) -> None:
+    mirror.create()
+    mirror.mount()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    run("mount", "--bind", str(mirror.datastore), str(copy))
+    try:
+        with watched(mirror.mount_pid()) as process:
+            done = mirror.run("umount", str(mirror.datastore))
+            assert (done.returncode, done.stdout) == (0, f"{mirror.datastore} is unmounted\n")
+            assert has_ended(process, 0)
+        assert f"a bind mount on {copy} (away with it: 'umount {copy}')" in done.stderr
+        assert not is_mounted(str(mirror.datastore))
+    finally:
+        run("umount", "--lazy", str(copy))
+    mirror.mount()
+    mirror.wait()
+
+
+def test_a_copy_in_another_namespace_is_named_and_does_not_keep_it(mirror: MirrorUnderTest) -> None:
+    mirror.create()
+    mirror.mount()
+    with neighbour(*namespace_of_its_own()) as other, watched(mirror.mount_pid()) as process:
+        done = mirror.run("umount", str(mirror.datastore))
+        assert done.returncode == 0, done.stderr
+        assert f"{mirror.datastore} in the mount namespace of sh (process {other.pid})" in done.stderr
+        assert f"nsenter --mount --target {other.pid} umount {mirror.datastore}" in done.stderr
+        assert has_ended(process, 0)
+        mirror.mount()
+        mirror.wait()
+
+
+def test_whoever_uses_a_copy_in_another_namespace_uses_it(mirror: MirrorUnderTest) -> None:
+    mirror.create()
+    mirror.mount()
+    with neighbour(*in_private(mirror, ".lock")) as other:
+        done = mirror.run("umount", str(mirror.datastore))
+        assert done.returncode == 1
+        assert f"is in use by sh (process {other.pid}) and stays mounted" in done.stderr
+        assert "--maintenance-mode type=offline" in done.stderr
+        assert is_mounted(str(mirror.datastore))
+        with watched(mirror.mount_pid()) as process:
+            done = mirror.run("umount", "--while-in-use", str(mirror.datastore))
+            assert done.returncode == 0, done.stderr
+            assert f"sh (process {other.pid})" in done.stderr
+            assert has_ended(process, 0)
+        mirror.mount()
+        mirror.wait()
+
+
+def test_a_plain_umount_that_does_not_end_it_is_told(mirror: MirrorUnderTest, tmp_path: Path) -> None:
+    mirror.create()
+    mirror.mount()
+    with neighbour(*namespace_of_its_own()) as other, watched(mirror.mount_pid()) as process:
+        run("umount", str(mirror.datastore))
+        wait_for_log(mirror, "was unmounted by somebody else")
+        assert f"in the mount namespace of sh (process {other.pid})" in mirror.log
+        assert not has_ended(process, 0)
+        listed = mirror.run("status")
+        assert f"process {mirror.mount_pid()} (unmounted, but something keeps it" in listed.stdout
+        for command in ("status", "wait", "reconcile"):
+            done = mirror.run(command, str(mirror.datastore))
+            assert done.returncode == 1
+            assert f"was unmounted, but its process {mirror.mount_pid()} still runs" in done.stderr
+        refused = mirror.run(*mirror.mount_arguments())
+        assert refused.returncode == 1
+        assert f"end it first with 'mirrorfs umount {mirror.datastore}'" in refused.stderr
+        done = mirror.run("umount", str(mirror.datastore))
+        assert done.returncode == 0, done.stderr
+        assert f"in the mount namespace of sh (process {other.pid})" in done.stderr
+        assert has_ended(process, 0)
+    mirror.mount()
+    mirror.wait()
+
+
+def test_signals_that_mean_nothing_leave_it_up_and_a_hang_up_opens_the_log_again(mirror: MirrorUnderTest) -> None:
+    mirror.create()
+    mirror.mount()
+    pid, uploader = mirror.mount_pid(), mirror.uploader_pid()
+    with watched(pid) as process:
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE):
+            signal.pidfd_send_signal(process, number)
+            wait_for_log(mirror, f"{number.name} means nothing here")
+        log = mirror.state / "mirrorfs.log"
+        log.rename(log.with_name("mirrorfs.log.1"))
+        signal.pidfd_send_signal(process, signal.SIGHUP)
+        wait_for_log(mirror, "the log has been opened again, at SIGHUP")
+        assert log.stat().st_mode & 0o777 == 0o600
+        for name in (pid, uploader):
+            wait_until_standard_error_is(name, log)
+        with DatastoreWriter(mirror.datastore, seed=9, default_plan=TINY) as writer:
+            writer.backup("ct/1")
+        mirror.wait()
+        assert mirror.uploader_pid() == uploader
+        assert not has_ended(process, 0)
+
+
+def wait_until_standard_error_is(pid: int, path: Path) -> None:
+    ticking = threading.Event()
+    for _ in range(300):
+        if os.readlink(f"/proc/{pid}/fd/2") == str(path):
+            return
+        ticking.wait(0.1)
+    raise AssertionError(f"the standard error of process {pid} is {os.readlink(f'/proc/{pid}/fd/2')}")
+
+
+def run_at_once(mirror: MirrorUnderTest, *commands: Sequence[str]) -> list[subprocess.CompletedProcess[str]]:
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(lambda arguments: mirror.run(*arguments, timeout=60), commands))
+
+
+def test_commands_do_not_hang_with_a_mount_that_hangs(mirror: MirrorUnderTest, tmp_path: Path) -> None:
+    mirror.create()
+    mirror.mount()
+    link = tmp_path / "link"
+    link.symlink_to(mirror.datastore)
+    pid = mirror.mount_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        silent = f"the mount on {mirror.datastore} does not answer: its process {pid} is stopped"
+        # At the same time, since each waits for as long as it may.
+        answers = run_at_once(
+            mirror,
+            ("status", str(mirror.datastore)),
+            ("status", str(link)),
+            ("wait", str(mirror.datastore)),
+            ("umount", "--drain", str(mirror.datastore)),
+            ("retention", "approve", str(mirror.datastore)),
+        )
+        for done in answers:
+            assert done.returncode == 1
+            assert silent in done.stderr
+        refused, listed = run_at_once(mirror, mirror.mount_arguments(), ("status",))
+        assert refused.returncode == 1
+        assert "does not answer" in refused.stderr
+        assert f"process {pid} (does not answer" in listed.stdout
+        assert listed.returncode == 0
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    mirror.wait()
+
+
+def test_who_writes_into_the_datastore_is_noticed_before_it_is_covered(mirror: MirrorUnderTest) -> None:
+    mirror.create()
+    script = f"exec 3<>'{mirror.datastore / '.lock'}'; echo ready; read -r line"
+    with neighbour("sh", "-c", script) as other:
+        refused = mirror.run(*mirror.mount_arguments())
+        assert refused.returncode == 1
+        assert f"sh (process {other.pid}) has files of {mirror.datastore} open for writing" in refused.stderr
+        assert "proxmox-backup-manager datastore update STORE --maintenance-mode type=offline" in refused.stderr
+        assert not is_mounted(str(mirror.datastore))
+        mirror.mount("--while-in-use")
+        assert f"sh (process {other.pid}) has files of {mirror.datastore} open from before" in mirror.log
+
+
+def test_readers_and_those_who_stand_in_the_datastore_do_not_keep_it_from_being_mounted(
+    mirror: MirrorUnderTest,
+) -> None:
+    mirror.create()
+    script = f"cd '{mirror.datastore}'; exec 3<.lock; echo ready; read -r line"
+    with neighbour("sh", "-c", script):
+        mirror.mount()
+        mirror.wait()
+
+
+def test_a_stopped_python_is_no_user(mirror: MirrorUnderTest) -> None:
+    """Users are looked for without asking any file system for anything."""
+    mirror.create()
+    mirror.mount()
+    script = f"import os, sys; os.chdir({str(mirror.datastore)!r}); print('ready', flush=True); sys.stdin.read()"
+    with neighbour(sys.executable, "-c", script) as other:
+        done = mirror.run("umount", str(mirror.datastore))
+        assert done.returncode == 1
+        assert f"(process {other.pid})" in done.stderr
