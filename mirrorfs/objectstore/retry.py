@@ -191,7 +191,7 @@ class Persistence:
     def __init__(self, patience: Patience, condition: Condition, randomness: random.Random | None = None) -> None:
         self.patience = patience
         self.condition = condition
-        self._randomness = randomness or random.Random()
+        self._randomness = randomness or random.Random()  # noqa: S311 - it spreads retries, nothing is to be hidden
 
     async def repeat(self, operation: Callable[[], Awaitable[Result]]) -> Result:
         """Runs the operation until it succeeds or raises anything but StoreUnavailable, and hands that on.

@@ -54,6 +54,7 @@ _ANSWERS_BEFORE_A_KEY_IS_REFUSED = 8
 _LAST_MODIFIED_TOLERANCE = 2.0
 """In seconds: one that the headers have no digits for, and one that the clocks inside a store may differ by."""
 _PROBE_BODY = b"mirrorfs asks what this store honours; this object is deleted at once.\n"
+_MD5_OF_SOMETHING_ELSE = hashlib.md5(b"other", usedforsecurity=False).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +333,7 @@ class ObjectStore:
             object_lock = await self._ask(self._client.object_lock_rule, prefix)
             self.capabilities = StoreCapabilities(
                 rejects_wrong_crc32c=await self._rejects(wrong_crc32c, wrong_crc32c.crc32c ^ 1, None),
-                rejects_wrong_md5=await self._rejects(wrong_md5, None, hashlib.md5(b"other").digest()),
+                rejects_wrong_md5=await self._rejects(wrong_md5, None, _MD5_OF_SOMETHING_ELSE),
                 put_returns_crc32c=receipt.crc32c == right.crc32c,
                 head_returns_crc32c=head is not None and head.crc32c == right.crc32c,
                 etag_is_md5=head is not None and head.etag == right.md5.hex(),
