@@ -68,6 +68,11 @@ _LINES_OF_CHECKING = 8
 )
 @click.option("--latest", type=click.IntRange(min=1), metavar="N", help="Of each group only the N newest of these.")
 @click.option(
+    "--renamed",
+    is_flag=True,
+    help="Also restore backups that somebody has renamed: whose manifest has another type, id or time than their path.",
+)
+@click.option(
     "--owner",
     metavar="USER:GROUP",
     help="Whom the files shall belong to, by names or numbers.  [default: backup:backup where that user exists]",
@@ -84,6 +89,7 @@ def command(
     groups: tuple[str, ...],
     snapshots: tuple[str, ...],
     latest: int | None,
+    renamed: bool,
     owner: str | None,
     parallel: int,
     view: View,
@@ -95,6 +101,7 @@ def command(
     --snapshot may be repeated and add up. Every chunk and file is checked on the way in, and all is on disk when the
     command says that it is done. An interrupted restore goes on where it stopped when the same command is given again.
     A snapshot of which something is missing or damaged in the bucket is left out and reported; the rest is restored.
+    So is one whose manifest says that it is another: give --renamed if you know that its group was renamed by hand.
 
     --deleted restores snapshots that were removed and are still kept instead of published ones. --as-of restores what
     was published then. The selection is made among these. To go on with a restore of --as-of and an age, give the time
@@ -107,6 +114,7 @@ def command(
       mirrorfs restore s3://backups/main /srv/one --snapshot vm/100/2026-11-22T10:00:00Z
       mirrorfs restore s3://backups/main /srv/back --deleted --group vm/100 --latest 1
       mirrorfs restore s3://backups/main /srv/before --as-of '2026-11-22 10:00'
+      mirrorfs restore s3://backups/main /srv/old --group vm/100-old --renamed
 
     Exit codes: 0 everything asked for was restored; 1 something could not be restored, the restore could not be
     brought to its end, or the bucket keeps no versions (--as-of); 2 wrong usage.
@@ -116,6 +124,7 @@ def command(
         tuple(_usage(GroupId.parse, text) for text in groups),
         tuple(_usage(SnapshotId.parse, text) for text in snapshots),
         latest,
+        renamed,
     )
     chosen_owner = default_owner() if owner is None else _usage(parse_owner, owner)
     if view.as_of is not None:

@@ -14,11 +14,15 @@ import zlib
 
 import zstandard
 
-from mirrorfs.datastore.errors import BlobError
+from mirrorfs.datastore.errors import BlobError, contained
+from mirrorfs.datastore.limits import LONGEST_CHUNK, LONGEST_CHUNK_CONTENT
 
-MAXIMUM_CONTENT_SIZE = 64 * 1024 * 1024
 _HEADER = struct.Struct("<8sI")
+_MAGIC_SIZE = 8
 _ENCRYPTED_HEADER_SIZE = _HEADER.size + 32
+# How far back what is compressed may refer: memory that a frame of a few bytes can ask for. zstd's own tools stay
+# below 8 MiB unless told otherwise (--ultra, --long).
+_LARGEST_WINDOW = 32 * 1024 * 1024
 
 
 class BlobKind(enum.Enum):
@@ -58,7 +62,7 @@ def check_blob(data: bytes) -> BlobKind:
     return kind
 
 
-def decode_blob(data: bytes, *, maximum_size: int = MAXIMUM_CONTENT_SIZE) -> bytes:
+def decode_blob(data: bytes, *, maximum_size: int) -> bytes:
     """Check a DataBlob and return its plain content of at most ``maximum_size`` bytes.
 
     Raises BlobError for a damaged or encrypted blob, and for one that would decompress to more.
@@ -68,20 +72,36 @@ def decode_blob(data: bytes, *, maximum_size: int = MAXIMUM_CONTENT_SIZE) -> byt
 
 
 def check_chunk(data: bytes, digest: bytes, *, content: bool) -> None:
-    """Check a chunk: its CRC always, and with ``content`` that the plain content has the SHA-256 ``digest``.
+    """Check a chunk: its length and CRC always, and with ``content`` that the plain content has the SHA-256 ``digest``.
 
-    The digest of an encrypted chunk includes key material, so there only the CRC is checked. Raises
-    BlobError.
+    The digest of an encrypted chunk includes key material, so there only length and CRC are checked: whoever knows
+    whether the chunk is to be encrypted asks `check_encryption`. Raises BlobError.
     """
     try:
+        if len(data) > LONGEST_CHUNK:
+            raise BlobError(f"its {len(data)} bytes are more than any chunk has")
         kind = check_blob(data)
         if not content or kind.is_encrypted:
             return
-        found = hashlib.sha256(_decode_payload(kind, data, MAXIMUM_CONTENT_SIZE)).digest()
+        found = hashlib.sha256(_decode_payload(kind, data, LONGEST_CHUNK_CONTENT)).digest()
     except BlobError as error:
         raise BlobError(f"chunk {digest.hex()} is damaged: {error}") from error
     if found != digest:
         raise BlobError(f"chunk {digest.hex()} is damaged: the content has the SHA-256 {found.hex()}")
+
+
+def check_encryption(beginning: bytes, digest: bytes, *, is_encrypted: bool) -> None:
+    """Check that a chunk, of which `beginning` has the first bytes, is encrypted if its backup is, and only then.
+
+    PBS's own verification asks the same (``does not match index CryptMode``). It matters because nobody without the key
+    can tell whether what an encrypted chunk holds is what its name says. Raises BlobError.
+    """
+    kind = _KINDS.get(bytes(beginning[:_MAGIC_SIZE]))
+    if kind is None:
+        raise BlobError(f"chunk {digest.hex()} is damaged: it begins with an unknown magic")
+    if kind.is_encrypted != is_encrypted:
+        found, backup = ("is", "is not") if kind.is_encrypted else ("is not", "is")
+        raise BlobError(f"chunk {digest.hex()} is damaged: it {found} encrypted, and its backup {backup}")
 
 
 def encode_blob(content: bytes, *, compress: bool = False) -> bytes:
@@ -111,7 +131,10 @@ def _decompress(payload: memoryview, maximum_size: int) -> bytes:
         if declared != zstandard.CONTENTSIZE_UNKNOWN and declared > maximum_size:
             raise BlobError(f"the blob's content is larger than {maximum_size} bytes")
         # A frame that does not declare its size is stopped by the size of the output buffer.
-        return zstandard.ZstdDecompressor().decompress(payload, max_output_size=maximum_size, allow_extra_data=False)
+        with contained("the blob's content takes more memory than there is"):
+            return zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompress(
+                payload, max_output_size=maximum_size, allow_extra_data=False
+            )
     except zstandard.ZstdError as error:
         raise BlobError(
             f"the blob's content cannot be decompressed to at most {maximum_size} bytes: {error}"

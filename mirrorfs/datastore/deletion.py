@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.json_input import MalformedJSON, parse_json
+from mirrorfs.datastore.limits import LONGEST_DELETION
 
-MAXIMUM_DELETION_SIZE = 1024 * 1024
-"""In bytes. Owner and notes of a group are far from it; what is larger is no such record."""
 _LATEST = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
@@ -35,12 +35,10 @@ def parse_deletion(data: bytes) -> Deletion:
     Raises DatastoreError for what is not JSON, lacks a field or has one of a wrong type, and for times that are no date
     of the years 1970 to 9999.
     """
-    if len(data) > MAXIMUM_DELETION_SIZE:
-        raise DatastoreError(f"deleted.json has {len(data)} bytes, more than any such record")
     try:
-        value: object = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DatastoreError("deleted.json is not JSON") from error
+        value = parse_json(data, maximum_size=LONGEST_DELETION)
+    except MalformedJSON as error:
+        raise DatastoreError(f"deleted.json {error}") from error
     match value:
         case {"deleted": deleted, "until": until, **others}:
             return Deletion(

@@ -13,10 +13,12 @@ import itertools
 import operator
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from mirrorfs.datastore.errors import IndexFormatError
+from mirrorfs.datastore.errors import IndexFormatError, contained
+from mirrorfs.datastore.quoting import quoted
 
 HEADER_SIZE = 4096
 FIXED_MAGIC = bytes((47, 127, 65, 237, 145, 253, 15, 205))
@@ -32,23 +34,27 @@ _first = operator.itemgetter(0)
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A checked index. ``size`` is the plain size of the archive in bytes, ``entries`` the digests,
-    concatenated.
+    """A checked index. ``size`` is the plain size of the archive in bytes; ``entries`` are a view of the file that was
+    read, which may be large.
     """
 
     kind: Literal["fixed", "dynamic"]
     checksum: bytes
     size: int
-    entries: bytes
+    entries: memoryview
 
     @property
     def count(self) -> int:
         """How many chunks the archive consists of, repeated ones counted each time."""
-        return len(self.entries) // DIGEST_SIZE
+        return len(self.entries) // self._entry.size
 
     def __iter__(self) -> Iterator[bytes]:
         """The digests in the order of the archive."""
-        return map(_first, _DIGEST.iter_unpack(self.entries))
+        return map(_first, self._entry.iter_unpack(self.entries))
+
+    @property
+    def _entry(self) -> struct.Struct:
+        return _DIGEST if self.kind == "fixed" else _DYNAMIC_DIGEST
 
     def unique_digests(self) -> set[bytes]:
         """Each digest once."""
@@ -65,45 +71,64 @@ def parse_index(filename: str, data: bytes) -> Index:
 
     Raises IndexFormatError for a wrong extension, magic, length or checksum.
     """
-    try:
+    checksum, size = check_index_beginning(filename, data[:HEADER_SIZE], len(data))
+    with _explaining(filename), contained(f"index {filename} takes more memory than there is"):
+        entries = memoryview(data)[HEADER_SIZE:]
+        if hashlib.sha256(entries).digest() != checksum:
+            raise IndexFormatError("its entries do not match its checksum")
+        if size is not None:
+            return Index("fixed", checksum, size, entries)
+        offsets = map(_first, _DYNAMIC_OFFSET.iter_unpack(entries))
+        if any(start > end for start, end in itertools.pairwise(offsets)):
+            raise IndexFormatError("its offsets are not ascending")
+        last = _DYNAMIC_OFFSET.unpack_from(entries, len(entries) - _DYNAMIC_OFFSET.size)[0] if entries else 0
+        return Index("dynamic", checksum, last, entries)
+
+
+def check_index_beginning(filename: str, beginning: bytes, length: int) -> tuple[bytes, int | None]:
+    """Check what the first HEADER_SIZE bytes tell of an index file of ``length`` bytes, before the rest is read.
+
+    Returns the checksum of its entries and the size of the archive, None where the header does not tell. Raises
+    IndexFormatError for a wrong extension, magic or length.
+    """
+    with _explaining(filename):
         if filename.endswith(".fidx"):
-            return _parse_fixed(data)
+            return _check_fixed_header(beginning, length)
         if filename.endswith(".didx"):
-            return _parse_dynamic(data)
-    except IndexFormatError as error:
-        raise IndexFormatError(f"index {filename} is damaged: {error}") from error
-    raise IndexFormatError(f"{filename!r} is not the name of an index")
+            return _check_dynamic_header(beginning, length), None
+    raise IndexFormatError(f"{quoted(filename)} is not the name of an index")
 
 
-def _parse_fixed(data: bytes) -> Index:
-    checksum = _check_header(data, FIXED_MAGIC)
-    size, chunk_size = _FIXED_SIZES.unpack_from(data, _HEADER.size)
+def _check_fixed_header(beginning: bytes, length: int) -> tuple[bytes, int]:
+    checksum = _check_header(beginning, FIXED_MAGIC)
+    size, chunk_size = _FIXED_SIZES.unpack_from(beginning, _HEADER.size)
     if chunk_size.bit_count() != 1:
         raise IndexFormatError(f"its chunk size {chunk_size} is not a power of two")
     expected = HEADER_SIZE + DIGEST_SIZE * (-(-size // chunk_size))
-    if len(data) != expected:
-        raise IndexFormatError(f"it is {len(data)} bytes long where its header asks for {expected}")
-    return Index("fixed", checksum, size, data[HEADER_SIZE:])
+    if length != expected:
+        raise IndexFormatError(f"it is {length} bytes long where its header asks for {expected}")
+    return checksum, size
 
 
-def _parse_dynamic(data: bytes) -> Index:
-    checksum = _check_header(data, DYNAMIC_MAGIC)
-    entries = memoryview(data)[HEADER_SIZE:]
-    if len(entries) % _DYNAMIC_DIGEST.size:
-        raise IndexFormatError(f"its {len(data)} bytes do not end at an entry")
-    offsets = list(map(_first, _DYNAMIC_OFFSET.iter_unpack(entries)))
-    if any(start > end for start, end in itertools.pairwise(offsets)):
-        raise IndexFormatError("its offsets are not ascending")
-    digests = b"".join(map(_first, _DYNAMIC_DIGEST.iter_unpack(entries)))
-    return Index("dynamic", checksum, offsets[-1] if offsets else 0, digests)
+def _check_dynamic_header(beginning: bytes, length: int) -> bytes:
+    checksum = _check_header(beginning, DYNAMIC_MAGIC)
+    if (length - HEADER_SIZE) % _DYNAMIC_DIGEST.size:
+        raise IndexFormatError(f"its {length} bytes do not end at an entry")
+    return checksum
 
 
-def _check_header(data: bytes, magic: bytes) -> bytes:
-    if len(data) < HEADER_SIZE:
-        raise IndexFormatError(f"its {len(data)} bytes are less than a header")
-    found, _uuid, _created, checksum = _HEADER.unpack_from(data)
+def _check_header(beginning: bytes, magic: bytes) -> bytes:
+    if len(beginning) < HEADER_SIZE:
+        raise IndexFormatError(f"its {len(beginning)} bytes are less than a header")
+    found, _uuid, _created, checksum = _HEADER.unpack_from(beginning)
     if found != magic:
         raise IndexFormatError(f"it begins with a wrong magic ({found.hex()})")
-    if hashlib.sha256(memoryview(data)[HEADER_SIZE:]).digest() != checksum:
-        raise IndexFormatError("its entries do not match its checksum")
     return bytes(checksum)
+
+
+@contextmanager
+def _explaining(filename: str) -> Iterator[None]:
+    try:
+        yield
+    except IndexFormatError as error:
+        raise IndexFormatError(f"index {filename} is damaged: {error}") from error

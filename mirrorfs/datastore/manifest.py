@@ -7,14 +7,16 @@ A manifest is a DataBlob, never encrypted, holding JSON: ``backup-type``, ``back
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from mirrorfs.datastore.blob import check_blob, decode_blob
-from mirrorfs.datastore.errors import BlobError, ManifestError
-from mirrorfs.datastore.index import Index, is_index_name, parse_index
-from mirrorfs.datastore.names import BACKUP_TYPES, is_component, is_listed_file_name
+from mirrorfs.datastore.errors import BlobError, DatastoreError, ManifestError
+from mirrorfs.datastore.index import Index, check_index_beginning, is_index_name, parse_index
+from mirrorfs.datastore.json_input import MalformedJSON, parse_json
+from mirrorfs.datastore.limits import LONGEST_LISTED_BLOB, LONGEST_MANIFEST_CONTENT, LONGEST_NOTES, longest_index
+from mirrorfs.datastore.names import BACKUP_TYPES, SnapshotId, is_component, is_listed_file_name
+from mirrorfs.datastore.quoting import cut, quoted
 
 _ENCRYPTIONS = ("none", "encrypt", "sign-only")
 _MAXIMUM_SIZE = 2**63 - 1
@@ -37,37 +39,43 @@ class ManifestFile:
         """Whether the file is an index; otherwise it is a blob."""
         return is_index_name(self.filename)
 
+    @property
+    def chunks_are_encrypted(self) -> bool:
+        """Whether the chunks of this index are to be encrypted, each of them; those of a signed one are not."""
+        return self.encryption == "encrypt"
+
+    @property
+    def longest(self) -> int:
+        """How many bytes the file itself may have, before anything of it is read."""
+        return longest_index(self.size) if self.is_index else min(self.size, LONGEST_LISTED_BLOB)
+
+    def check_beginning(self, beginning: bytes, length: int) -> None:
+        """Check what a file of `length` bytes begins with, before the rest is read. Raises DatastoreError."""
+        if not self.is_index:
+            return
+        checksum, size = check_index_beginning(self.filename, beginning, length)
+        _compare(self, self.size if size is None else size, checksum)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A checked manifest. ``unprotected`` holds what PBS may change later: notes, verify_state,
-    statistics.
+    """A checked manifest, without what nobody here needs.
+
+    ``verify_state`` is the result of the last verification by PBS ("ok" or "failed"), None when there was none;
+    ``notes`` are those on the snapshot, cut after LONGEST_NOTES characters, None where there are none.
     """
 
     backup_type: str
     backup_id: str
     backup_time: int
     files: tuple[ManifestFile, ...]
-    unprotected: Mapping[str, object] = field(default_factory=dict)
+    verify_state: str | None = None
+    notes: str | None = None
 
     @property
     def checksums(self) -> dict[str, str]:
         """The names of the files with their checksums in hex: what makes a snapshot another one."""
         return {file.filename: file.checksum.hex() for file in self.files}
-
-    @property
-    def verify_state(self) -> str | None:
-        """The result of the last verification by PBS ("ok" or "failed"); None when there was none."""
-        match self.unprotected.get("verify_state"):
-            case {"state": str(state)}:
-                return state
-        return None
-
-    @property
-    def notes(self) -> str | None:
-        """The notes on the snapshot; None where there are none."""
-        notes = self.unprotected.get("notes")
-        return notes if isinstance(notes, str) else None
 
     @property
     def size(self) -> int:
@@ -79,6 +87,16 @@ class Manifest:
         """Whether at least one of the files is encrypted."""
         return any(file.encryption == "encrypt" for file in self.files)
 
+    def names_other_than(self, snapshot: SnapshotId) -> str | None:
+        """What the manifest calls its snapshot, where that is not what the directory of ``snapshot`` does: cut, for a
+        message. The namespace is told by the directory alone.
+        """
+        group = snapshot.group
+        own = (self.backup_type, self.backup_id, self.backup_time)
+        if own == (group.backup_type, group.backup_id, snapshot.timestamp):
+            return None
+        return cut(f"{self.backup_type}/{self.backup_id} of the time {_time_of(self.backup_time)}")
+
 
 def parse_manifest(data: bytes) -> Manifest:
     """Check and read a whole ``index.json.blob``.
@@ -87,11 +105,12 @@ def parse_manifest(data: bytes) -> Manifest:
     no SHA-256, and for file names that are listed twice, are outside the grammar or name the manifest itself.
     """
     try:
-        value: object = json.loads(decode_blob(data))
-    except BlobError as error:
+        content = decode_blob(data, maximum_size=LONGEST_MANIFEST_CONTENT)
+        value = parse_json(content, maximum_size=LONGEST_MANIFEST_CONTENT)
+    except MalformedJSON as error:
+        raise ManifestError(f"the manifest {error}") from error
+    except DatastoreError as error:
         raise ManifestError(f"the manifest is damaged: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"the manifest is not JSON: {error}") from error
     match value:
         case {
             "backup-type": str(backup_type),
@@ -99,15 +118,16 @@ def parse_manifest(data: bytes) -> Manifest:
             "backup-time": int(backup_time),
             "files": list(entries),
             **others,
-        } if not isinstance(backup_time, bool):
+        } if not isinstance(backup_time, bool) and 0 <= backup_time <= _MAXIMUM_SIZE:
             pass
         case _:
             raise ManifestError("the manifest lacks backup-type, backup-id, backup-time or files")
     if backup_type not in BACKUP_TYPES or not is_component(backup_id):
-        raise ManifestError(f"the manifest names no valid backup group ({backup_type!r}, {backup_id!r})")
+        raise ManifestError(f"the manifest names no valid backup group ({quoted(backup_type)}, {quoted(backup_id)})")
     files = tuple(_parse_file(entry) for entry in entries)
     _reject_duplicates(files)
-    return Manifest(backup_type, backup_id, backup_time, files, _check_unprotected(others.get("unprotected", {})))
+    verify_state, notes = _shown_of(others.get("unprotected", {}))
+    return Manifest(backup_type, backup_id, backup_time, files, verify_state, notes)
 
 
 def check_listed_file(file: ManifestFile, data: bytes) -> Index | None:
@@ -144,12 +164,12 @@ def _parse_file(entry: object) -> ManifestFile:
         case _:
             raise ManifestError("the manifest lists a file without filename, size or csum")
     if not is_listed_file_name(filename):
-        raise ManifestError(f"the manifest lists a file with the forbidden name {filename!r}")
+        raise ManifestError(f"the manifest lists a file with the forbidden name {quoted(filename)}")
     if isinstance(size, bool) or not 0 <= size <= _MAXIMUM_SIZE:
         raise ManifestError(f"the manifest lists {filename} with the impossible size {size}")
     # Older clients wrote no crypt-mode; PBS then takes "none".
     encryption = others.get("crypt-mode", "none")
-    if encryption not in _ENCRYPTIONS:
+    if not isinstance(encryption, str) or encryption not in _ENCRYPTIONS:
         raise ManifestError(f"the manifest lists {filename} with an unknown crypt-mode")
     return ManifestFile(filename, size, _parse_checksum(filename, checksum), encryption)
 
@@ -164,6 +184,13 @@ def _parse_checksum(filename: str, text: str) -> bytes:
     return checksum
 
 
+def _time_of(timestamp: int) -> str:
+    try:
+        return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{timestamp} s after 1970"
+
+
 def _reject_duplicates(files: tuple[ManifestFile, ...]) -> None:
     seen: set[str] = set()
     for file in files:
@@ -172,7 +199,15 @@ def _reject_duplicates(files: tuple[ManifestFile, ...]) -> None:
         seen.add(file.filename)
 
 
-def _check_unprotected(unprotected: object) -> Mapping[str, object]:
+def _shown_of(unprotected: object) -> tuple[str | None, str | None]:
+    """Verify state and notes, of what PBS may change after the backup."""
     if not isinstance(unprotected, dict):
         raise ManifestError("the manifest's unprotected part is not an object")
-    return unprotected
+    state = notes = None
+    match unprotected.get("verify_state"):
+        case {"state": str(found)}:
+            state = cut(found)
+    match unprotected.get("notes"):
+        case str(found):
+            notes = cut(found, LONGEST_NOTES)
+    return state, notes

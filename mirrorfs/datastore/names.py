@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.quoting import quoted
 
 BACKUP_TYPES = ("ct", "host", "vm")
 MAXIMUM_NAMESPACE_DEPTH = 7
@@ -49,10 +50,12 @@ class NamespaceId:
 
     def __post_init__(self) -> None:
         if len(self.components) > MAXIMUM_NAMESPACE_DEPTH:
-            raise DatastoreError(f"namespace {self.components!r} nests deeper than {MAXIMUM_NAMESPACE_DEPTH} levels")
+            raise DatastoreError(
+                f"namespace {quoted(self.components)} nests deeper than {MAXIMUM_NAMESPACE_DEPTH} levels"
+            )
         for component in self.components:
             if not _component.fullmatch(component):
-                raise DatastoreError(f"{component!r} is not a valid namespace component")
+                raise DatastoreError(f"{quoted(component)} is not a valid namespace component")
 
     @classmethod
     def parse(cls, path: str) -> NamespaceId:
@@ -62,7 +65,7 @@ class NamespaceId:
         match classify(_ascii(path)):
             case NamespaceDirectoryName(namespace=namespace):
                 return namespace
-        raise DatastoreError(f"{path!r} is not the path of a namespace")
+        raise DatastoreError(f"{quoted(path)} is not the path of a namespace")
 
     @property
     def path(self) -> str:
@@ -97,9 +100,9 @@ class GroupId:
 
     def __post_init__(self) -> None:
         if self.backup_type not in BACKUP_TYPES:
-            raise DatastoreError(f"{self.backup_type!r} is not a backup type (vm, ct or host)")
+            raise DatastoreError(f"{quoted(self.backup_type)} is not a backup type (vm, ct or host)")
         if not _component.fullmatch(self.backup_id):
-            raise DatastoreError(f"{self.backup_id!r} is not a valid backup id")
+            raise DatastoreError(f"{quoted(self.backup_id)} is not a valid backup id")
 
     @classmethod
     def parse(cls, path: str) -> GroupId:
@@ -107,7 +110,7 @@ class GroupId:
         match classify(_ascii(path)):
             case GroupDirectoryName(group=group):
                 return group
-        raise DatastoreError(f"{path!r} is not the path of a backup group")
+        raise DatastoreError(f"{quoted(path)} is not the path of a backup group")
 
     @property
     def path(self) -> str:
@@ -124,7 +127,7 @@ class SnapshotId:
 
     def __post_init__(self) -> None:
         if not _is_backup_time(self.backup_time):
-            raise DatastoreError(f"{self.backup_time!r} is not a backup time such as 2026-11-22T10:00:00Z")
+            raise DatastoreError(f"{quoted(self.backup_time)} is not a backup time such as 2026-11-22T10:00:00Z")
 
     @classmethod
     def parse(cls, path: str) -> SnapshotId:
@@ -132,7 +135,7 @@ class SnapshotId:
         match classify(_ascii(path)):
             case SnapshotDirectoryName(snapshot=snapshot):
                 return snapshot
-        raise DatastoreError(f"{path!r} is not the path of a snapshot")
+        raise DatastoreError(f"{quoted(path)} is not the path of a snapshot")
 
     @property
     def path(self) -> str:
@@ -312,6 +315,24 @@ def classify(path: bytes) -> Name:
     if path in (b".lock", b".gc-status") or _internal.fullmatch(path):
         return _INTERNAL
     return _FOREIGN
+
+
+def topmost_foreign(path: bytes) -> bytes | None:
+    """The name that counts of a ``path`` that PBS does not make: itself, or the first on the way to it that PBS does
+    not make either. All that lies in a foreign directory is one foreign name, however much it is.
+
+    None for what is not foreign, or lies in something that PBS keeps for itself.
+    """
+    end = 0
+    while end >= 0:
+        end = path.find(b"/", end + 1)
+        outer = path if end < 0 else path[:end]
+        name = classify(outer)
+        if isinstance(name, ForeignName):
+            return outer
+        if isinstance(name, InternalName):
+            return None
+    return None
 
 
 def _classify_chunk(path: bytes) -> Name:

@@ -10,7 +10,8 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.errors import DatastoreError, contained
+from mirrorfs.datastore.limits import LONGEST_CHUNK, longest_file
 from mirrorfs.datastore.names import (
     BACKUP_TYPES,
     CHUNKS_NAME,
@@ -29,20 +30,16 @@ from mirrorfs.datastore.names import (
     is_component,
     is_final,
 )
+from mirrorfs.datastore.quoting import quoted
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: the open of a planted FIFO must not wait for a writer.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ_SIZE = 16 * 1024 * 1024
+# Of an index that is its header.
+_BEGINNING_SIZE = 4096
 _WRONG_KIND = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
-_MIB = 1024 * 1024
-# PBS makes chunks of up to 16 MiB, and lets blobs grow to 128 MiB. What is larger is not what its name says, and
-# reading it could take all memory.
-_LONGEST_CHUNK = 32 * _MIB
-_LONGEST_BLOB = 128 * _MIB
-_LONGEST_INDEX = 2048 * _MIB
-_LONGEST_LINE_FILE = _MIB
 # PBS numbers the corrupt copies of a chunk from 0 to 9.
 _QUARANTINE_NUMBERS = range(10)
 
@@ -50,6 +47,11 @@ _CHUNK_DIRECTORY = re.compile("[0-9a-f]{4}")
 
 Unreadable = Callable[[str, OSError], None]
 """Told of each directory (its path in the datastore) that the file system refuses to list, and why."""
+
+CheckBeginning = Callable[[bytes, int], None]
+"""Given the first bytes of a file (4,096 where there are so many) and its length, before the rest is read; raises
+DatastoreError where they tell that the rest is not worth reading.
+"""
 
 
 class WrongKindError(DatastoreError):
@@ -114,23 +116,27 @@ class Tree:
             if stat.S_ISREG(mode) and isinstance(classify(os.fsencode(f"{snapshot.path}/{name}")), SnapshotFileName)
         )
 
-    def read(self, path: str, *, maximum_size: int | None = None) -> bytes:
-        """The content of the regular file at ``path``.
+    def read(
+        self, path: str, *, maximum_size: int | None = None, check_beginning: CheckBeginning | None = None
+    ) -> bytes:
+        """The content of the regular file at ``path``, which may have ``maximum_size`` bytes; those that a file of its
+        name may have, where that is not said.
 
         Raises FileNotFoundError when it is not there, WrongKindError when something else than a regular file
-        or, on the way, than a directory stands there, and DatastoreError when it is larger than
-        ``maximum_size`` bytes.
+        or, on the way, than a directory stands there, and DatastoreError when it is larger, or ``check_beginning``
+        does.
         """
-        with self._parent(path) as (directory, name), _reporting(path):
+        maximum = longest_file(path) if maximum_size is None else maximum_size
+        with self._parent(path) as (directory, name), _reporting(path), contained(f"{path} takes too much memory"):
             descriptor = _open(name, _FILE_FLAGS, directory)
             try:
-                return _read_regular(descriptor, path, maximum_size)
+                return _read_regular(descriptor, path, maximum, check_beginning)
             finally:
                 os.close(descriptor)
 
     def read_chunk(self, digest: bytes) -> bytes:
         """The chunk with this digest, unchecked; raises as `read` does, also when it is larger than any chunk."""
-        return self.read(chunk_path(digest), maximum_size=_LONGEST_CHUNK)
+        return self.read(chunk_path(digest), maximum_size=LONGEST_CHUNK)
 
     def chunk_size(self, digest: bytes) -> int | None:
         """The size in bytes of the chunk's file; None when there is none."""
@@ -289,13 +295,6 @@ def _size_of_file(directory: int, name: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def longest_file(path: str) -> int:
-    """The size in bytes that a file outside ``.chunks`` may have to be taken for what its name says."""
-    if path.endswith((".fidx", ".didx")):
-        return _LONGEST_INDEX
-    return _LONGEST_BLOB if path.endswith(".blob") else _LONGEST_LINE_FILE
-
-
 def _open(name: str, flags: int, directory: int) -> int:
     """Open without moving the access time, by which PBS's garbage collection tells used chunks from unused ones."""
     try:
@@ -305,18 +304,20 @@ def _open(name: str, flags: int, directory: int) -> int:
         return os.open(name, flags, dir_fd=directory)
 
 
-def _read_regular(descriptor: int, path: str, maximum_size: int | None) -> bytes:
+def _read_regular(descriptor: int, path: str, maximum: int, check_beginning: CheckBeginning | None) -> bytes:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise WrongKindError(f"{path} is not a regular file")
-    if maximum_size is not None and status.st_size > maximum_size:
-        raise DatastoreError(f"{path} is larger than {maximum_size} bytes")
+    if status.st_size > maximum:
+        raise DatastoreError(f"{path} is larger than {maximum} bytes")
+    if check_beginning is not None:
+        check_beginning(os.pread(descriptor, _BEGINNING_SIZE, 0), status.st_size)
     pieces = []
     total = 0
     while piece := os.read(descriptor, min(_READ_SIZE, max(1, status.st_size - total + 1))):
         total += len(piece)
-        if maximum_size is not None and total > maximum_size:
-            raise DatastoreError(f"{path} is larger than {maximum_size} bytes")
+        if total > maximum:
+            raise DatastoreError(f"{path} is larger than {maximum} bytes")
         pieces.append(piece)
     return b"".join(pieces) if len(pieces) != 1 else pieces[0]
 
@@ -343,7 +344,7 @@ def _entry_type(entry: os.DirEntry[str]) -> int:
 
 def _check_component(component: str, path: str) -> None:
     if component in ("", ".", "..") or "\0" in component:
-        raise DatastoreError(f"{path!r} is not a path in a datastore")
+        raise DatastoreError(f"{quoted(path)} is not a path in a datastore")
 
 
 def _join(directory: str, name: str) -> str:

@@ -13,7 +13,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from mirrorfs.objectstore.errors import (
     CopyUnsupported,
     ObjectLocked,
     ObjectMissing,
+    ObjectTooLarge,
     StoreError,
     StoreReason,
     StoreRejected,
@@ -43,6 +44,7 @@ from mirrorfs.objectstore.url import StoreOptions
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client as BotoClient
     from mypy_boto3_s3.type_defs import (
         GetObjectRequestTypeDef,
@@ -56,6 +58,13 @@ MAX_KEYS_PER_DELETE = 1000
 MD5_ETAG = re.compile("[0-9a-f]{32}")
 """What an ETag looks like that may be an MD5; that of an object which was put in parts does not."""
 
+CheckBeginning = Callable[[bytes, int], None]
+"""Given the first bytes of an object (4,096 where there are so many) and its length, before the rest is read; raises
+what tells that the rest is not worth reading.
+"""
+
+_BEGINNING_SIZE = 4096
+_PIECE_SIZE = 8 * 1024 * 1024
 _CONNECT_TIMEOUT = 10.0
 _READ_TIMEOUT = 60.0
 _LARGEST_CLOCK_DIFFERENCE = 300.0
@@ -262,26 +271,39 @@ class S3Client:
         result = answer.get("CopyObjectResult", {})
         return PutReceipt(_etag(result), _crc32c(result), _began_at(answer, elapsed))
 
-    def get_object(self, key: str) -> bytes:
+    def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
         """The whole object, of the length that was announced.
 
+        Raises ObjectTooLarge, without having read more, when it has, or turns out to have, more than `maximum` bytes.
+        What `check_beginning` raises is not translated.
         Raises ObjectMissing, and BodyDamaged where the body does not fit the CRC32C that comes with it, or its ETag,
         if this store was seen to give MD5s for ETags. That an object of somebody else has another kind of ETag there
         is possible, and so is damage that the store itself has taken in.
         """
-        return self._get({"Bucket": self.bucket, "Key": key})
+        return self._get({"Bucket": self.bucket, "Key": key}, maximum, check_beginning)
 
-    def get_version(self, key: str, version_id: str) -> bytes:
+    def get_version(
+        self, key: str, version_id: str, maximum: int, check_beginning: CheckBeginning | None = None
+    ) -> bytes:
         """As `get_object`, of one version. Raises ObjectMissing also where that is the mark of a deletion."""
-        return self._get({"Bucket": self.bucket, "Key": key, "VersionId": version_id})
+        return self._get({"Bucket": self.bucket, "Key": key, "VersionId": version_id}, maximum, check_beginning)
 
-    def _get(self, request: GetObjectRequestTypeDef) -> bytes:
+    def _get(self, request: GetObjectRequestTypeDef, maximum: int, check_beginning: CheckBeginning | None) -> bytes:
         key = request["Key"]
         with self._requesting(f"read {key} from", key) as boto:
             answer = boto.get_object(**request)
+            announced = answer.get("ContentLength")
             with answer["Body"] as stream:
-                body = stream.read()
-            announced = answer.get("ContentLength", len(body))
+                # Closed before its end, the connection is not used again.
+                body = _read_body(stream, announced, maximum, check_beginning)
+            if body is None:
+                found = "more" if announced is None else f"{announced} bytes"
+                raise ObjectTooLarge(
+                    f"read {key} from {self.place}",
+                    f"at most {maximum} bytes belong there, and it has {found}",
+                    "mirrorfs puts no such object there: find out who did.",
+                )
+            announced = len(body) if announced is None else announced
             if len(body) != announced:
                 raise botocore.exceptions.IncompleteReadError(actual_bytes=len(body), expected_bytes=announced)
         if not self._fits(body, _etag(answer), _crc32c(answer)):
@@ -529,6 +551,26 @@ class S3Client:
         if reason is not None:
             return StoreUnavailable(action, cause, reason, _retry_after(headers))
         return (ChecksumRefused if code in _CHECKSUM_CODES else StoreRejected)(action, cause, code=code)
+
+
+def _read_body(
+    stream: StreamingBody, announced: int | None, maximum: int, check_beginning: CheckBeginning | None
+) -> bytes | None:
+    """The bytes that arrive; None where there are more than the maximum, of which nothing more is read then."""
+    if announced is not None and announced > maximum:
+        return None
+    # One more than there may be, so that it shows.
+    left = maximum + 1
+    pieces = []
+    if check_beginning is not None:
+        pieces.append(stream.read(min(_BEGINNING_SIZE, left)))
+        left -= len(pieces[0])
+        if announced is not None:
+            check_beginning(pieces[0], announced)
+    while left and (piece := stream.read(min(_PIECE_SIZE, left))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces) if left else None
 
 
 def encode_crc32c(checksum: int) -> str:

@@ -115,6 +115,10 @@ class ObjectMissing(StoreError):
     """There is no object of this key."""
 
 
+class ObjectTooLarge(StoreRejected):
+    """The object is longer than anything that belongs under its key; it was not read, or not to its end."""
+
+
 class BodyDamaged(StoreError):
     """The body that arrived does not fit the checksum that the store told with it."""
 

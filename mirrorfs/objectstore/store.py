@@ -12,10 +12,12 @@ from typing import TypeVar
 import crc32c
 import trio
 
+from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.objectstore.capabilities import UNPROVEN, Confirmation, LockMode, StoreCapabilities
 from mirrorfs.objectstore.client import (
     MAX_KEYS_PER_DELETE,
     MD5_ETAG,
+    CheckBeginning,
     PutReceipt,
     Retention,
     S3Client,
@@ -28,6 +30,7 @@ from mirrorfs.objectstore.errors import (
     ChecksumRefused,
     ConfirmationFailed,
     ObjectMissing,
+    ObjectTooLarge,
     StoreError,
     StoreReason,
     StoreRejected,
@@ -205,9 +208,19 @@ class ObjectStore:
         # Of an object that was put in parts, it is none.
         return source.etag if MD5_ETAG.fullmatch(source.etag) else None
 
-    async def get(self, key: str, version_id: str | None = None) -> bytes:
+    async def get(
+        self,
+        key: str,
+        maximum: int,
+        version_id: str | None = None,
+        *,
+        check_beginning: CheckBeginning | None = None,
+    ) -> bytes:
         """The whole object, the latest version of it or the one of this id. Raises ObjectMissing.
 
+        Raises ObjectTooLarge when it has more than `maximum` bytes: others can write below any key, and no more is
+        taken into memory than belongs there. Raises the DatastoreError that `check_beginning`, which is called in a
+        thread, raises each time.
         That a version is only the mark of a deletion is an ObjectMissing, too.
         A body that does not fit the store's own checksum was probably damaged on its way and is read again. Where that
         does not change in several tries, what came last is returned: whoever asks knows better what it must be.
@@ -215,11 +228,15 @@ class ObjectStore:
         for _ in range(_READS_BEFORE_DAMAGE_IS_BELIEVED):
             try:
                 if version_id is None:
-                    return await self._read(lambda: self._client.get_object(key))
-                return await self._read(functools.partial(self._client.get_version, key, version_id))
-            except BodyDamaged as error:
+                    return await self._read(lambda: self._client.get_object(key, maximum, check_beginning))
+                return await self._read(
+                    functools.partial(self._client.get_version, key, version_id, maximum, check_beginning)
+                )
+            except (BodyDamaged, DatastoreError) as error:
                 damaged = error
         log.warning("%s It has been read %d times.", damaged, _READS_BEFORE_DAMAGE_IS_BELIEVED)
+        if isinstance(damaged, DatastoreError):
+            raise damaged
         return damaged.body
 
     async def head(self, key: str) -> StoredObject | None:
@@ -458,8 +475,8 @@ class ObjectStore:
 
     async def _holds(self, expected: _Expected) -> bool:
         try:
-            found = await self.get(expected.key)
-        except ObjectMissing:
+            found = await self.get(expected.key, expected.size)
+        except (ObjectMissing, ObjectTooLarge):
             return False
         return await self._in_thread(lambda: expected.is_met_by(found), may_abandon=True)
 

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import trio
+
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.deletion import Deletion
-from mirrorfs.datastore.errors import DatastoreError, ManifestError
+from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.limits import LONGEST_MANIFEST
 from mirrorfs.datastore.manifest import Manifest, parse_manifest
 from mirrorfs.datastore.names import (
+    CLIENT_LOG_NAME,
     MANIFEST_NAME,
     NAMESPACE_MARKER_NAME,
     PROTECTED_NAME,
@@ -23,11 +27,14 @@ from mirrorfs.datastore.names import (
     SnapshotId,
     classify,
 )
-from mirrorfs.objectstore.errors import ObjectMissing
-from mirrorfs.recovery.source import Source
+from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge
+from mirrorfs.recovery.source import Limit, Source
 
-# PBS accepts manifests of at most 128 MiB; more is no manifest, and must not fill the memory.
-MAXIMUM_MANIFEST_SIZE = 128 * 1024 * 1024
+MOST_EMPTY_NAMESPACES = 100_000
+"""More markers are counted only: each costs whoever writes below the prefix one request, and us memory."""
+_FOREIGN_EXAMPLES = 100
+# What of a snapshot is looked at before, or beside, what its manifest lists.
+_UNLISTED = (MANIFEST_NAME, PROTECTED_NAME, CLIENT_LOG_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,8 @@ class BucketContents:
     """What stands below the content prefix of a bucket, by its keys. The mappings go from file name to size
     in bytes.
 
-    `namespaces` holds the root, every marked namespace, and every one that something lies in. `foreign` are
+    `namespaces` holds the root, every one that something lies in, and the marked ones, of which `namespaces_left_out`
+    were too many. Of the files of a snapshot only those are here that its manifest does not list. `foreign` has some
     keys that belong to no datastore; they are never used as paths.
     """
 
@@ -43,6 +51,7 @@ class BucketContents:
     groups: Mapping[GroupId, Mapping[str, int]]
     snapshots: Mapping[SnapshotId, Mapping[str, int]]
     foreign: tuple[str, ...]
+    namespaces_left_out: int = 0
 
     @property
     def published(self) -> list[SnapshotId]:
@@ -56,9 +65,23 @@ class BucketContents:
 
 
 @dataclass(frozen=True, slots=True)
+class ManifestSummary:
+    """What is shown of a manifest, which itself may be a thousand times as large."""
+
+    size: int
+    verify_state: str | None
+    notes: str | None
+    is_encrypted: bool
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ManifestSummary:
+        return cls(manifest.size, manifest.verify_state, manifest.notes, manifest.is_encrypted)
+
+
+@dataclass(frozen=True, slots=True)
 class PublishedSnapshot:
-    """A snapshot that has a manifest in the bucket, or had one at the time that is looked at; `manifest` is None and
-    `problem` says why when it is damaged.
+    """A snapshot that has a manifest in the bucket, or had one at the time that is looked at; `summary` is None and
+    `problem` says why when it is damaged. `problem` also tells of a manifest that is another snapshot's.
 
     Of a deleted snapshot that is still kept, `deletion` says since when and until when; it is None and `problem` says
     why where that is not known. Such a snapshot can be restored nevertheless.
@@ -66,36 +89,37 @@ class PublishedSnapshot:
 
     snapshot: SnapshotId
     protected: bool
-    manifest: Manifest | None
+    summary: ManifestSummary | None
     problem: str | None
     deletion: Deletion | None = None
 
     @property
     def size(self) -> int | None:
         """Sum of the sizes of its files in bytes, before compression and deduplication; None if not known."""
-        return None if self.manifest is None else self.manifest.size
+        return None if self.summary is None else self.summary.size
 
     @property
     def verify_state(self) -> str | None:
         """What PBS found at its last verification before publishing ("ok", "failed"); None where it did
         none.
         """
-        return None if self.manifest is None else self.manifest.verify_state
+        return None if self.summary is None else self.summary.verify_state
 
     @property
     def notes(self) -> str | None:
         """The notes on the snapshot."""
-        return None if self.manifest is None else self.manifest.notes
+        return None if self.summary is None else self.summary.notes
 
     @property
     def encrypted(self) -> bool | None:
         """Whether some of its files are encrypted; None if not known."""
-        return None if self.manifest is None else self.manifest.is_encrypted
+        return None if self.summary is None else self.summary.is_encrypted
 
 
 async def list_contents(source: Source, layout: BucketLayout) -> BucketContents:
     """List what the bucket holds of the datastore; one request per thousand objects. Raises StoreError."""
-    namespaces = {NamespaceId()}
+    marked: set[NamespaceId] = set()
+    left_out = 0
     groups: dict[GroupId, dict[str, int]] = defaultdict(dict)
     snapshots: dict[SnapshotId, dict[str, int]] = defaultdict(dict)
     foreign: list[str] = []
@@ -103,18 +127,25 @@ async def list_contents(source: Source, layout: BucketLayout) -> BucketContents:
         async for found in objects:
             path = layout.content_path(found.key)
             if path is None:
-                foreign.append(found.key)
+                if len(foreign) < _FOREIGN_EXAMPLES:
+                    foreign.append(found.key)
             elif path.endswith(f"/{NAMESPACE_MARKER_NAME}"):
-                _add_namespace(namespaces, NamespaceId.parse(path.removesuffix(f"/{NAMESPACE_MARKER_NAME}")))
+                if len(marked) < MOST_EMPTY_NAMESPACES:
+                    marked.add(NamespaceId.parse(path.removesuffix(f"/{NAMESPACE_MARKER_NAME}")))
+                else:
+                    left_out += 1
             else:
                 match classify(path.encode()):
                     case GroupFileName(group=group, filename=filename):
                         groups[group][filename] = found.size
                     case SnapshotFileName(snapshot=snapshot, filename=filename):
-                        snapshots[snapshot][filename] = found.size
-    for group in groups.keys() | {snapshot.group for snapshot in snapshots}:
-        _add_namespace(namespaces, group.namespace)
-    return BucketContents(frozenset(namespaces), dict(groups), dict(snapshots), tuple(sorted(foreign)))
+                        files = snapshots[snapshot]
+                        if filename in _UNLISTED:
+                            files[filename] = found.size
+    namespaces = {NamespaceId()}
+    for namespace in marked | {group.namespace for group in groups} | {found.group.namespace for found in snapshots}:
+        _add_namespace(namespaces, namespace)
+    return BucketContents(frozenset(namespaces), dict(groups), dict(snapshots), tuple(sorted(foreign)), left_out)
 
 
 async def read_catalog(source: Source, layout: BucketLayout, *, parallelism: int = 8) -> list[PublishedSnapshot]:
@@ -128,40 +159,42 @@ async def read_catalog(source: Source, layout: BucketLayout, *, parallelism: int
 
     async def read(snapshot: SnapshotId) -> None:
         files = contents.snapshots[snapshot]
-        manifest = deletion = problem = None
+        summary = deletion = problem = None
         try:
-            manifest = await read_manifest(source, layout, snapshot, files[MANIFEST_NAME])
+            manifest, _ = await read_manifest_object(source, layout, snapshot)
+            summary, problem = ManifestSummary.of(manifest), problem_with_name(manifest, snapshot)
         except ObjectMissing:
             return
-        except DatastoreError as error:
+        except (DatastoreError, ObjectTooLarge) as error:
             problem = str(error)
         try:
             deletion = await source.deletion(snapshot)
         except DatastoreError as error:
             problem = problem or str(error)
-        catalog.append(PublishedSnapshot(snapshot, PROTECTED_NAME in files, manifest, problem, deletion))
+        catalog.append(PublishedSnapshot(snapshot, PROTECTED_NAME in files, summary, problem, deletion))
 
     await for_each(contents.published, read, parallelism)
     return sorted(catalog, key=lambda published: published.snapshot)
 
 
-async def read_manifest(source: Source, layout: BucketLayout, snapshot: SnapshotId, size: int) -> Manifest:
-    """Read and check the manifest object of `snapshot`; `size` is that of the listing.
+async def read_manifest_object(source: Source, layout: BucketLayout, snapshot: SnapshotId) -> tuple[Manifest, bytes]:
+    """Read and check the manifest object of `snapshot`; also gives its bytes.
 
-    Raises ManifestError, and StoreError (ObjectMissing when the snapshot is gone).
+    Raises ManifestError, and StoreError (ObjectMissing when the snapshot is gone, ObjectTooLarge).
     """
-    manifest, _ = await read_manifest_object(source, layout, snapshot, size)
-    return manifest
+    data = await source.get(layout.content_key(snapshot.manifest_path), Limit(LONGEST_MANIFEST))
+    return await trio.to_thread.run_sync(parse_manifest, data), data
 
 
-async def read_manifest_object(
-    source: Source, layout: BucketLayout, snapshot: SnapshotId, size: int
-) -> tuple[Manifest, bytes]:
-    """As `read_manifest`, with the object's bytes."""
-    if size > MAXIMUM_MANIFEST_SIZE:
-        raise ManifestError(f"the manifest has {size} bytes, more than any manifest")
-    data = await source.get(layout.content_key(snapshot.manifest_path))
-    return parse_manifest(data), data
+def problem_with_name(manifest: Manifest, snapshot: SnapshotId) -> str | None:
+    """Say why a manifest is not the one of the snapshot under whose name it stands; None if it is."""
+    named = manifest.names_other_than(snapshot)
+    if named is None:
+        return None
+    return (
+        f"its manifest is the one of {named}: somebody has renamed it, or put another backup in its place. If you know "
+        "that it was renamed, restore it with --renamed"
+    )
 
 
 def _add_namespace(namespaces: set[NamespaceId], namespace: NamespaceId) -> None:

@@ -6,20 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
 from mirrorfs.concurrency import for_each
-from mirrorfs.datastore.blob import check_blob, check_chunk
-from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.blob import check_blob, check_chunk, check_encryption
+from mirrorfs.datastore.errors import DatastoreError, ManifestError, contained
 from mirrorfs.datastore.index import Index
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.limits import LONGEST_CHUNK, LONGEST_CLIENT_LOG, LONGEST_RECORD
 from mirrorfs.datastore.manifest import ManifestFile, check_listed_file
 from mirrorfs.datastore.names import (
     CLIENT_LOG_NAME,
-    MANIFEST_NAME,
     PROTECTED_NAME,
     GroupId,
     SnapshotId,
@@ -27,11 +28,17 @@ from mirrorfs.datastore.names import (
 from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress
-from mirrorfs.recovery.catalog import BucketContents, list_contents, read_manifest_object
+from mirrorfs.recovery.catalog import (
+    MOST_EMPTY_NAMESPACES,
+    BucketContents,
+    list_contents,
+    problem_with_name,
+    read_manifest_object,
+)
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.ownership import Owner
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
-from mirrorfs.recovery.source import Source, View, open_source
+from mirrorfs.recovery.source import Limit, Source, View, open_source
 from mirrorfs.recovery.target import CHUNK_DIRECTORIES, Target, open_target
 
 Result = TypeVar("Result")
@@ -41,8 +48,6 @@ _SNAPSHOTS_AT_ONCE = 4
 _DIRECTORIES_IN_A_BATCH = 64
 _BATCHES_AT_ONCE = 4
 _OWNER_NAME = "owner"
-# The index of an image of 256 TiB. More than that is not taken into memory.
-_MAXIMUM_FILE_SIZE = 2 * 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +117,10 @@ async def restore_datastore(
 
     Continues what an interrupted restore of the same address and view left there. A damaged or missing object makes
     its snapshot incomplete: that one is left out and reported, the rest goes on. When this returns,
-    everything is on stable storage. At most `parallelism` objects are under way, and held in memory, at a
-    time. The bucket is listed through `listing_store`, where given: one with less patience tells of a wrong
-    key or bucket at once.
+    everything is on stable storage. A manifest that gives its snapshot another type, id or time than its path is
+    damage too, unless the selection takes renamed ones. At most `parallelism` objects are under way, and held in
+    memory, at a time. The bucket is listed through `listing_store`, where given: one with less patience tells of a
+    wrong key or bucket at once.
 
     Raises RestoreError and StoreError (of what StoreUnavailable the store has patience with, see there); what
     has been restored up to then stays and is used by the next run.
@@ -128,7 +134,8 @@ async def restore_datastore(
     with open_target(target, str(address), owner, view) as opened:
         observer = observer or RestoreObserver()
         observer.planned(plan, is_resumed=opened.is_resumed)
-        return await _Restore(source, layout, contents, opened, parallelism, observer).run(plan)
+        restore = _Restore(source, layout, contents, opened, parallelism, observer, takes_renamed=selection.renamed)
+        return await restore.run(plan)
 
 
 class _Restore:
@@ -142,6 +149,8 @@ class _Restore:
         target: Target,
         parallelism: int,
         observer: RestoreObserver,
+        *,
+        takes_renamed: bool,
     ) -> None:
         self._source = source
         self._layout = layout
@@ -149,6 +158,7 @@ class _Restore:
         self._target = target
         self._parallelism = parallelism
         self._observer = observer
+        self._takes_renamed = takes_renamed
         self._slots = trio.Semaphore(parallelism)
         self._in_flight: dict[bytes, trio.Event] = {}
         self._restored: list[SnapshotId] = []
@@ -164,6 +174,10 @@ class _Restore:
             await self._check_existing_chunks()
         for namespace in plan.namespaces:
             await trio.to_thread.run_sync(self._target.make_directory, namespace.path)
+        if self._contents.namespaces_left_out:
+            self._report(
+                "ns", f"{self._contents.namespaces_left_out} empty namespaces beyond the first {MOST_EMPTY_NAMESPACES}"
+            )
         await for_each(plan.groups, self._restore_group, self._parallelism)
         await for_each(plan.snapshots, self._restore_snapshot, _SNAPSHOTS_AT_ONCE)
         for snapshot in self._incomplete:
@@ -206,7 +220,7 @@ class _Restore:
             path = f"{group.path}/{filename}"
             try:
                 async with self._slots:
-                    await self._fetch_file(path, _take_as_it_is)
+                    await self._fetch_file(path, Limit(LONGEST_RECORD), _take_as_it_is)
             except (ObjectMissing, StoreRejected) as error:
                 self._report(path, str(error))
 
@@ -224,7 +238,10 @@ class _Restore:
 
     async def _restore_files(self, snapshot: SnapshotId) -> None:
         objects = self._contents.snapshots[snapshot]
-        manifest, data = await read_manifest_object(self._source, self._layout, snapshot, objects[MANIFEST_NAME])
+        manifest, data = await read_manifest_object(self._source, self._layout, snapshot)
+        problem = None if self._takes_renamed else problem_with_name(manifest, snapshot)
+        if problem is not None:
+            raise ManifestError(problem)
         await trio.to_thread.run_sync(
             self._target.keep_only, snapshot, frozenset(file.filename for file in manifest.files)
         )
@@ -237,44 +254,51 @@ class _Restore:
         await trio.to_thread.run_sync(self._target.write_file, snapshot.manifest_path, data)
 
     async def _restore_listed_file(self, snapshot: SnapshotId, file: ManifestFile) -> None:
-        size = self._contents.snapshots[snapshot].get(file.filename, 0)
-        if size > _MAXIMUM_FILE_SIZE:
-            raise DatastoreError(f"{file.filename} has {size} bytes, more than any index")
-        index = await self._copy(f"{snapshot.path}/{file.filename}", lambda data: check_listed_file(file, data))
+        limit = Limit(file.longest, file.check_beginning)
+        index = await self._copy(f"{snapshot.path}/{file.filename}", limit, lambda data: check_listed_file(file, data))
         if index is not None:
-            await self._restore_chunks(snapshot, index)
+            await self._restore_chunks(snapshot, index, are_encrypted=file.chunks_are_encrypted)
 
     async def _restore_client_log(self, snapshot: SnapshotId) -> None:
         # It is not part of what the manifest vouches for: a damaged log must not cost the backup.
         path = f"{snapshot.path}/{CLIENT_LOG_NAME}"
         try:
             async with self._slots:
-                await self._fetch_file(path, check_blob)
+                await self._fetch_file(path, Limit(LONGEST_CLIENT_LOG), check_blob)
         except (DatastoreError, ObjectMissing, StoreRejected) as error:
             self._report(path, str(error))
 
-    async def _restore_chunks(self, snapshot: SnapshotId, index: Index) -> None:
-        unique = index.unique_digests()
-        missing = await trio.to_thread.run_sync(self._target.missing_chunks, unique)
+    async def _restore_chunks(self, snapshot: SnapshotId, index: Index, *, are_encrypted: bool) -> None:
+        unique = await trio.to_thread.run_sync(index.unique_digests)
+        missing = await trio.to_thread.run_sync(
+            partial(self._target.missing_chunks, unique, are_encrypted=are_encrypted)
+        )
         self._observer.chunks_needed(snapshot, len(missing), len(unique))
 
         async def restore(digest: bytes) -> None:
-            await self._restore_chunk(digest)
+            await self._restore_chunk(digest, is_encrypted=are_encrypted)
             self._observer.chunk_finished(snapshot)
 
         await for_each(missing, restore, min(self._parallelism, max(1, len(missing))))
 
-    async def _restore_chunk(self, digest: bytes) -> None:
+    async def _restore_chunk(self, digest: bytes, *, is_encrypted: bool) -> None:
         """Fetch a chunk unless somebody else does or did: snapshots worked on at the same time share many."""
+
+        def check(data: bytes) -> None:
+            check_chunk(data, digest, content=True)
+            check_encryption(data, digest, is_encrypted=is_encrypted)
+
         while digest in self._in_flight:
             await self._in_flight[digest].wait()
         self._in_flight[digest] = finished = trio.Event()
         try:
             async with self._slots:
-                if await trio.to_thread.run_sync(self._target.missing_chunks, [digest]):
+                is_missing = partial(self._target.missing_chunks, [digest], are_encrypted=is_encrypted)
+                if await trio.to_thread.run_sync(is_missing):
                     await self._fetch(
                         self._layout.chunk_key(digest),
-                        lambda data: check_chunk(data, digest, content=True),
+                        Limit(LONGEST_CHUNK),
+                        check,
                         lambda data: self._target.write_chunk(digest, data),
                     )
                     self._chunks_downloaded += 1
@@ -282,18 +306,18 @@ class _Restore:
             del self._in_flight[digest]
             finished.set()
 
-    async def _copy(self, path: str, check: Callable[[bytes], Result]) -> Result:
+    async def _copy(self, path: str, limit: Limit, check: Callable[[bytes], Result]) -> Result:
         """Restore a listed file, from what an interrupted restore left of it if that passes the check."""
         async with self._slots:
             if self._target.is_resumed:
                 present = await trio.to_thread.run_sync(self._read_if_good, path, check)
                 if present is not None:
                     return present[0]
-            return await self._fetch_file(path, check)
+            return await self._fetch_file(path, limit, check)
 
-    async def _fetch_file(self, path: str, check: Callable[[bytes], Result]) -> Result:
+    async def _fetch_file(self, path: str, limit: Limit, check: Callable[[bytes], Result]) -> Result:
         return await self._fetch(
-            self._layout.content_key(path), check, lambda data: self._target.write_file(path, data)
+            self._layout.content_key(path), limit, check, lambda data: self._target.write_file(path, data)
         )
 
     def _read_if_good(self, path: str, check: Callable[[bytes], Result]) -> tuple[Result] | None:
@@ -305,21 +329,24 @@ class _Restore:
         except DatastoreError:
             return None
 
-    async def _fetch(self, key: str, check: Callable[[bytes], Result], write: Callable[[bytes], None]) -> Result:
+    async def _fetch(
+        self, key: str, limit: Limit, check: Callable[[bytes], Result], write: Callable[[bytes], None]
+    ) -> Result:
         """Download an object, check it and write it, in this order. What fails the check is downloaded once
         more: it may have been damaged on the way only.
         """
         try:
-            return await self._take(await self._source.get(key), check, write)
+            return await self._take(await self._source.get(key, limit), check, write)
         except DatastoreError:
-            return await self._take(await self._source.get_again(key), check, write)
+            return await self._take(await self._source.get_again(key, limit), check, write)
 
     async def _take(self, data: bytes, check: Callable[[bytes], Result], write: Callable[[bytes], None]) -> Result:
         self._bytes_downloaded += len(data)
         self._observer.downloaded(len(data))
 
         def check_and_write() -> Result:
-            result = check(data)
+            with contained("it takes more memory than there is"):
+                result = check(data)
             write(data)
             return result
 

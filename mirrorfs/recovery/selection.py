@@ -18,13 +18,14 @@ from mirrorfs.recovery.source import View
 class Selection:
     """Everything, unless something is chosen: then all that is in one of the namespaces (or in one inside
     it), in one of the groups, or one of the snapshots. `latest` keeps that many of the newest of each group
-    of these.
+    of these. `renamed` takes also what somebody has renamed: snapshots whose manifest has another type, id or time.
     """
 
     namespaces: tuple[NamespaceId, ...] = ()
     groups: tuple[GroupId, ...] = ()
     snapshots: tuple[SnapshotId, ...] = ()
     latest: int | None = None
+    renamed: bool = False
 
     @property
     def is_everything(self) -> bool:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
+import trio
+
 from mirrorfs.concurrency import for_each
-from mirrorfs.datastore.deletion import MAXIMUM_DELETION_SIZE, Deletion, parse_deletion
+from mirrorfs.datastore.deletion import Deletion, parse_deletion
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME, BucketLayout
+from mirrorfs.datastore.limits import LONGEST_DELETION, LONGEST_RECORD
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotFileName, SnapshotId, classify
-from mirrorfs.objectstore.client import StoredObject, StoredVersion
-from mirrorfs.objectstore.errors import ObjectMissing, StoreReason, StoreRejected, StoreUnavailable
+from mirrorfs.objectstore.client import CheckBeginning, StoredObject, StoredVersion
+from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.moment import format_moment
+
+log = logging.getLogger(__name__)
 
 _GROUPS_AT_ONCE = 8
 # What a store calls the version of an object that was put while the bucket kept none.
@@ -45,6 +51,16 @@ class View:
         return "" if self.as_of is None else f" as of {format_moment(self.as_of)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What is read of an object: up to `maximum` bytes, else ObjectTooLarge is raised, and only if `check_beginning`
+    finds nothing in its first 4,096 bytes to raise DatastoreError for.
+    """
+
+    maximum: int
+    check_beginning: CheckBeginning | None = None
+
+
 class Source(Protocol):
     """Where recovery reads a datastore from. Keys are those that published objects have in the bucket, whatever they
     are called where they are read.
@@ -52,13 +68,13 @@ class Source(Protocol):
     Every method raises StoreError, and RestoreError where the bucket cannot be looked at like this.
     """
 
-    async def get(self, key: str) -> bytes:
-        """The whole object. Raises ObjectMissing."""
+    async def get(self, key: str, limit: Limit) -> bytes:
+        """The whole object. Raises ObjectMissing, and what the limit says."""
         ...
 
-    async def get_again(self, key: str) -> bytes:
+    async def get_again(self, key: str, limit: Limit) -> bytes:
         """The object whose content as `get` gave it was found to be damaged, from elsewhere if it is to be had there.
-        Raises ObjectMissing.
+        Raises as `get` does.
         """
         ...
 
@@ -81,13 +97,13 @@ class PresentSource:
         self._store = store
         self._listing_store = listing_store or store
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, limit: Limit) -> bytes:
         """See Source."""
-        return await self._store.get(key)
+        return await _read(self._store, key, limit)
 
-    async def get_again(self, key: str) -> bytes:
+    async def get_again(self, key: str, limit: Limit) -> bytes:
         """See Source: it may have been damaged on its way only."""
-        return await self._store.get(key)
+        return await _read(self._store, key, limit)
 
     def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         """See Source."""
@@ -115,20 +131,20 @@ class PastSource:
         self._listing_store = listing_store or store
         self._listed: dict[str, StoredVersion] = {}
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, limit: Limit) -> bytes:
         """See Source."""
         if self._layout.chunk_digest(key) is None:
-            return await self._get_content(key)
+            return await self._get_content(key, limit)
         try:
-            return await self._store.get(key)
-        except ObjectMissing:
-            return await self._get_former_chunk(key)
+            return await _read(self._store, key, limit)
+        except (ObjectMissing, ObjectTooLarge):
+            return await self._get_former_chunk(key, limit)
 
-    async def get_again(self, key: str) -> bytes:
+    async def get_again(self, key: str, limit: Limit) -> bytes:
         """See Source: what stands there now may have been put in its place since."""
         if self._layout.chunk_digest(key) is None:
-            return await self._get_content(key)
-        return await self._get_former_chunk(key)
+            return await self._get_content(key, limit)
+        return await self._get_former_chunk(key, limit)
 
     async def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         """See Source. Reads the whole listing before it gives the first object."""
@@ -155,7 +171,7 @@ class PastSource:
         """See Source."""
         return None
 
-    async def _get_content(self, key: str) -> bytes:
+    async def _get_content(self, key: str, limit: Limit) -> bytes:
         version = self._listed.get(key)
         if version is None:
             for found in await self._versions_of(key):
@@ -163,9 +179,9 @@ class PastSource:
                     version = _later(version, found)
         if version is None or version.is_delete_marker:
             raise ObjectMissing(f"read {key} in {self._store.place}", f"none was there at {self._moment_text}")
-        return await self._store.get(key, version_id=version.version_id)
+        return await _read(self._store, key, limit, version.version_id)
 
-    async def _get_former_chunk(self, key: str) -> bytes:
+    async def _get_former_chunk(self, key: str, limit: Limit) -> bytes:
         contents = [version for version in await self._versions_of(key) if not version.is_delete_marker]
         # That a published snapshot was without a chunk at that time cannot be; then any version is better than none.
         candidates = [version for version in contents if version.modified_at <= self._moment] or contents
@@ -174,7 +190,7 @@ class PastSource:
             former = _later(former, version)
         if former is None:
             raise ObjectMissing(f"read {key} in {self._store.place}", "there is no such object, and no version of it")
-        return await self._store.get(key, version_id=former.version_id)
+        return await _read(self._store, key, limit, former.version_id)
 
     async def _versions_of(self, key: str) -> Sequence[StoredVersion]:
         async with aclosing(self._versions(self._store, key)) as versions:
@@ -207,20 +223,20 @@ class DeletedSource:
     def __init__(self, source: Source, layout: BucketLayout) -> None:
         self._source = source
         self._layout = layout
-        self._marker_sizes: dict[SnapshotId, int] = {}
+        self._marked: set[SnapshotId] = set()
         self._group_files: dict[str, bytes] = {}
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, limit: Limit) -> bytes:
         """See Source."""
         if key in self._group_files:
             return self._group_files[key]
-        return await self._source.get(self._actual_key(key))
+        return await self._source.get(self._actual_key(key), limit)
 
-    async def get_again(self, key: str) -> bytes:
+    async def get_again(self, key: str, limit: Limit) -> bytes:
         """See Source."""
         if key in self._group_files:
             return self._group_files[key]
-        return await self._source.get_again(self._actual_key(key))
+        return await self._source.get_again(self._actual_key(key), limit)
 
     async def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         """See Source. Keys that belong to no deleted snapshot are given as they are."""
@@ -233,7 +249,7 @@ class DeletedSource:
                     continue
                 directory, _, filename = path.rpartition("/")
                 if filename == DELETED_MARKER_NAME:
-                    self._marker_sizes[SnapshotId.parse(directory)] = found.size
+                    self._marked.add(SnapshotId.parse(directory))
                 elif (key := self._layout.content_key(path)).startswith(prefix):
                     if filename == MANIFEST_NAME:
                         snapshots.add(SnapshotId.parse(directory))
@@ -245,15 +261,16 @@ class DeletedSource:
 
     async def deletion(self, snapshot: SnapshotId) -> Deletion:
         """See Source."""
-        size = self._marker_sizes.get(snapshot)
-        if size is None:
+        if snapshot not in self._marked:
             raise DatastoreError("deleted.json is missing")
-        if size > MAXIMUM_DELETION_SIZE:
-            raise DatastoreError(f"deleted.json has {size} bytes, more than any such record")
+        key = self._layout.deleted_key(snapshot.path, DELETED_MARKER_NAME)
         try:
-            return parse_deletion(await self._source.get(self._layout.deleted_key(snapshot.path, DELETED_MARKER_NAME)))
+            data = await self._source.get(key, Limit(LONGEST_DELETION))
         except ObjectMissing:
             raise DatastoreError("deleted.json is missing") from None
+        except ObjectTooLarge:
+            raise DatastoreError(f"deleted.json is larger than {LONGEST_DELETION} bytes") from None
+        return await trio.to_thread.run_sync(parse_deletion, data)
 
     async def _read_group_files(self, snapshots: Iterable[SnapshotId]) -> None:
         of_group: dict[GroupId, list[SnapshotId]] = defaultdict(list)
@@ -270,8 +287,11 @@ class DeletedSource:
     async def _published_files(self, group: GroupId) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
         for filename in GROUP_FILE_NAMES:
+            key = self._layout.content_key(f"{group.path}/{filename}")
             try:
-                files[filename] = await self._source.get(self._layout.content_key(f"{group.path}/{filename}"))
+                files[filename] = await self._source.get(key, Limit(LONGEST_RECORD))
+            except ObjectTooLarge as error:
+                log.warning("%s", error)
             except ObjectMissing:
                 if not files:
                     # Without an owner the group does not stand there any more, whatever is left of it.
@@ -307,6 +327,10 @@ def open_source(
     if view.as_of is not None:
         source = PastSource(store, layout, view.as_of, listing_store)
     return DeletedSource(source, layout) if view.deleted else source
+
+
+async def _read(store: ObjectStore, key: str, limit: Limit, version_id: str | None = None) -> bytes:
+    return await store.get(key, limit.maximum, version_id, check_beginning=limit.check_beginning)
 
 
 def _later(before: StoredVersion | None, version: StoredVersion) -> StoredVersion:

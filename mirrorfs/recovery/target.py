@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mirrorfs import own_files
-from mirrorfs.datastore.blob import check_chunk
+from mirrorfs.datastore.blob import check_chunk, check_encryption
 from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.json_input import parse_json
 from mirrorfs.datastore.names import CHUNKS_NAME, MANIFEST_NAME, SnapshotId, chunk_path
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.recovery.errors import RestoreError
@@ -33,6 +34,11 @@ _END_OF_TIME = 253402300800
 _TEMPORARY_PREFIX = ".mirrorfs-"
 _TEMPORARY_SUFFIX = ".tmp"
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAGIC_SIZE = 8
+# A million snapshots take about so much.
+_LONGEST_MARKER = 64 * 1024 * 1024
+_MOST_MARKER_VALUES = 1_000_000
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # What mkfs leaves in the root of a fresh ext4 file system: no reason to call that directory used.
 _ALLOWED_IN_EMPTY = frozenset({"lost+found"})
@@ -62,7 +68,7 @@ class _Marker:
     @classmethod
     def decode(cls, data: bytes) -> _Marker:
         """Raises ValueError or DatastoreError."""
-        match json.loads(data):
+        match parse_json(data, maximum_size=_LONGEST_MARKER, most_values=_MOST_MARKER_VALUES):
             case {
                 "format": 2,
                 "url": str(url),
@@ -134,14 +140,15 @@ class Target:
         """Put a chunk in place, unchecked."""
         self.write_file(chunk_path(digest), data)
 
-    def missing_chunks(self, digests: Iterable[bytes]) -> list[bytes]:
+    def missing_chunks(self, digests: Iterable[bytes], *, are_encrypted: bool) -> list[bytes]:
         """Which of these are not there. Those that are were checked: on the way in, or when a restore
-        resumed.
+        resumed; but perhaps for another backup, so raises BlobError where one is encrypted that must not be, or the
+        reverse.
         """
         with self._explaining(CHUNKS_NAME):
             chunks = self._open_directory(CHUNKS_NAME)
             try:
-                return [digest for digest in digests if not _has_chunk(chunks, digest)]
+                return [digest for digest in digests if not _has_chunk(chunks, digest, is_encrypted=are_encrypted)]
             finally:
                 os.close(chunks)
 
@@ -338,7 +345,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 def _read_marker(descriptor: int, path: Path, url: str, view: View) -> _Marker | None:
     try:
-        marker = _Marker.decode(Tree(descriptor).read(MARKER_NAME))
+        marker = _Marker.decode(Tree(descriptor).read(MARKER_NAME, maximum_size=_LONGEST_MARKER))
     except FileNotFoundError:
         if set(os.listdir(descriptor)) - _ALLOWED_IN_EMPTY:
             raise RestoreError(
@@ -374,13 +381,19 @@ def _remove_files(directory: int, *, keep: Collection[str]) -> None:
             os.unlink(name, dir_fd=directory)
 
 
-def _has_chunk(chunks: int, digest: bytes) -> bool:
+def _has_chunk(chunks: int, digest: bytes, *, is_encrypted: bool) -> bool:
     name = digest.hex()
     try:
-        status = os.stat(f"{name[:4]}/{name}", dir_fd=chunks, follow_symlinks=False)
+        descriptor = os.open(f"{name[:4]}/{name}", _READ_FLAGS, dir_fd=chunks)
     except FileNotFoundError:
         return False
-    return stat.S_ISREG(status.st_mode)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
+        check_encryption(os.read(descriptor, _MAGIC_SIZE), digest, is_encrypted=is_encrypted)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _is_good_chunk(data: bytes, digest: bytes) -> bool:

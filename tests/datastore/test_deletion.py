@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorfs.datastore.deletion import MAXIMUM_DELETION_SIZE, Deletion, parse_deletion
+from mirrorfs.datastore.deletion import Deletion, parse_deletion
 from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.limits import LONGEST_DELETION
 
 times = st.floats(0, 253402214400)
 texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]))
@@ -48,7 +49,7 @@ def test_times_alone_suffice_and_other_fields_are_passed_over() -> None:
         b'{"deleted": 1, "until": 2, "owner": ["root@pam"]}',
         b'{"deleted": 1, "until": 2, "notes": "\\ud800"}',
         b"[" * 100_000,
-        json.dumps({"deleted": 1, "until": 2, "notes": "x" * MAXIMUM_DELETION_SIZE}).encode(),
+        json.dumps({"deleted": 1, "until": 2, "notes": "x" * LONGEST_DELETION}).encode(),
     ],
 )
 def test_what_is_no_record_is_refused(data: bytes) -> None:

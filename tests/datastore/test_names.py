@@ -30,6 +30,7 @@ from mirrorfs.datastore.names import (
     chunk_path,
     classify,
     is_final,
+    topmost_foreign,
 )
 
 DIGEST = bytes(range(32))
@@ -239,3 +240,23 @@ def test_order_is_by_namespace_group_and_time() -> None:
         "ns/a/ct/1/2026-01-01T00:00:00Z",
     ]
     assert sorted(map(SnapshotId.parse, reversed(paths))) == [SnapshotId.parse(path) for path in paths]
+
+
+_SEGMENTS = st.sampled_from(
+    [b"vm", b"ct", b"100", b"ns", b"a", b"2026-11-22T10:00:00Z", b"x y", b".chunks", b"a.tmp", b"owner"]
+)
+
+
+@given(st.lists(_SEGMENTS, min_size=1, max_size=8).map(b"/".join))
+def test_the_topmost_foreign_name_is_the_one_that_a_listing_would_give(path: bytes) -> None:
+    topmost = topmost_foreign(path)
+    parts = path.split(b"/")
+    outer = [classify(b"/".join(parts[:count])) for count in range(1, len(parts) + 1)]
+    if topmost is None:
+        stops = next((number for number, name in enumerate(outer) if isinstance(name, ForeignName)), len(outer))
+        assert stops == len(outer) or any(isinstance(name, InternalName) for name in outer[:stops])
+    else:
+        depth = topmost.count(b"/")
+        assert path == topmost or path.startswith(topmost + b"/")
+        assert isinstance(outer[depth], ForeignName)
+        assert not any(isinstance(name, ForeignName | InternalName) for name in outer[:depth])

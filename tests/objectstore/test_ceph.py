@@ -21,6 +21,7 @@ from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing, Store
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore
 from tests.objectstore.conftest import open_at, use_credentials
+from tests.stores.capabilities import ENOUGH
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.server import StoreAccess
 
@@ -73,7 +74,7 @@ async def test_an_upload_is_confirmed_by_its_etag(ceph: Ceph, key: str) -> None:
     before = len(ceph.proxy.requests())
     await objects.put(key, b"content" * 100_000)
     assert [seen.method for seen in ceph.proxy.requests()[before:]] == ["PUT", "HEAD"]
-    assert await objects.get(key) == b"content" * 100_000
+    assert await objects.get(key, ENOUGH) == b"content" * 100_000
     await objects.delete([key])
 
 
@@ -93,7 +94,7 @@ async def test_damage_on_the_way_is_found(ceph: Ceph, key: str) -> None:
         await objects.put(key, b"content")
     rule.release()
     await objects.put(key, b"content")
-    assert await objects.get(key) == b"content"
+    assert await objects.get(key, ENOUGH) == b"content"
     await objects.delete([key])
 
 
@@ -118,7 +119,7 @@ async def test_a_copy_is_confirmed_by_its_etag(ceph: Ceph, key: str) -> None:
     assert stored.crc32c is not None
     await objects.copy(f"{key}/é b+&", f"{key}/copy", size=len(body), crc32c=stored.crc32c)
     assert [seen.method for seen in ceph.proxy.requests()[before:]] == ["HEAD", "PUT", "HEAD"]
-    assert await objects.get(f"{key}/copy") == body
+    assert await objects.get(f"{key}/copy", ENOUGH) == body
     with pytest.raises(ObjectMissing):
         await objects.copy(f"{key}/none", f"{key}/copy", size=1, crc32c=0)
     await objects.delete([f"{key}/é b+&", f"{key}/copy"])
@@ -133,12 +134,12 @@ async def test_versions_stay_behind_and_can_be_read(ceph: Ceph, key: str) -> Non
     assert await objects.head(key) is None
     async with aclosing(objects.list_versions(f"{key}")) as found:
         versions = [one async for one in found]
-    bodies = {await objects.get(key, one.version_id) for one in versions if not one.is_delete_marker}
+    bodies = {await objects.get(key, ENOUGH, one.version_id) for one in versions if not one.is_delete_marker}
     assert bodies == {b"first", b"the second"}
     (marker,) = [one for one in versions if one.is_delete_marker]
     assert marker.is_latest
     with pytest.raises(ObjectMissing):
-        await objects.get(key, marker.version_id)
+        await objects.get(key, ENOUGH, marker.version_id)
 
 
 async def test_a_retention_is_extended_and_never_shortened(ceph: Ceph, key: str) -> None:

@@ -13,14 +13,14 @@ import trio
 import trio.testing
 
 from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
-from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
+from mirrorfs.objectstore.client import CheckBeginning, PutReceipt, S3Client, StoredObject
 from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, open_at
 from tests.objectstore.test_store import BY_ETAG, BY_HEAD, BY_PUT, BY_READING
-from tests.stores.capabilities import HONEST
+from tests.stores.capabilities import ENOUGH, HONEST
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.seaweedfs import StoreServer
 
@@ -48,7 +48,7 @@ class ForgetfulClient(S3Client):
             self.held[key] = body[:-1] + b"?"
         return PutReceipt(hashlib.md5(body).hexdigest(), crc32c)
 
-    def get_object(self, key: str) -> bytes:
+    def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
         if key not in self.held:
             raise ObjectMissing(f"read {key} from {self.place}", "there is no such object")
         return self.held[key]
@@ -140,7 +140,7 @@ async def test_where_a_head_is_stale_the_bytes_decide(
     assert fault_proxy.count_injected(Fault.STALE_HEAD) == 1
     assert fault_proxy.count("PUT") == before + 1
     assert fault_proxy.count("GET", f"{prefix}/a") == 1
-    assert await objects.get(f"{prefix}/a") == b"the new one"
+    assert await objects.get(f"{prefix}/a", ENOUGH) == b"the new one"
 
 
 class BackwardClient(ForgetfulClient):
@@ -155,9 +155,9 @@ class BackwardClient(ForgetfulClient):
         receipt = super().put_object(key, body, crc32c=crc32c, md5=md5)
         return dataclasses.replace(receipt, began_at=1000.0)
 
-    def get_object(self, key: str) -> bytes:
+    def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
         self.gets += 1
-        return super().get_object(key)
+        return super().get_object(key, maximum, check_beginning)
 
     def head_object(self, key: str) -> StoredObject:
         etag = hashlib.md5(b"content").hexdigest()

@@ -25,7 +25,7 @@ from mirrorfs.objectstore.store import ObjectStore, open_store
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, LogWatcher, open_at
 from tests.objectstore.test_store import BY_ETAG, BY_READING
-from tests.stores.capabilities import HONEST
+from tests.stores.capabilities import ENOUGH, HONEST
 from tests.stores.fault_proxy import Fault, FaultProxy, Rule
 from tests.stores.seaweedfs import StoreServer
 
@@ -48,7 +48,7 @@ async def failure_of(objects: ObjectStore) -> StoreUnavailable:
     failures: list[StoreUnavailable] = []
     operations = (
         lambda: objects.put("m/a", b"content"),
-        lambda: objects.get("m/a"),
+        lambda: objects.get("m/a", ENOUGH),
         lambda: objects.head("m/a"),
         lambda: objects.delete(["m/a"]),
         lambda: objects.list("m/").__anext__(),
@@ -129,7 +129,7 @@ async def test_unknown_profile(store: StoreServer, shared_bucket: str, credentia
 async def test_a_bad_endpoint_in_the_environment(credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
     with pytest.raises(StoreRejected, match="Check AWS_ENDPOINT_URL"):
-        await open_store("bucket", StoreOptions(), patience=AT_ONCE).get("m/a")
+        await open_store("bucket", StoreOptions(), patience=AT_ONCE).get("m/a", ENOUGH)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ async def test_repaired_credentials_are_found_without_a_restart(
         nursery.start_soon(objects.put, f"{prefix}/a", b"content")
         await log_watcher.wait_for("is not usable")
         write_credentials(store.secret_key)
-    assert await objects.get(f"{prefix}/a") == b"content"
+    assert await objects.get(f"{prefix}/a", ENOUGH) == b"content"
     assert log_watcher.count("is usable again") == 1
 
 
@@ -219,7 +219,7 @@ async def test_a_put_whose_answer_is_lost_is_sent_again(
     fault_proxy.drop_after("PUT", times=1)
     await objects.put(f"{prefix}/a", b"content")
     assert [seen.status for seen in fault_proxy.requests("PUT")] == [None, 200]
-    assert await objects.get(f"{prefix}/a") == b"content"
+    assert await objects.get(f"{prefix}/a", ENOUGH) == b"content"
 
 
 @pytest.mark.parametrize("capabilities", [HONEST, BY_ETAG, BY_READING])
@@ -231,7 +231,7 @@ async def test_a_put_that_is_damaged_on_its_way_is_sent_again(
     fault_proxy.corrupt("PUT", times=2)
     await objects.put(f"{prefix}/a", b"content")
     assert fault_proxy.count("PUT") == 3
-    assert await objects.get(f"{prefix}/a") == b"content"
+    assert await objects.get(f"{prefix}/a", ENOUGH) == b"content"
 
 
 async def test_a_put_that_is_damaged_each_time_fails_with_a_sentence(
@@ -251,7 +251,7 @@ async def test_a_get_that_is_cut_short_is_repeated(
     body = b"content" * 100_000
     await objects.put(f"{prefix}/a", body)
     fault_proxy.truncate("GET", times=2)
-    assert await objects.get(f"{prefix}/a") == body
+    assert await objects.get(f"{prefix}/a", ENOUGH) == body
 
 
 @pytest.mark.parametrize("damage", [FaultProxy.corrupt_answer, FaultProxy.shorten])
@@ -266,7 +266,7 @@ async def test_a_get_that_is_damaged_on_its_way_is_repeated(
     body = b"content" * 10_000
     await objects.put(f"{prefix}/a", body)
     damage(fault_proxy, times=2)
-    assert await objects.get(f"{prefix}/a") == body
+    assert await objects.get(f"{prefix}/a", ENOUGH) == body
     assert sum(fault_proxy.injected.values()) == 2
 
 
@@ -276,7 +276,7 @@ async def test_a_body_that_stays_damaged_is_left_to_whoever_asked(
     objects = open_at(fault_proxy.endpoint_url, shared_bucket)
     await objects.put(f"{prefix}/a", b"content")
     fault_proxy.corrupt_answer()
-    assert len(await objects.get(f"{prefix}/a")) == 7
+    assert len(await objects.get(f"{prefix}/a", ENOUGH)) == 7
     assert log_watcher.count(f"Could not read {prefix}/a from bucket") == 1
 
 
@@ -296,7 +296,7 @@ async def test_an_etag_that_is_no_md5_says_nothing_of_a_body(
     objects = open_at(fault_proxy.endpoint_url, shared_bucket)
     await objects.put(f"{prefix}/a", b"content")
     before = fault_proxy.count("GET")
-    assert await objects.get(key) == b"content"
+    assert await objects.get(key, ENOUGH) == b"content"
     assert fault_proxy.count("GET") == before + 1
 
 
@@ -353,7 +353,7 @@ async def test_a_wrong_clock_is_named_and_goes_on_when_it_is_right(
             assert f"clock is 20 minutes {'ahead of' if minutes > 0 else 'behind'} the store's" in str(error)
             assert "timedatectl" in str(error)
             wrong.undo()
-    assert await objects.get(f"{prefix}/a") == b"content"
+    assert await objects.get(f"{prefix}/a", ENOUGH) == b"content"
 
 
 async def test_a_refused_signature_is_the_clocks_fault_where_the_date_says_so(
@@ -375,7 +375,7 @@ async def test_a_date_that_is_off_hurts_nothing_that_succeeds(
     fault_proxy.skew(-7200.0)
     objects = open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE)
     await objects.put(f"{prefix}/a", b"content")
-    assert await objects.get(f"{prefix}/a") == b"content"
+    assert await objects.get(f"{prefix}/a", ENOUGH) == b"content"
 
 
 _IN_AN_HOUR = "the date that it is in an hour"
@@ -398,7 +398,7 @@ async def test_the_time_that_the_store_asks_for_is_known(
         header = email.utils.formatdate(time.time() + 3600, usegmt=True)
     fault_proxy.slow_down(header)
     with pytest.raises(StoreUnavailable) as caught:
-        await open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE).get("m/a")
+        await open_at(fault_proxy.endpoint_url, shared_bucket, AT_ONCE).get("m/a", ENOUGH)
     assert caught.value.reason is StoreReason.THROTTLED
     if least is None or most is None:
         assert caught.value.retry_after is None
@@ -419,7 +419,7 @@ async def test_a_storm_of_everything_neither_loses_nor_keeps_a_thing(
         key = f"{prefix}/{number}"
         await put_at_last(objects, key, f"first {number}".encode() * 100)
         await put_at_last(objects, key, f"second {number}".encode() * 100)
-        assert await objects.get(key) == f"second {number}".encode() * 100
+        assert await objects.get(key, ENOUGH) == f"second {number}".encode() * 100
         if number % 3 == 0:
             await objects.delete([key])
 
@@ -487,7 +487,7 @@ async def test_a_key_that_fails_alone_does_not_flap_the_condition(
         nursery.cancel_scope.cancel()
     assert (log_watcher.count("is not usable"), log_watcher.count("is usable again")) == (0, 0)
     assert log_watcher.count("serves others") == 1
-    assert await objects.get(f"{prefix}/sick") == b"content"
+    assert await objects.get(f"{prefix}/sick", ENOUGH) == b"content"
 
 
 async def test_no_error_and_no_log_line_holds_a_secret(

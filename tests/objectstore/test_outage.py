@@ -9,7 +9,7 @@ import trio
 
 from mirrorfs.objectstore.store import ObjectStore
 from tests.objectstore.conftest import LogWatcher, open_at, use_credentials
-from tests.stores.capabilities import HONEST
+from tests.stores.capabilities import ENOUGH, HONEST
 from tests.stores.seaweedfs import StoreServer
 
 pytestmark = pytest.mark.trio
@@ -53,7 +53,7 @@ async def test_puts_live_through_a_killed_store(
     assert own_objects.condition.is_up
     assert own_objects.uploaded_objects == OBJECTS
     for number in range(OBJECTS):
-        assert await own_objects.get(f"m/{number}") == body_of(number)
+        assert await own_objects.get(f"m/{number}", ENOUGH) == body_of(number)
     assert (log_watcher.count("is not usable"), log_watcher.count("is usable again")) == (1, 1)
 
 

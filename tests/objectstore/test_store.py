@@ -15,7 +15,7 @@ from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore, open_store
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import open_at, use_credentials
-from tests.stores.capabilities import HONEST
+from tests.stores.capabilities import ENOUGH, HONEST
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 
@@ -59,7 +59,7 @@ async def test_what_was_put_is_what_is_got(
     key = f"{prefix}/a b/é+&%/{size}"
     stored = await objects.put(key, body)
     assert (stored.key, stored.size) == (key, size)
-    assert await objects.get(key) == body
+    assert await objects.get(key, ENOUGH) == body
     assert await objects.head(key) == stored
     assert store.access.client().get_object(Bucket=shared_bucket, Key=key)["Body"].read() == body
     assert (objects.uploaded_objects, objects.uploaded_bytes) == (1, size)
@@ -68,13 +68,13 @@ async def test_what_was_put_is_what_is_got(
 async def test_an_object_is_replaced(objects: ObjectStore, prefix: str) -> None:
     await objects.put(f"{prefix}/a", b"old and long")
     await objects.put(f"{prefix}/a", b"new")
-    assert await objects.get(f"{prefix}/a") == b"new"
+    assert await objects.get(f"{prefix}/a", ENOUGH) == b"new"
 
 
 async def test_a_missing_object_is_none_to_head_and_an_error_to_get(objects: ObjectStore, prefix: str) -> None:
     assert await objects.head(f"{prefix}/none") is None
     with pytest.raises(ObjectMissing, match=f"read {prefix}/none from bucket"):
-        await objects.get(f"{prefix}/none")
+        await objects.get(f"{prefix}/none", ENOUGH)
 
 
 async def test_a_missing_bucket_is_not_taken_for_a_missing_object(store: StoreServer, credentials: None) -> None:
@@ -179,11 +179,11 @@ async def test_everything_works_over_tls(monkeypatch: pytest.MonkeyPatch) -> Non
         body = os.urandom(300_000)
         stored = await objects.put("m/a", body)
         assert await objects.head("m/a") == stored
-        assert await objects.get("m/a") == body
+        assert await objects.get("m/a", ENOUGH) == body
         await objects.delete(["m/a"])
         assert await keys_of(objects, "m/") == {}
 
         monkeypatch.delenv("AWS_CA_BUNDLE")
         with pytest.raises(StoreUnavailable) as caught:
-            await open_at(server.endpoint_url, bucket, AT_ONCE).get("m/a")
+            await open_at(server.endpoint_url, bucket, AT_ONCE).get("m/a", ENOUGH)
         assert caught.value.reason is StoreReason.TLS_FAILED

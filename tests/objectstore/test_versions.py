@@ -26,7 +26,7 @@ from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import QUICK, open_at
-from tests.stores.capabilities import HONEST
+from tests.stores.capabilities import ENOUGH, HONEST
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.seaweedfs import StoreServer
 
@@ -68,16 +68,16 @@ async def test_all_versions_are_listed_and_can_be_read(versioned: ObjectStore) -
         if one.is_delete_marker:
             assert (one.key, one.size, one.etag, one.is_latest) == ("m/é b+&%/a", 0, "", True)
             with pytest.raises(ObjectMissing):
-                await versioned.get(one.key, one.version_id)
+                await versioned.get(one.key, ENOUGH, one.version_id)
         else:
-            body = await versioned.get(one.key, one.version_id)
+            body = await versioned.get(one.key, ENOUGH, one.version_id)
             assert one.size == len(body)
             bodies[body] = (one.key, one.is_latest)
     assert bodies == {b"first": ("m/é b+&%/a", False), b"the second": ("m/é b+&%/a", False), b"other": ("m/b", True)}
     with pytest.raises(ObjectMissing):
-        await versioned.get("m/é b+&%/a")
+        await versioned.get("m/é b+&%/a", ENOUGH)
     with pytest.raises(ObjectMissing):
-        await versioned.get("m/b", "0" * 32)
+        await versioned.get("m/b", ENOUGH, "0" * 32)
 
 
 async def test_a_listing_of_versions_of_many_pages_is_complete(versioned: ObjectStore) -> None:
@@ -106,7 +106,7 @@ async def test_where_there_never_were_versions_there_is_one_of_each(objects: Obj
     await objects.put(f"{prefix}/a", b"the second")
     (version,) = await versions_of(objects, f"{prefix}/")
     assert (version.key, version.size, version.is_latest) == (f"{prefix}/a", 10, True)
-    assert await objects.get(version.key, version.version_id) == b"the second"
+    assert await objects.get(version.key, ENOUGH, version.version_id) == b"the second"
     assert await versions_of(objects, f"{prefix}/none") == []
 
 
@@ -249,7 +249,7 @@ async def test_what_is_retained_survives_its_deletion(locked: ObjectStore, store
     assert await locked.delete_each(["m/a"]) == {}
     assert await locked.head("m/a") is None
     (version,) = [one for one in await versions_of(locked, "m/") if not one.is_delete_marker]
-    assert await locked.get("m/a", version.version_id) == b"content"
+    assert await locked.get("m/a", ENOUGH, version.version_id) == b"content"
     bucket = locked.place.split()[1]
     with pytest.raises(ClientError, match="AccessDenied"):
         store.access.client().delete_object(Bucket=bucket, Key="m/a", VersionId=version.version_id)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from mirrorfs.objectstore.client import ListPage, S3Client, StoredObject
+from mirrorfs.objectstore.client import CheckBeginning, ListPage, S3Client, StoredObject
 from mirrorfs.objectstore.errors import StoreReason, StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore
@@ -129,17 +129,19 @@ class TamperedClient(S3Client):
         super().__init__(bucket, options)
         self._tampering = tampering
 
-    def get_object(self, key: str) -> bytes:
+    def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
         self._tampering.gets.append(key)
-        body = super().get_object(key)
+        body = super().get_object(key, maximum, check_beginning)
         for end, spoiled in self._tampering.spoiled.items():
             if key.endswith(end):
                 body = spoiled
         return body if self._tampering.on_get is None else self._tampering.on_get(key, body)
 
-    def get_version(self, key: str, version_id: str) -> bytes:
+    def get_version(
+        self, key: str, version_id: str, maximum: int, check_beginning: CheckBeginning | None = None
+    ) -> bytes:
         self._tampering.gets.append(f"{key}?versionId={version_id}")
-        body = super().get_version(key, version_id)
+        body = super().get_version(key, version_id, maximum, check_beginning)
         return body if self._tampering.on_get is None else self._tampering.on_get(key, body)
 
     def list_page(self, prefix: str, token: str | None) -> ListPage:

@@ -44,8 +44,7 @@ def test_catalog_tells_what_the_manifests_say(shared_mirror: Mirror) -> None:
     assert (catalog[SECOND].notes, catalog[SECOND].verify_state) == (None, None)
     for published in catalog.values():
         assert published.problem is None
-        assert published.manifest is not None
-        assert published.size == sum(file.size for file in published.manifest.files)
+        assert published.size is not None
         assert published.size > 1_000_000
 
 

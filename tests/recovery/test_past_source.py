@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.objectstore.client import ListPage, S3Client, StoredVersion, VersionMarker, VersionPage
+from mirrorfs.objectstore.client import CheckBeginning, ListPage, S3Client, StoredVersion, VersionMarker, VersionPage
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
-from mirrorfs.recovery.source import PastSource
+from mirrorfs.recovery.source import Limit, PastSource
 
 LAYOUT = BucketLayout("store")
 CONTENT = LAYOUT.content_key("vm/100/owner")
@@ -33,6 +33,9 @@ class Change:
     is_deletion: bool
 
 
+LIMIT = Limit(1000)
+
+
 class RememberedClient(S3Client):
     """Tells of two keys that have suffered these changes, in their order; each version holds its number."""
 
@@ -41,12 +44,14 @@ class RememberedClient(S3Client):
         self.changes = changes
         self._page_size = page_size
 
-    def get_object(self, key: str) -> bytes:
+    def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
         if not self.changes or self.changes[-1].is_deletion:
             raise ObjectMissing(f"read {key}", "there is no such object")
         return str(len(self.changes) - 1).encode()
 
-    def get_version(self, key: str, version_id: str) -> bytes:
+    def get_version(
+        self, key: str, version_id: str, maximum: int, check_beginning: CheckBeginning | None = None
+    ) -> bytes:
         assert not self.changes[int(version_id)].is_deletion
         return version_id.encode()
 
@@ -87,7 +92,7 @@ def look(changes: Sequence[Change], second: int, page_size: int, key: str, *, ag
         store = ObjectStore(RememberedClient(changes, page_size), patience=AT_ONCE)
         source = PastSource(store, LAYOUT, second + 0.5)
         try:
-            return await (source.get_again(key) if again else source.get(key))
+            return await (source.get_again(key, LIMIT) if again else source.get(key, LIMIT))
         except ObjectMissing:
             return None
 
@@ -101,7 +106,7 @@ def look_by_listing(changes: Sequence[Change], second: int, page_size: int) -> b
         async with aclosing(source.list(LAYOUT.content_prefix)) as objects:
             keys = [found.key async for found in objects]
         assert keys in ([], [CONTENT])
-        return await source.get(CONTENT) if keys else None
+        return await source.get(CONTENT, LIMIT) if keys else None
 
     return trio.run(get)
 

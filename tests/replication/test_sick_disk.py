@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.datastore import tree as tree_module
+from mirrorfs.datastore.limits import longest_index
 from tests.datastore.formats import plain_blob
 from tests.replication.datastore import (
+    CHUNK_SIZE,
     CONFIG,
     ELSEWHERE,
     FIRST,
@@ -29,7 +31,8 @@ from tests.replication.world import World
 
 pytestmark = pytest.mark.trio
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 OTHER = "vm/200/2026-01-01T00:00:00Z"
 
 
@@ -128,12 +131,15 @@ async def test_a_problem_in_a_directory_that_goes_goes_with_it(world: World) -> 
 @pytest.mark.parametrize(
     ("path", "size", "name"),
     [
-        (chunk_path(digest_of("a")), 32 * MIB, chunk_path(digest_of("a"))),
-        (f"{FIRST}/{CONFIG}", 128 * MIB, FIRST),
-        (f"{FIRST}/{MANIFEST}", 128 * MIB, FIRST),
-        (f"{FIRST}/{INDEX}", 2048 * MIB, FIRST),
-        (f"{FIRST}/client.log.blob", 128 * MIB, f"{FIRST}/client.log.blob"),
-        (f"{FIRST}/.protected", MIB, f"{FIRST}/.protected"),
+        (chunk_path(digest_of("a")), 17 * MIB + 44, chunk_path(digest_of("a"))),
+        # What the manifest says of it.
+        (f"{FIRST}/{CONFIG}", len(plain_blob(b"cores: 4")), FIRST),
+        (f"{FIRST}/{MANIFEST}", 4 * MIB + 64 * KIB, FIRST),
+        (f"{FIRST}/{INDEX}", longest_index(CHUNK_SIZE), FIRST),
+        (f"{FIRST}/client.log.blob", 16 * MIB, f"{FIRST}/client.log.blob"),
+        (f"{FIRST}/.protected", 64 * KIB, f"{FIRST}/.protected"),
+        ("vm/100/owner", 64 * KIB, "vm/100"),
+        ("vm/100/notes", 64 * KIB, "vm/100"),
     ],
 )
 async def test_a_file_larger_than_its_kind_is_not_read(

@@ -19,8 +19,8 @@ from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.capabilities import StoreCapabilities
-from mirrorfs.objectstore.client import StoredObject
-from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, StoreError, StoreRejected
+from mirrorfs.objectstore.client import CheckBeginning, StoredObject
+from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge, StoreError, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.comparing.differences import Difference
 from mirrorfs.replication.comparing.inspection import no_report
@@ -155,11 +155,16 @@ class FakeStore:
         await self._begin("clock-difference", prefix)
         return self.clock_ahead
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, maximum: int, *, check_beginning: CheckBeginning | None = None) -> bytes:
         await self._begin("get", key)
         if key not in self.objects:
             raise ObjectMissing(f"read {key}", "there is none")
-        return self.objects[key]
+        data = self.objects[key]
+        if len(data) > maximum:
+            raise ObjectTooLarge(f"read {key}", f"it has {len(data)} bytes")
+        if check_beginning is not None:
+            check_beginning(data[:4096], len(data))
+        return data
 
     async def head(self, key: str) -> StoredObject | None:
         await self._begin("head", key)

@@ -12,3 +12,6 @@ HONEST = StoreCapabilities(
     etag_is_md5=True,
     copies=True,
 )
+
+ENOUGH = 2**25
+"""In bytes: more than any object of these tests has."""

@@ -6,14 +6,12 @@ import logging
 import time
 from contextlib import aclosing
 
-from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.manifest import parse_manifest
 from mirrorfs.datastore.names import SnapshotFileName, SnapshotId, classify
-from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.retention.grace import Grace
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.replication.work.stored import UNUSABLE, read_manifest
 from mirrorfs.state.counting import ReferenceHolder
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
@@ -21,6 +19,7 @@ from mirrorfs.steps import reach
 log = logging.getLogger(__name__)
 
 _CHUNKS_AT_ONCE = 10_000
+_CONTENTS_AT_ONCE = 10_000
 
 
 class Adoption:
@@ -66,20 +65,34 @@ class Adoption:
         reach("adoption.chunks-recorded")
 
     async def _adopt_contents(self) -> list[SnapshotId]:
+        snapshots: list[SnapshotId] = []
+        paths: list[str] = []
+        count = 0
         async with aclosing(self._bucket.store.list(self._bucket.layout.content_prefix)) as objects:
-            paths = [
-                path async for stored in objects if (path := self._bucket.layout.content_path(stored.key)) is not None
-            ]
+            async for stored in objects:
+                path = self._bucket.layout.content_path(stored.key)
+                if path is None:
+                    continue
+                count += 1
+                paths.append(path)
+                name = classify(path.encode())
+                if isinstance(name, SnapshotFileName) and name.is_manifest:
+                    snapshots.append(name.snapshot)
+                if len(paths) == _CONTENTS_AT_ONCE:
+                    await self._note_contents(paths)
+                    paths = []
+        await self._note_contents(paths)
+        if count:
+            log.info("found %d objects of an earlier state of this mirror below .cnt", count)
+        return snapshots
+
+    async def _note_contents(self, paths: list[str]) -> None:
         await self._state.apply(
             lambda transaction: transaction.contents.intend(
                 path for path in paths if transaction.contents.get(path) is None
             )
         )
         reach("adoption.contents-recorded")
-        if paths:
-            log.info("found %d objects of an earlier state of this mirror below .cnt", len(paths))
-        names = (classify(path.encode()) for path in paths)
-        return [name.snapshot for name in names if isinstance(name, SnapshotFileName) and name.is_manifest]
 
     async def adopt_snapshot(self, snapshot: SnapshotId) -> None:
         """Count the references of a published snapshot that the state does not know."""
@@ -87,15 +100,14 @@ class Adoption:
         if self._state.view(lambda transaction: transaction.snapshots.get(path)) is not None:
             return
         try:
-            manifest = parse_manifest(
-                await self._bucket.store.get(self._bucket.layout.content_key(snapshot.manifest_path))
-            )
-        except (DatastoreError, ObjectMissing) as error:
+            manifest = await read_manifest(self._bucket.store, self._bucket.layout.content_key(snapshot.manifest_path))
+        except UNUSABLE as error:
             log.warning("the manifest of %s in the bucket cannot be used: %s", path, error)
             return
         files = manifest.checksums
         holder = ReferenceHolder(path)
-        digests = await self._references.digests(holder, files)
+        longest = {file.filename: file.longest for file in manifest.files}
+        digests = await self._references.digests(holder, files, longest)
         if digests is None:
             # Without a record it is removed and, if the datastore has it, published anew.
             log.warning("the published snapshot %s is incomplete in the bucket", path)

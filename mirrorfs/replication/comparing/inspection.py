@@ -23,15 +23,14 @@ from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.index import is_index_name
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import NAMESPACE_MARKER_NAME, SnapshotFileName, SnapshotId, classify
-from mirrorfs.datastore.tree import Tree, longest_file
+from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.client import StoredObject
-from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.replication.comparing.adoption import Adoption
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.publishing.publication import SnapshotPublication
-from mirrorfs.replication.publishing.references import published_digests
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.replication.work.stored import UNUSABLE, digests_of, read_digests
 from mirrorfs.state.chunks import ChunkState
 from mirrorfs.state.contents import ContentState
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
@@ -311,7 +310,7 @@ class BucketInspection:
     def _expected_etag(self, known: ContentState) -> str | None:
         """Return the MD5 of the file if it is the one that was confirmed; its CRC32C tells that."""
         try:
-            data = self._tree.read(known.path, maximum_size=longest_file(known.path))
+            data = self._tree.read(known.path)
         except (OSError, DatastoreError):
             return None
         if (len(data), crc32c.crc32c(data)) != (known.size, known.crc32c):
@@ -418,16 +417,14 @@ class BucketInspection:
 
     def _local_digests(self, path: str, name: str, checksum: str) -> set[bytes] | None:
         try:
-            return published_digests(name, self._tree.read(path, maximum_size=longest_file(path)), checksum)
+            return digests_of(name, self._tree.read(path), checksum)
         except (OSError, DatastoreError):
             return None
 
     async def _stored_digests(self, path: str, name: str, checksum: str) -> set[bytes] | None:
         try:
-            return published_digests(
-                name, await self._bucket.store.get(self._bucket.layout.content_key(path)), checksum
-            )
-        except (ObjectMissing, DatastoreError):
+            return await read_digests(self._bucket.store, self._bucket.layout.content_key(path), name, checksum)
+        except UNUSABLE:
             return None
 
 

@@ -8,7 +8,7 @@ import trio
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, GroupId, NamespaceId, SnapshotId
-from mirrorfs.datastore.tree import Tree, longest_file
+from mirrorfs.datastore.tree import Tree
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.comparing.reconcile import Found, Reconciler
 from mirrorfs.replication.publishing.groups import has_snapshots
@@ -107,7 +107,7 @@ class Survey:
             lambda transaction: (transaction.contents.get(path), has_snapshots(transaction, group))
         )
         try:
-            data = self._tree.read(path, maximum_size=longest_file(path)) if is_wanted else None
+            data = self._tree.read(path) if is_wanted else None
         except FileNotFoundError:
             data = None
         except (DatastoreError, OSError) as error:

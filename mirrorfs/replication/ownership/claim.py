@@ -7,10 +7,17 @@ import json
 import logging
 import socket
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 
+import trio
+
+from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.json_input import parse_json
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.objectstore.errors import ObjectMissing
+from mirrorfs.datastore.limits import LONGEST_RECORD
+from mirrorfs.datastore.quoting import cut
+from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.identity import Epochs, Identity
@@ -20,6 +27,10 @@ log = logging.getLogger(__name__)
 
 CLAIM_NAME = "claim.json"
 _MACHINE_ID = "/etc/machine-id"
+_UNKNOWN_NAME = "of unknown name"
+_OPTIONAL_FIELD = "taken_from"
+# In characters; a path of Linux has at most 4,096 bytes.
+_LONGEST_FIELD = 4096
 
 
 class ClaimRefused(Exception):
@@ -44,6 +55,20 @@ class Claim:
     def is_of(self, other: Claim) -> bool:
         """Tell whether both are about the same datastore of the same machine, whatever became of its state."""
         return (self.hostname, self.machine, self.datastore) == (other.hostname, other.machine, other.datastore)
+
+
+def parse_claim(data: bytes) -> Claim:
+    """Read a whole `claim.json`. Raises DatastoreError, whose message ends the sentence "it …"."""
+    value = parse_json(data, maximum_size=LONGEST_RECORD)
+    names = {found.name for found in fields(Claim)}
+    if not isinstance(value, dict) or not names - {_OPTIONAL_FIELD} <= value.keys() <= names:
+        raise DatastoreError("has not the fields of a claim")
+    for name, text in value.items():
+        if name == _OPTIONAL_FIELD and text is None:
+            continue
+        if not isinstance(text, str) or len(text) > _LONGEST_FIELD:
+            raise DatastoreError(f"has something else than a name for {name}")
+    return Claim(**value)
 
 
 async def claim_prefix(
@@ -100,7 +125,7 @@ def _new_claim(layout: BucketLayout, identity: Identity, in_use_by: str | None) 
 def _refuse_if_foreign(where: str, own: Claim, standing: Claim | None) -> None:
     if standing is not None and standing.mirror_id != own.mirror_id and not standing.is_of(own):
         raise ClaimRefused(
-            f"{where} is the mirror of {standing.datastore} on {standing.hostname}. Give another name in the "
+            f"{where} is the mirror of {cut(standing.datastore)} on {cut(standing.hostname)}. Give another name in the "
             "bucket, or, if that mirror is never to run again, mount once with --take-over."
         )
     known_owner = standing.taken_from if standing is not None else None
@@ -113,10 +138,11 @@ def _refuse_if_foreign(where: str, own: Claim, standing: Claim | None) -> None:
 
 async def _standing_claim(bucket: Bucket) -> Claim | None:
     try:
-        return Claim(**json.loads(await bucket.store.get(bucket.layout.own_key(CLAIM_NAME))))
+        data = await bucket.store.get(bucket.layout.own_key(CLAIM_NAME), LONGEST_RECORD)
+        return await trio.to_thread.run_sync(parse_claim, data)
     except ObjectMissing:
         return None
-    except (ValueError, TypeError) as error:
+    except (DatastoreError, ObjectTooLarge) as error:
         raise ClaimRefused(
             f"{bucket.layout.own_key(CLAIM_NAME)} in the bucket is not a claim that this mirrorfs can read ({error}). "
             "Look at it, and delete it if no other mirror uses this name."
@@ -126,13 +152,16 @@ async def _standing_claim(bucket: Bucket) -> Claim | None:
 async def _in_use_by(bucket: Bucket) -> str | None:
     """Return the host named in `.in-use` (JSON {"hostname": ...}, written by PBS 4 for its own S3 datastores)."""
     try:
-        data = await bucket.store.get(bucket.layout.in_use_key)
+        data = await bucket.store.get(bucket.layout.in_use_key, LONGEST_RECORD)
+        value = await trio.to_thread.run_sync(partial(parse_json, data, maximum_size=LONGEST_RECORD))
     except ObjectMissing:
         return None
-    try:
-        return str(json.loads(data)["hostname"])
-    except (ValueError, KeyError, TypeError):
-        return "of unknown name"
+    except (DatastoreError, ObjectTooLarge):
+        return _UNKNOWN_NAME
+    match value:
+        case {"hostname": str(hostname)}:
+            return cut(hostname)
+    return _UNKNOWN_NAME
 
 
 def _machine_id() -> str:

@@ -12,6 +12,7 @@ import trio
 
 from mirrorfs.datastore.blob import check_chunk
 from mirrorfs.datastore.errors import BlobError, DatastoreError
+from mirrorfs.datastore.limits import LONGEST_CHUNK
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, CopyUnsupported, ObjectMissing, StoreRejected
@@ -239,7 +240,7 @@ class ChunkMirror:
         """Read the chunk's object and confirm it if it is sound."""
         async with self._in_memory:
             try:
-                data = await self._bucket.store.get(self._bucket.layout.chunk_key(digest))
+                data = await self._bucket.store.get(self._bucket.layout.chunk_key(digest), LONGEST_CHUNK)
                 await trio.to_thread.run_sync(lambda: check_chunk(data, digest, content=True))
             except (ObjectMissing, StoreRejected, BlobError):
                 return False

@@ -7,7 +7,7 @@ import trio
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.group_files import check_notes, check_owner
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, NAMESPACE_MARKER_NAME, GroupId, NamespaceId
-from mirrorfs.datastore.tree import Tree, longest_file
+from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.replica import Replica
 from mirrorfs.replication.work.commits import CommittedState
@@ -64,7 +64,7 @@ class GroupMirror:
 
     def _read(self, group: GroupId, path: str) -> bytes | None:
         try:
-            data = self._tree.read(path, maximum_size=longest_file(path))
+            data = self._tree.read(path)
         except FileNotFoundError:
             return None
         except (DatastoreError, OSError) as error:

@@ -18,8 +18,8 @@ from mirrorfs.datastore.blob import check_blob
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.manifest import Manifest, check_listed_file, parse_manifest
 from mirrorfs.datastore.names import CLIENT_LOG_NAME, MANIFEST_NAME, PROTECTED_NAME, GroupId, SnapshotId
-from mirrorfs.datastore.tree import Tree, longest_file
-from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing, StoreRejected
+from mirrorfs.datastore.tree import Tree
+from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.chunks import ChunkMirror
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.references import References
@@ -27,6 +27,7 @@ from mirrorfs.replication.publishing.replica import Replica
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
 from mirrorfs.replication.work.problems import CannotMirror, Problems
+from mirrorfs.replication.work.stored import UNUSABLE
 from mirrorfs.state.counting import ReferenceHolder
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.state.state import StateTransaction
@@ -208,6 +209,7 @@ class SnapshotPublication:
             await self._state.apply(lambda transaction: transaction.snapshots.set(path, published))
             reach("publication.recorded")
             log.info("%s published", path)
+            _warn_of_another_name(snapshot, local.manifest)
 
     async def _settle_group(self, group: GroupId) -> None:
         try:
@@ -262,8 +264,8 @@ class SnapshotPublication:
         if self._replica.is_confirmed(snapshot.manifest_path, local.data):
             return False
         try:
-            published = parse_manifest(await self._replica.get(snapshot.manifest_path))
-        except (ObjectMissing, DatastoreError):
+            published = await self._replica.published_manifest(snapshot)
+        except UNUSABLE:
             # Nothing that can be read refers to the files.
             return False
         return _sizes(published) != _sizes(local.manifest)
@@ -345,7 +347,7 @@ class SnapshotPublication:
 
     def _read_manifest(self, snapshot: SnapshotId) -> LocalManifest | None:
         try:
-            data = self._tree.read(snapshot.manifest_path, maximum_size=longest_file(snapshot.manifest_path))
+            data = self._tree.read(snapshot.manifest_path)
             manifest = parse_manifest(data)
         except FileNotFoundError:
             return None
@@ -359,7 +361,7 @@ class SnapshotPublication:
         for listed in manifest.files:
             try:
                 path = f"{snapshot.path}/{listed.filename}"
-                data = self._tree.read(path, maximum_size=longest_file(path))
+                data = self._tree.read(path, maximum_size=listed.longest, check_beginning=listed.check_beginning)
                 index = check_listed_file(listed, data)
             except FileNotFoundError as error:
                 reason = f"its manifest lists {listed.filename}, which is missing"
@@ -378,7 +380,7 @@ class SnapshotPublication:
         for name in _EXTRAS:
             path = f"{snapshot.path}/{name}"
             try:
-                data = self._tree.read(path, maximum_size=longest_file(path))
+                data = self._tree.read(path)
                 if name == CLIENT_LOG_NAME:
                     check_blob(data)
             except FileNotFoundError:
@@ -388,6 +390,17 @@ class SnapshotPublication:
             else:
                 extras[name] = data
         return extras, damaged
+
+
+def _warn_of_another_name(snapshot: SnapshotId, manifest: Manifest) -> None:
+    """Say what a restore will ask for, while whoever has renamed the group may still remember that."""
+    named = manifest.names_other_than(snapshot)
+    if named is not None:
+        log.warning(
+            "%s has the manifest of %s: it is published as it is, and restored from the bucket only with --renamed",
+            snapshot.path,
+            named,
+        )
 
 
 def _stands_in_the_way(transaction: StateTransaction, snapshot: SnapshotId, files: Mapping[str, str]) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
-from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.index import is_index_name, parse_index
+from mirrorfs.datastore.index import is_index_name
+from mirrorfs.datastore.limits import LONGEST_INDEX
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.replication.work.stored import UNUSABLE, read_digests
 from mirrorfs.state.counting import PartialCount, ReferenceHolder
 from mirrorfs.state.state import StateTransaction
 from mirrorfs.steps import reach
@@ -67,8 +67,12 @@ class References:
         self._unreferenced = unreferenced
         self._chunks_a_commit = chunks_a_commit
 
-    async def digests(self, holder: ReferenceHolder, files: Mapping[str, str]) -> set[bytes] | None:
+    async def digests(
+        self, holder: ReferenceHolder, files: Mapping[str, str], longest: Mapping[str, int] | None = None
+    ) -> set[bytes] | None:
         """Return the digests that the indexes among `files` (names with checksums in hex) name.
+
+        `longest` tells how many bytes each may have, where that is known from elsewhere.
 
         They are read as they stand in the bucket, since the datastore may hold others or none by now. None, with a line
         in the log, where one of them is missing there or is not the one that was published: too many references keep
@@ -78,9 +82,10 @@ class References:
         for name, checksum in files.items():
             if not is_index_name(name):
                 continue
+            maximum = LONGEST_INDEX if longest is None else longest[name]
             try:
-                digests |= published_digests(name, await self._bucket.store.get(self._key(holder, name)), checksum)
-            except (ObjectMissing, DatastoreError) as error:
+                digests |= await read_digests(self._bucket.store, self._key(holder, name), name, checksum, maximum)
+            except UNUSABLE as error:
                 _say_unknown(holder.path, name, str(error))
                 return None
         return digests
@@ -152,18 +157,6 @@ class References:
         )
         reach("references.given-back")
         await self._unreferenced.tell(unreferenced)
-
-
-def published_digests(name: str, data: bytes, checksum: str) -> set[bytes]:
-    """Read the digests that an index names, if it is the one with this checksum (in hex).
-
-    Raises:
-        DatastoreError: it is damaged, or not the index that was published.
-    """
-    index = parse_index(name, data)
-    if index.checksum.hex() != checksum:
-        raise DatastoreError("it is not the index that was published")
-    return index.unique_digests()
 
 
 def _say_unknown(path: str, name: str, why: str) -> None:

@@ -8,10 +8,13 @@ import logging
 import crc32c
 import trio
 
-from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing
+from mirrorfs.datastore.manifest import Manifest
+from mirrorfs.datastore.names import SnapshotId
+from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.replication.work.stored import read_manifest
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -65,9 +68,9 @@ class Replica:
             return False
         return data is None or (known.size, known.crc32c) == (len(data), crc32c.crc32c(data))
 
-    async def get(self, path: str) -> bytes:
-        """Read the object of a datastore path. Raises ObjectMissing."""
-        return await self._bucket.store.get(self._bucket.layout.content_key(path))
+    async def published_manifest(self, snapshot: SnapshotId) -> Manifest:
+        """Read the manifest object of a snapshot. Raises UNUSABLE."""
+        return await read_manifest(self._bucket.store, self._bucket.layout.content_key(snapshot.manifest_path))
 
     async def delete(self, paths: list[str]) -> None:
         """Delete the objects of datastore paths; does nothing for those that are not known to be there."""
@@ -96,6 +99,6 @@ async def holds(store: ObjectStore, key: str, data: bytes) -> bool:
         digest = await trio.to_thread.run_sync(lambda: hashlib.md5(data, usedforsecurity=False).hexdigest())
         return held.etag.strip('"') == digest
     try:
-        return await store.get(key) == data
-    except ObjectMissing:
+        return await store.get(key, len(data)) == data
+    except (ObjectMissing, ObjectTooLarge):
         return False

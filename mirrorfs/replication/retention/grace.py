@@ -10,18 +10,18 @@ from dataclasses import replace
 
 import crc32c
 
-from mirrorfs.datastore.deletion import Deletion, parse_deletion
-from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.deletion import Deletion
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME
-from mirrorfs.datastore.manifest import parse_manifest
+from mirrorfs.datastore.limits import LONGEST_RECORD, longest_file
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotId
-from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, StoreError
+from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge, StoreError
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.retention.clock import StoreClock, utc
 from mirrorfs.replication.retention.recurrence import Recurrence
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
+from mirrorfs.replication.work.stored import UNUSABLE, read_deletion, read_manifest
 from mirrorfs.state.contents import ContentState
 from mirrorfs.state.counting import ReferenceHolder
 from mirrorfs.state.retention import DeletedPhase, DeletedSnapshot
@@ -125,10 +125,19 @@ class Grace:
                 log.debug("%s", error)
             else:
                 return
-        data = await self._bucket.store.get(source)
+        data = await self._published(source, content)
+        await self._bucket.store.put(target, data)
+
+    async def _published(self, source: str, content: ContentState) -> bytes:
+        """Read an object of the snapshot. Raises ObjectMissing also where it is not what was published."""
+        maximum = content.size if content.confirmed else longest_file(content.path)
+        try:
+            data = await self._bucket.store.get(source, maximum)
+        except ObjectTooLarge as error:
+            raise ObjectMissing(f"copy {source}", "it is not what was published") from error
         if content.confirmed and (len(data), crc32c.crc32c(data)) != (content.size, content.crc32c):
             raise ObjectMissing(f"copy {source}", "it is not what was published")
-        await self._bucket.store.put(target, data)
+        return data
 
     async def _marker(self, snapshot: SnapshotId, deleted: DeletedSnapshot) -> bytes:
         owner, notes = [await self._group_file(snapshot.group, name) for name in GROUP_FILE_NAMES]
@@ -136,8 +145,11 @@ class Grace:
 
     async def _group_file(self, group: GroupId, name: str) -> str | None:
         try:
-            data = await self._bucket.store.get(self._bucket.layout.content_key(f"{group.path}/{name}"))
+            data = await self._bucket.store.get(self._bucket.layout.content_key(f"{group.path}/{name}"), LONGEST_RECORD)
         except ObjectMissing:
+            return None
+        except ObjectTooLarge as error:
+            log.warning("a deleted snapshot is kept without the %s of its group: %s", name, error)
             return None
         return data.decode("utf-8", "replace")
 
@@ -231,7 +243,7 @@ class Grace:
                 files = await self._listed_files(path)
                 found = await self._references.digests(_holder(path), files)
                 times = await self._times(path)
-            except (DatastoreError, ObjectMissing) as error:
+            except UNUSABLE as error:
                 log.warning("the deleted snapshot %s in the bucket cannot be used: %s", path, error)
             else:
                 if found is not None:
@@ -243,14 +255,14 @@ class Grace:
         reach("grace.adopted")
 
     async def _listed_files(self, path: str) -> dict[str, str]:
-        return parse_manifest(await self._bucket.store.get(self._key(path, MANIFEST_NAME))).checksums
+        return (await read_manifest(self._bucket.store, self._key(path, MANIFEST_NAME))).checksums
 
     async def _times(self, path: str) -> tuple[float, float]:
         """Read when it was deleted and until when it is kept; without a readable note, from now on."""
         now = self._now()
         try:
-            deletion = parse_deletion(await self._bucket.store.get(self._key(path, DELETED_MARKER_NAME)))
-        except (ObjectMissing, DatastoreError) as error:
+            deletion = await read_deletion(self._bucket.store, self._key(path, DELETED_MARKER_NAME))
+        except UNUSABLE as error:
             log.warning("it cannot be read when %s was deleted, so it is kept from now on: %s", path, error)
             return now, now + self._delete_after
         return deletion.deleted, deletion.until

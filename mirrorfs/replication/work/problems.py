@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.quoting import cut
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.problems import Problem
@@ -51,6 +52,10 @@ class Problems:
             await self.note(name, str(error))
         except OSError as error:
             await self.note(name, f"it cannot be read: {error.strerror}")
+        except (MemoryError, RecursionError, OverflowError) as error:
+            # Whatever it was, it was asked for by this one input: the others are not to wait for it.
+            log.exception("%s asks for more than this process can give", cut(name))
+            await self.note(name, f"it asks for more than this process can give ({type(error).__name__})")
 
     async def note(self, name: str, reason: str) -> None:
         """Register why `name` cannot be mirrored; says so in the log unless that is known."""
