@@ -25,6 +25,7 @@ from mirrorfs.datastore.names import (
     SnapshotFileName,
     StructureName,
     classify,
+    topmost_foreign,
 )
 from mirrorfs.filesystem.system_calls import syncfs
 from mirrorfs.journal.journal import JournalWriter
@@ -199,6 +200,7 @@ class Interception:
             await self._durability.reach()
 
     def _record(self, paths: Sequence[bytes]) -> None:
+        paths = _what_counts(paths)
         if not paths:
             return
         if self.broken:
@@ -214,6 +216,16 @@ class Interception:
             return
         reach("interception.after-record")
         self._recorded()
+
+
+def _what_counts(paths: Sequence[bytes]) -> list[bytes]:
+    """Have all that lies in a foreign directory be one name: else whoever fills one would fill the journal."""
+    counting = []
+    for path in paths:
+        counts = topmost_foreign(path) if isinstance(classify(path), ForeignName) else path
+        if counts is not None:
+            counting.append(counts)
+    return list(dict.fromkeys(counting))
 
 
 def _may_move(path: bytes, name: Name, is_directory: bool) -> bool:

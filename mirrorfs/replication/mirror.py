@@ -166,8 +166,9 @@ class Mirror:
                 await self.reconciler.reconcile_subtree(path, self._worklist.inherited())
             case ForeignItem(path=path):
                 present = await trio.to_thread.run_sync(self._tree.is_taken, os.fsdecode(path))
-                await self.state.apply(lambda transaction: transaction.foreign.set(path, present))
-                reach("foreign.recorded")
+                if present != self.state.view(lambda transaction: transaction.foreign.has(path)):
+                    await self.state.apply(lambda transaction: transaction.foreign.set(path, present))
+                    reach("foreign.recorded")
         return True
 
     async def _postpone(self, item: ChunkItem | SnapshotId) -> bool:

@@ -65,6 +65,10 @@ class ForeignRecords:
         else:
             self._entries.delete(key)
 
+    def has(self, path: bytes) -> bool:
+        """Tell whether a name is noted."""
+        return self._entries.get(path_key(path.decode("utf-8", "surrogateescape"))) is not None
+
     def replace(self, paths: Iterable[bytes]) -> None:
         """Note all the names in the datastore that PBS would not make, and forget the earlier ones."""
         self._entries.clear()

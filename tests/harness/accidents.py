@@ -15,8 +15,9 @@ from tests.harness.world import World
 
 Happening = Callable[[World, random.Random], None]
 _HOUR = 3600.0
-# Of 750 bytes each: what a small journal holds in pages that it has already does not do.
-FILES_BEYOND_FREE_PAGES = 1500
+# Of 250 bytes each: what a small journal holds in pages that it has already does not do.
+FILES_BEYOND_FREE_PAGES = 2500
+_FOREIGN = "foreign-"
 _PATIENCE_WITH_FOREIGN_FILES = 400.0
 
 
@@ -260,13 +261,11 @@ def state_disk_full(world: World, choice: random.Random) -> None:
 
 
 def make_foreign_files(world: World, count: int) -> None:
-    """Files with long names that PBS would not make; each is a record of the journal."""
-    directory = world.datastore / ("d" * 250) / ("e" * 250)
+    """Files with long names that PBS would not make; each is a record of the journal, since none lies in another."""
 
     def make() -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            (directory / f"{number:0250}").touch()
+            (world.datastore / f"{_FOREIGN}{number:0240}").touch()
 
     world.perform("foreign files", [], make, patience=_PATIENCE_WITH_FOREIGN_FILES)
 
@@ -274,7 +273,8 @@ def make_foreign_files(world: World, count: int) -> None:
 def remove_foreign_files(world: World) -> None:
     """Take them away while nothing is mounted: behind a mount's back nothing may change."""
     with world.without_mirror():
-        shutil.rmtree(world.backing / ("d" * 250), ignore_errors=True)
+        for path in world.backing.glob(f"{_FOREIGN}*"):
+            path.unlink()
 
 
 @accident(weight=3)

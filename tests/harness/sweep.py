@@ -25,8 +25,8 @@ from tests.harness.steps import MOUNT_STEPS as STEPS
 from tests.harness.world import World
 
 _TRIES = 4
-# Files with paths of 750 bytes: they make the journal outgrow the map of 16 MiB that it begins with.
-_RECORDS_BEYOND_THE_MAP = 22_000
+# Files with names of 250 bytes: they make the journal outgrow the map of 16 MiB that it begins with.
+_RECORDS_BEYOND_THE_MAP = 32_000
 _MORE_THAN_A_LOCK = 2 * 86400.0
 _UNTIL_IT_LOOKS_AGAIN = 40.0
 

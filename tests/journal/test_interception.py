@@ -89,6 +89,10 @@ class Scene:
         finally:
             reader.close()
 
+    def journal_size(self) -> int:
+        """In bytes, on the disk."""
+        return os.stat(self.directory / "data.mdb").st_blocks * 512
+
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
@@ -387,3 +391,28 @@ def journal_sync(order: list[str]) -> Callable[[JournalWriter], None]:
         raise DatabaseError("the journal's disk is full")
 
     return sync
+
+
+async def test_a_foreign_tree_is_one_record_however_deep_and_large(scene: Scene) -> None:
+    deep = b"mine/" + b"d" * 250 + b"/" + b"x/" * 2000
+    for number in range(500):
+        await scene.interception.created(deep + b"%0250d" % number, DIRECTORY)
+        await scene.interception.writer_closed(number, [deep + b"file %d" % number], 0)
+    await scene.rename(deep + b"file 1", deep + b"file 2")
+    await scene.interception.removed(deep + b"file 3", False)
+    # Each that lies in a directory of the datastore itself counts.
+    await scene.interception.writer_closed(1, [b"vm/100/mine/a"], 0)
+    await scene.interception.writer_closed(2, [b"vm/100/b c"], 0)
+    assert scene.records() == [b"mine", b"vm/100/mine", b"vm/100/b c"]
+    assert scene.journal_size() < 2**20
+
+
+async def test_what_leaves_a_foreign_directory_is_recorded_under_its_new_name(scene: Scene) -> None:
+    await scene.rename(b"mine/a/b", INDEX)
+    await scene.rename(CHUNK, b"other/a/c")
+    assert scene.records() == [b"mine", INDEX, CHUNK, b"other"]
+
+
+async def test_what_lies_in_a_temporary_directory_is_not_recorded(scene: Scene) -> None:
+    await scene.interception.writer_closed(1, [b"vm/100/x.tmp/a/b"], 0)
+    assert scene.records() == []

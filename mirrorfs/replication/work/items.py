@@ -24,6 +24,7 @@ from mirrorfs.datastore.names import (
     TypeDirectoryName,
     chunk_path,
     classify,
+    topmost_foreign,
 )
 
 
@@ -83,17 +84,10 @@ def item_of_name(name: Name, path: bytes) -> Item | None:
 
 def _foreign_item(path: bytes) -> ForeignItem | None:
     """A foreign directory counts once, with all that stands in it, as it does when the tree is listed."""
-    parts = path.split(b"/")
-    if parts[0] == CHUNKS_NAME.encode():
+    if path.partition(b"/")[0] == CHUNKS_NAME.encode():
         return None
-    for count in range(1, len(parts) + 1):
-        outer = b"/".join(parts[:count])
-        name = classify(outer)
-        if isinstance(name, ForeignName):
-            return ForeignItem(outer)
-        if isinstance(name, InternalName):
-            return None
-    return None
+    topmost = topmost_foreign(path)
+    return None if topmost is None else ForeignItem(topmost)
 
 
 def problem_name(item: Item) -> str:
