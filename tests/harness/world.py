@@ -385,7 +385,9 @@ class World:
         if restore:
             self._restores.compare_all()
         self._restores.compare_the_moment()
-        self.mirror.umount()
+        sentence = self.mirror.umount()
+        if sentence is not None:
+            self.statistics.violate([f"P4 the mount does not end in order: {sentence}"])
         self._watch.finish(self.statistics)
 
     def violations(self) -> list[str]:
