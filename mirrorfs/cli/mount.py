@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import asdict
 
 import click
 
@@ -12,12 +13,12 @@ from mirrorfs import interpreter, own_files
 from mirrorfs.cli.durations import Duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
-from mirrorfs.cli.settings_file import DatastoreCommand
+from mirrorfs.cli.settings_file import ARGUMENTS, DatastoreCommand
 from mirrorfs.database.directory import StateDirectory, default_state_directory
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
-from mirrorfs.output import say
+from mirrorfs.output import say, say_json
 from mirrorfs.replication.settings import (
     DEFAULT_PARALLEL,
     DEFAULT_RETRY_CEILING,
@@ -25,7 +26,8 @@ from mirrorfs.replication.settings import (
     UploaderSettings,
 )
 from mirrorfs.supervision.foreground import run_in_foreground
-from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
+from mirrorfs.supervision.mount import MountRefused, check_paths
+from mirrorfs.supervision.settings import Invocation, MountSettings
 
 
 @click.command("mount", cls=DatastoreCommand)
@@ -106,7 +108,10 @@ from mirrorfs.supervision.mount import MountRefused, MountSettings, check_paths
     help="Mount although somebody has files of the datastore open for writing; what he writes to these is not seen.",
 )
 @click.option("--verbose", is_flag=True, help="Log more.")
+@click.option("--show-settings", hidden=True, metavar="DIR")
+@click.pass_context
 def command(
+    context: click.Context,
     datastore: str,
     address: StoreAddress,
     store: StoreOptions,
@@ -125,6 +130,7 @@ def command(
     mount_options: tuple[str, ...],
     while_in_use: bool,
     verbose: bool,
+    show_settings: str | None,
 ) -> None:
     """Mount over DATASTORE and mirror it; returns when the mount is ready.
 
@@ -171,7 +177,12 @@ def command(
         mount_options=tuple(option for group in mount_options for option in group.split(",") if option),
         require_store=require_store,
         while_in_use=while_in_use,
+        invocation=Invocation(context.meta[ARGUMENTS], os.getcwd()),
     )
+    if show_settings is not None:
+        # For a mount that reads its settings again: how the command would be understood now.
+        say_json(asdict(settings))
+        return
     try:
         # Before anything is made: the background process checks again, but has its log in the state directory.
         check_paths(settings)

@@ -13,6 +13,8 @@ from mirrorfs.database.directory import escaped_name
 from mirrorfs.filesystem.mount_table import real_path
 
 SETTINGS_BASE = "/etc/mirrorfs"
+ARGUMENTS = "mirrorfs.arguments"
+"""Where a command's context has the arguments as they were given."""
 
 
 class DatastoreCommand(click.Command):
@@ -27,6 +29,9 @@ class DatastoreCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the settings file before the arguments are checked, so that it can satisfy required options."""
         given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        if isinstance(given.get("show_settings"), str):
+            os.chdir(given["show_settings"])
+        ctx.meta[ARGUMENTS] = tuple(args)
         datastore = given.get("datastore")
         if isinstance(datastore, str):
             path = os.path.join(SETTINGS_BASE, f"{escaped_name(real_path(datastore))}.toml")

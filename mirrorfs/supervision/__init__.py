@@ -3,8 +3,8 @@
 It promises that one state directory and one datastore have one mount at most, that an uploader which dies or hangs
 holds up no system call and is started again, and that a mount ends in order: journal synced, nothing left behind.
 
-Read mount (from the first check to the last sync), then uploader_process (the process that mirrors, as seen from
-here), trimming (dropping what it has dealt with), ending (at a signal) and unmounting (by somebody else). foreground
-and __main__ are the two ways to run it; registry (which mounts are up), notify (systemd), metrics (Prometheus) and
-users (who keeps it busy) are what others see.
+Read settings (what a mount is told) and mount (from the first check to the last sync), then uploader_process (the
+process that mirrors, as seen from here), trimming (dropping what it has dealt with), ending (at a signal), reloading
+(at SIGHUP) and unmounting (by somebody else). foreground and __main__ are the two ways to run it; registry (which
+mounts are up), notify (systemd), metrics (Prometheus) and users (who keeps it busy) are what others see.
 """

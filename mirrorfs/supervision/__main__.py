@@ -11,7 +11,7 @@ import sys
 
 from mirrorfs.output import say_json
 from mirrorfs.supervision.foreground import run_in_foreground
-from mirrorfs.supervision.mount import MountSettings
+from mirrorfs.supervision.settings import MountSettings
 
 
 def main() -> int:

@@ -11,7 +11,8 @@ from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount import MountError
 from mirrorfs.output import begin_log
 from mirrorfs.supervision.ending import block_signals
-from mirrorfs.supervision.mount import MountRefused, MountSettings, run_mount
+from mirrorfs.supervision.mount import MountRefused, run_mount
+from mirrorfs.supervision.settings import MountSettings
 
 _EXPECTED = (MountRefused, MountError, DatabaseError, OSError)
 

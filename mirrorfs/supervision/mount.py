@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -21,7 +20,6 @@ from mirrorfs.filesystem.mount import MountError, serve
 from mirrorfs.filesystem.mount_table import OwnMount, detach, is_mounted
 from mirrorfs.filesystem.operations import PassThrough
 from mirrorfs.journal.journal import JournalWriter
-from mirrorfs.log_file import LogFile
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.state.damage import set_state_aside, stored_identity
 from mirrorfs.state.identity import Identity, check_identity
@@ -29,6 +27,8 @@ from mirrorfs.steps import reach
 from mirrorfs.supervision.ending import Deadline, handle_signals
 from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager
 from mirrorfs.supervision.registry import Registration, RunningMount, mount_of
+from mirrorfs.supervision.reloading import Reloading
+from mirrorfs.supervision.settings import MountSettings
 from mirrorfs.supervision.trimming import Trimming
 from mirrorfs.supervision.unmounting import say_when_unmounted
 from mirrorfs.supervision.uploader_process import UploaderProcess
@@ -41,34 +41,6 @@ _FIRST_ANSWER_SECONDS = 15.0
 
 class MountRefused(Exception):
     """The mount was not made; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class MountSettings:
-    """Everything a mount is told. Holds no secret.
-
-    `uploader` carries the datastore (an absolute path without symlinks) and the state directory; its root descriptor is
-    filled in when the datastore has been opened.
-    """
-
-    mountpoint: str
-    uploader: UploaderSettings
-    mount_options: tuple[str, ...] = ()
-    require_store: bool = False
-    while_in_use: bool = False
-    """Mount although somebody has files of the datastore open for writing, whose changes will not be seen."""
-
-    def encode(self) -> bytes:
-        """Write as JSON."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> MountSettings:
-        """Read what `encode` wrote."""
-        value = json.loads(data)
-        value["uploader"] = UploaderSettings.from_json(value["uploader"])
-        value["mount_options"] = tuple(value["mount_options"])
-        return cls(**value)
 
 
 async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> None:
@@ -137,26 +109,17 @@ async def _run(
     manager: ServiceManager,
     deadline: Deadline,
 ) -> None:
-    log_file = LogFile()
     trimming = Trimming(journal)
     uploader = UploaderProcess(
         replace(settings.uploader, root_descriptor=root_descriptor, journal_sequence=journal.sequence),
         done=trimming.done_up_to,
         died=journal.clear_dead_readers,
     )
+    reloading = Reloading(settings, uploader)
     registration = Registration(
         RunningMount(settings.uploader.datastore, settings.mountpoint, settings.uploader.state_directory, os.getpid())
     )
     interception = Interception(journal, durability, uploader.wake, registration.set_journal_broken_since)
-
-    def hang_up() -> None:
-        try:
-            log_file.reopen()
-        except OSError as error:
-            log.error("the log cannot be opened again, and goes on where it was: %s", error)
-        else:
-            log.info("the log has been opened again, at SIGHUP")
-        uploader.hang_up()
 
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
         try:
@@ -174,7 +137,8 @@ async def _run(
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        handle_signals(nursery.cancel_scope, deadline, hang_up)
+        handle_signals(nursery.cancel_scope, deadline, reloading.ask)
+        nursery.start_soon(reloading.run)
         nursery.start_soon(uploader.keep_running)
         nursery.start_soon(trimming.run)
         nursery.start_soon(interception.keep_repairing)

@@ -46,10 +46,13 @@ class UploaderProcess:
 
         `died` is called in a thread, and may raise DatabaseError, which is logged.
         """
-        self._settings = settings
+        self.settings = settings
+        """What the next uploader is told; `begin_anew` changes it."""
         self._done = done
         self._died = died
         self._process: trio.Process | None = None
+        self._run = trio.CancelScope()
+        self._is_to_begin_anew = False
         self._wake_descriptor: int | None = None
         self.store_answer: StoreAnswer | None = None
         self.answered = trio.Event()
@@ -67,6 +70,12 @@ class UploaderProcess:
         except OSError:
             log.debug("the uploader is gone; it is being started again")
 
+    def begin_anew(self, settings: UploaderSettings) -> None:
+        """End the uploader that runs, and go on at once with one that has these settings."""
+        self.settings = settings
+        self._is_to_begin_anew = True
+        self._run.cancel()
+
     def hang_up(self) -> None:
         """Have the uploader open its log again; safe from any thread."""
         process = self._process
@@ -81,17 +90,20 @@ class UploaderProcess:
         delay = _FIRST_DELAY
         while True:
             began = trio.current_time()
+            self._is_to_begin_anew = False
             try:
                 condition = f"ended unexpectedly ({_describe(await self._run_once())})"
             except (OSError, RuntimeError) as error:
                 # No memory, no process, no thread (RuntimeError) or no descriptor to be had, or Python is upgraded.
                 condition = f"could not be run ({error})"
             await self._clean_up()
+            if self._is_to_begin_anew:
+                continue
             if trio.current_time() - began >= _WELL_AFTER:
                 delay = _FIRST_DELAY
             log.error("the uploader %s; starting it again in %.0f s", condition, delay)
             await trio.sleep(delay)
-            delay = min(delay * 2, max(_FIRST_DELAY, self._settings.retry_ceiling))
+            delay = min(delay * 2, max(_FIRST_DELAY, self.settings.retry_ceiling))
 
     async def _clean_up(self) -> None:
         try:
@@ -106,7 +118,7 @@ class UploaderProcess:
             env=interpreter.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=[self._settings.root_descriptor],
+            pass_fds=[self.settings.root_descriptor],
             # Away from the terminal's Ctrl-C, which is for the mount.
             start_new_session=True,
             cwd=interpreter.WORKING_DIRECTORY,
@@ -115,10 +127,13 @@ class UploaderProcess:
         assert process.stdout is not None
         self._process = process
         try:
-            await process.stdin.send_all(self._settings.encode())
+            await process.stdin.send_all(self.settings.encode())
             self._wake_descriptor = os.dup(_descriptor_of(process.stdin))
             os.set_blocking(self._wake_descriptor, False)
-            await self._listen(process.stdout)
+            with trio.CancelScope() as self._run:
+                # Asked for while this one was being started, it has the settings from before.
+                if not self._is_to_begin_anew:
+                    await self._listen(process.stdout)
         except trio.BrokenResourceError:
             log.debug("the uploader has gone away")
         finally:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from mirrorfs.cli.settings_file import SETTINGS_BASE
+from mirrorfs.database.directory import escaped_name
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.mount_table import is_mounted, mount_at
 from tests.end_to_end.mirrors import MirrorUnderTest
@@ -241,6 +243,48 @@ def test_signals_that_mean_nothing_leave_it_up_and_a_hang_up_opens_the_log_again
         mirror.wait()
         assert mirror.uploader_pid() == uploader
         assert not has_ended(process, 0)
+
+
+@pytest.fixture
+def settings_file(mirror: MirrorUnderTest) -> Iterator[Path]:
+    """The settings file of the datastore, where an administrator has it."""
+    path = Path(SETTINGS_BASE) / f"{escaped_name(str(mirror.datastore))}.toml"
+    made = not path.parent.exists()
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    yield path
+    path.unlink(missing_ok=True)
+    if made:
+        path.parent.rmdir()
+
+
+def test_a_hang_up_has_the_settings_read_again(mirror: MirrorUnderTest, settings_file: Path) -> None:
+    mirror.create()
+    settings_file.write_text("parallel = 4\n")
+    mirror.mount()
+    first = mirror.uploader_pid()
+    with DatastoreWriter(mirror.datastore, seed=9, default_plan=TINY) as writer:
+        snapshot = writer.backup("ct/1").name
+    mirror.wait()
+
+    def hang_up(text: str) -> None:
+        settings_file.write_text(text)
+        os.kill(mirror.mount_pid(), signal.SIGHUP)
+
+    hang_up('parallel = "many"\n')
+    wait_for_log(mirror, "the settings stay as they are: ")
+    hang_up('parallel = 4\nmountpoint = "/elsewhere"\n')
+    wait_for_log(mirror, "mountpoint cannot change while it is mounted")
+    wait_for_log(mirror, "the settings have been read again: nothing has changed")
+    assert mirror.uploader_pid() == first
+    hang_up('parallel = 5\n[retention]\ndelete_after = "30d"\n')
+    wait_for_log(mirror, "the uploader begins anew with another parallel, retention")
+    with DatastoreWriter(mirror.datastore, seed=10, default_plan=TINY) as writer:
+        writer.backup("ct/1")
+        writer.forget(snapshot)
+    mirror.wait()
+    assert mirror.uploader_pid() != first
+    assert list(mirror.deleted_snapshots()) == [snapshot.path]
+    assert "ended unexpectedly" not in mirror.log
 
 
 def wait_until_standard_error_is(pid: int, path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from mirrorfs.filesystem.mount_table import detach, is_mounted
 from mirrorfs.filesystem.system_calls import unmount
 from mirrorfs.replication.settings import UploaderSettings
-from mirrorfs.supervision.mount import MountSettings, _other_file_systems
+from mirrorfs.supervision.mount import _other_file_systems
+from mirrorfs.supervision.settings import MountSettings
 
 # An uploader that is heard, and then neither reads nor ends.
 _STUCK = """
@@ -71,7 +72,7 @@ def test_it_speaks_to_the_service_manager_and_ends_soon_though_the_uploader_is_s
     program = (
         "import sys\n"
         "from mirrorfs.supervision.foreground import run_in_foreground\n"
-        "from mirrorfs.supervision.mount import MountSettings\n"
+        "from mirrorfs.supervision.settings import MountSettings\n"
         "settings = MountSettings.decode(sys.stdin.buffer.read())\n"
         f"sys.executable = {str(stub)!r}\n"
         "sys.exit(run_in_foreground(settings, lambda note: None))\n"

@@ -1,0 +1,48 @@
+"""What a mount is told by the command that starts it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from mirrorfs.replication.settings import UploaderSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """How `mirrorfs mount` was called: its arguments, and the working directory by which their paths are meant."""
+
+    arguments: tuple[str, ...]
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class MountSettings:
+    """Everything a mount is told. Holds no secret.
+
+    `uploader` carries the datastore (an absolute path without symlinks) and the state directory; its root descriptor is
+    filled in when the datastore has been opened. `while_in_use`: mount although somebody has files of the datastore
+    open for writing, whose changes will not be seen. `invocation`: how to find out what the settings are now, None if
+    they cannot change.
+    """
+
+    mountpoint: str
+    uploader: UploaderSettings
+    mount_options: tuple[str, ...] = ()
+    require_store: bool = False
+    while_in_use: bool = False
+    invocation: Invocation | None = None
+
+    def encode(self) -> bytes:
+        """Write as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> MountSettings:
+        """Read what `encode` wrote."""
+        value = json.loads(data)
+        value["uploader"] = UploaderSettings.from_json(value["uploader"])
+        value["mount_options"] = tuple(value["mount_options"])
+        if value["invocation"] is not None:
+            value["invocation"] = Invocation(tuple(value["invocation"]["arguments"]), value["invocation"]["directory"])
+        return cls(**value)
