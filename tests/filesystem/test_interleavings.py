@@ -283,7 +283,7 @@ async def test_a_handle_released_while_its_descriptor_is_borrowed(
     )
     wanted = pyfuse3.EntryAttributes()
     wanted.st_mode = 0o600
-    async with stops.at("_set_attributes", lambda: operations.setattr(first, wanted, fields, None, CALLER)):  # type: ignore[arg-type]
+    async with stops.at("set_attributes", lambda: operations.setattr(first, wanted, fields, None, CALLER)):  # type: ignore[arg-type]
         await operations.release(info.fh)
         info = await operations.open(second, os.O_RDONLY, CALLER)
     await operations.release(info.fh)
