@@ -57,10 +57,13 @@ class StoreLaunchError(Exception):
 class StoreServer:
     """A SeaweedFS process that this object owns; use it through `running_seaweedfs`."""
 
-    def __init__(self, data_dir: Path, run_dir: Path, access_key: str, secret_key: str, tls: bool) -> None:
+    def __init__(
+        self, data_dir: Path, run_dir: Path, access_key: str, secret_key: str, *, tls: bool, users: bool
+    ) -> None:
         self._data_dir = data_dir
         self._run_dir = run_dir
         self._log_path = run_dir / "weed.log"
+        self._has_users = users
         self._certificate = _make_certificate(run_dir) if tls else None
         self._keys = (access_key, secret_key)
         self._ports: dict[str, int] = {}
@@ -195,6 +198,8 @@ class StoreServer:
                 f"-s3.cert.file={self._certificate / 'cert.pem'}",
                 f"-s3.key.file={self._certificate / 'key.pem'}",
             ]
+        if self._has_users:
+            ports.append("-s3.iam.readOnly=false")
         return [
             str(weed_binary()),
             "-logtostderr=true",
@@ -261,11 +266,13 @@ def running_seaweedfs(
     access_key: str | None = None,
     secret_key: str | None = None,
     tls: bool = False,
+    users: bool = False,
 ) -> Iterator[StoreServer]:
     """A SeaweedFS that runs for the time of the with statement, and never longer than this process.
 
     Its data stands in `data_dir`, which stays, or else in a temporary directory, which goes with it. The keys are
-    random unless given. Must be entered in a thread that lives as long as the store (see `StoreServer._spawn`).
+    random unless given. With `users`, others than the administrator can be made, with policies, by the IAM API at the
+    same endpoint. Must be entered in a thread that lives as long as the store (see `StoreServer._spawn`).
     """
     with ExitStack() as stack:
         run_dir = Path(stack.enter_context(_temporary_directory()))
@@ -278,7 +285,8 @@ def running_seaweedfs(
             run_dir,
             access_key or f"AKIA{secrets.token_hex(8).upper()}",
             secret_key or secrets.token_urlsafe(30),
-            tls,
+            tls=tls,
+            users=users,
         )
         # In good order it takes more than 2 s to end, for data that nobody will read again.
         stack.callback(server.stop if is_kept else server.kill)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import boto3
 import botocore.config
@@ -57,6 +57,17 @@ class StoreAccess:
                 connect_timeout=timeout,
                 read_timeout=timeout,
             ),
+        )
+
+    def iam_client(self) -> Any:  # noqa: ANN401 - there are no types for it here
+        """A boto3 client for users and their policies, where the store has the IAM API at its endpoint."""
+        return boto3.session.Session().client(
+            "iam",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=REGION,
+            verify=self.ca_bundle,
         )
 
     def create_bucket(self, name: str | None = None, *, versioned: bool = False, locked: bool = False) -> str:

@@ -1,0 +1,264 @@
+"""The policies of docs/policies are enough for what they are for, and for nothing else, at a store that enforces them.
+
+SeaweedFS evaluates them as AWS's language says: actions, resources, the condition on the prefix that is listed, Deny.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.end_to_end.mirrors import MirrorUnderTest
+from tests.end_to_end.test_crashes import TINY
+from tests.harness.scan import compare_datastores
+from tests.harness.writer import DatastoreWriter
+from tests.stores.seaweedfs import StoreServer, running_seaweedfs
+from tests.stores.server import StoreAccess
+
+pytestmark = pytest.mark.timeout(140)
+
+_POLICIES = Path(__file__).parents[2] / "docs" / "policies"
+_NAME = "store1"
+_REFUSED = ("AccessDenied", "403")
+
+
+@pytest.fixture(scope="module")
+def policed_store() -> Iterator[StoreServer]:
+    """A store in which users can be made whose rights are policies."""
+    with running_seaweedfs(users=True) as server:
+        yield server
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory in memory: a restored datastore has 65,536 directories."""
+    with tempfile.TemporaryDirectory(prefix="mirrorfs-test-", dir="/dev/shm") as path:
+        yield Path(path)
+
+
+def _policy(name: str, bucket: str) -> dict[str, Any]:
+    text = (_POLICIES / f"{name}.json").read_text()
+    policy: dict[str, Any] = json.loads(text.replace("BUCKET", bucket).replace("NAME", _NAME))
+    return policy
+
+
+def _user(store: StoreServer, bucket: str, name: str) -> StoreAccess:
+    """A user who has this policy's rights only: its statements stand in the policy of the bucket, for this user.
+
+    As a user's own policy SeaweedFS takes none with Deny in it.
+    """
+    iam, admin = store.access.iam_client(), store.access.client()
+    user = f"{name}-{secrets.token_hex(4)}"
+    arn = iam.create_user(UserName=user)["User"]["Arn"]
+    try:
+        statements = json.loads(admin.get_bucket_policy(Bucket=bucket)["Policy"])["Statement"]
+    except ClientError:
+        statements = []
+    policy = _policy(name, bucket)
+    statements += [
+        {**statement, "Sid": f"{user}{statement['Sid']}", "Principal": {"AWS": arn}}
+        for statement in policy["Statement"]
+    ]
+    admin.put_bucket_policy(Bucket=bucket, Policy=json.dumps({**policy, "Statement": statements}))
+    key = iam.create_access_key(UserName=user)["AccessKey"]
+    access = StoreAccess(store.endpoint_url, key["AccessKeyId"], key["SecretAccessKey"])
+    deadline = time.monotonic() + 20
+    while True:
+        # The store reads its users anew when it is told that they have changed.
+        try:
+            access.client().list_objects_v2(Bucket=bucket, Prefix=f"{_NAME}/")
+        except ClientError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        else:
+            return access
+
+
+@pytest.fixture
+def mirror_of(base: Path, policed_store: StoreServer) -> Iterator[Callable[[str, str], MirrorUnderTest]]:
+    """Makes a mirror to a bucket with the rights of a policy."""
+    made: list[MirrorUnderTest] = []
+
+    def make(bucket: str, policy: str) -> MirrorUnderTest:
+        mirror = MirrorUnderTest(base, policed_store, bucket, policed_store.endpoint_url, _NAME)
+        mirror.extra_environment.update(_user(policed_store, bucket, policy).environment())
+        mirror.create()
+        made.append(mirror)
+        return mirror
+
+    yield make
+    for mirror in made:
+        mirror.tear_down()
+
+
+def _writer(mirror: MirrorUnderTest) -> DatastoreWriter:
+    return DatastoreWriter(mirror.datastore, seed=7, default_plan=TINY)
+
+
+def _is_refused(call: Callable[..., object], **arguments: object) -> bool:
+    try:
+        call(**arguments)
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+    else:
+        code = "done"
+    return code in _REFUSED
+
+
+def test_a_mirror_works_with_its_policy_through_all_its_life(
+    mirror_of: Callable[[str, str], MirrorUnderTest], policed_store: StoreServer, memory: Path
+) -> None:
+    mirror = mirror_of(policed_store.create_bucket(), "mirror")
+    mirror.mount("--retention-delete-after", "1h")
+    with _writer(mirror) as writer:
+        kept = writer.backup("vm/1")
+        gone = writer.backup("vm/1")
+        mirror.wait()
+        writer.forget(gone.name)
+        writer.collect_garbage(age_seconds=0, safety_seconds=0)
+    mirror.wait()
+    mirror.succeed("reconcile", str(mirror.datastore), "--deep")
+    assert mirror.published() == [kept.path]
+    assert mirror.audit() == []
+    assert mirror.status()["problems"] == []
+    assert mirror.status()["retention"]["refused"]["count"] == 0
+    assert "refused" not in mirror.log
+    assert "access denied" not in mirror.log.lower()
+
+
+@pytest.mark.parametrize("policy", ["mirror", "mirror-protected"])
+def test_a_thief_of_a_mirrors_key_reaches_nothing_else(policed_store: StoreServer, policy: str) -> None:
+    bucket = policed_store.create_bucket(locked=policy == "mirror-protected")
+    for key in ("store1/x", "store2/x", "store10/x", "x"):
+        policed_store.access.client().put_object(Bucket=bucket, Key=key, Body=b"data")
+    client = _user(policed_store, bucket, policy).client()
+    assert client.get_object(Bucket=bucket, Key="store1/x")["Body"].read() == b"data"
+    for key in ("store2/x", "store10/x", "x"):
+        assert _is_refused(client.get_object, Bucket=bucket, Key=key)
+        assert _is_refused(client.put_object, Bucket=bucket, Key=key, Body=b"")
+        assert _is_refused(client.delete_object, Bucket=bucket, Key=key)
+        assert _is_refused(client.copy_object, Bucket=bucket, Key="store1/y", CopySource=f"{bucket}/{key}")
+    for prefix in ("", "store", "store2/", "store10/"):
+        assert _is_refused(client.list_objects_v2, Bucket=bucket, Prefix=prefix)
+    for call in (
+        lambda: client.delete_bucket(Bucket=bucket),
+        lambda: client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(_policy("mirror", bucket))),
+        lambda: client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"}),
+        lambda: client.put_bucket_lifecycle_configuration(
+            Bucket=bucket,
+            LifecycleConfiguration={
+                "Rules": [{"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}}]
+            },
+        ),
+        lambda: client.create_bucket(Bucket=f"{bucket}-new"),
+    ):
+        assert _is_refused(call)
+
+
+def test_a_mirror_with_locks_works_with_its_policy(
+    mirror_of: Callable[[str, str], MirrorUnderTest], policed_store: StoreServer
+) -> None:
+    bucket = policed_store.create_bucket(locked=True)
+    mirror = mirror_of(bucket, "mirror-protected")
+    mirror.mount("--retention-lock-for", "1h")
+    with _writer(mirror) as writer:
+        kept = writer.backup("vm/1")
+        gone = writer.backup("vm/1")
+        mirror.wait()
+        writer.forget(gone.name)
+        writer.collect_garbage(age_seconds=0, safety_seconds=0)
+    mirror.wait()
+    assert mirror.published() == [kept.path]
+    assert mirror.audit() == []
+    assert "locks_obstacle" not in mirror.status() or not mirror.status()["locks_obstacle"]
+    key = f"{_NAME}/.cnt/{kept.path}/index.json.blob"
+    retention = policed_store.access.client().get_object_retention(Bucket=bucket, Key=key)["Retention"]
+    assert retention["RetainUntilDate"] > datetime.now(UTC) + timedelta(minutes=30)
+
+
+def test_a_thief_of_a_protected_mirrors_key_cannot_destroy_what_was_there(policed_store: StoreServer) -> None:
+    """He can hide it behind delete markers and other versions; `--as-of` looks behind them."""
+    bucket = policed_store.create_bucket(locked=True)
+    admin = policed_store.access.client()
+    until = datetime.now(UTC) + timedelta(hours=1)
+    version = admin.put_object(
+        Bucket=bucket,
+        Key="store1/x",
+        Body=b"data",
+        ObjectLockMode="GOVERNANCE",
+        ObjectLockRetainUntilDate=until,
+    )["VersionId"]
+    unlocked = admin.put_object(Bucket=bucket, Key="store1/y", Body=b"data")["VersionId"]
+    client = _user(policed_store, bucket, "mirror-protected").client()
+    client.delete_object(Bucket=bucket, Key="store1/x")
+    client.put_object(Bucket=bucket, Key="store1/x", Body=b"ransom")
+    for key, of_key in (("store1/x", version), ("store1/y", unlocked)):
+        for bypass in (False, True):
+            assert _is_refused(
+                client.delete_object, Bucket=bucket, Key=key, VersionId=of_key, BypassGovernanceRetention=bypass
+            )
+    assert _is_refused(
+        lambda: client.put_object_retention(
+            Bucket=bucket,
+            Key="store1/x",
+            VersionId=version,
+            BypassGovernanceRetention=True,
+            Retention={"Mode": "GOVERNANCE", "RetainUntilDate": datetime.now(UTC) + timedelta(minutes=1)},
+        )
+    )
+    assert admin.get_object(Bucket=bucket, Key="store1/x", VersionId=version)["Body"].read() == b"data"
+    assert admin.get_object(Bucket=bucket, Key="store1/y", VersionId=unlocked)["Body"].read() == b"data"
+
+
+def test_a_restore_needs_reading_only(
+    mirror_of: Callable[[str, str], MirrorUnderTest], policed_store: StoreServer, memory: Path
+) -> None:
+    bucket = policed_store.create_bucket(versioned=True)
+    mirror = mirror_of(bucket, "mirror-protected")
+    mirror.mount()
+    with _writer(mirror) as writer:
+        made = writer.backup("vm/1")
+    mirror.wait()
+    mirror.umount()
+    reader = _user(policed_store, bucket, "restore")
+    mirror.extra_environment.update(reader.environment())
+    time.sleep(1.1)
+    for view in ((), ("--as-of", "1s")):
+        answer = json.loads(mirror.succeed("snapshots", mirror.url, "--json", *mirror.store_options(), *view))
+        assert [snapshot["path"] for snapshot in answer["snapshots"]] == [made.path]
+        target = memory / f"restored{len(view)}"
+        mirror.restore(target, *view)
+        assert compare_datastores(mirror.datastore, target).differences == ()
+    client = reader.client()
+    key = f"{_NAME}/.cnt/{made.path}/index.json.blob"
+    for call in (
+        lambda: client.put_object(Bucket=bucket, Key=key, Body=b""),
+        lambda: client.delete_object(Bucket=bucket, Key=key),
+        lambda: client.copy_object(Bucket=bucket, Key=f"{_NAME}/y", CopySource=f"{bucket}/{key}"),
+        lambda: client.list_objects_v2(Bucket=bucket),
+        lambda: client.list_object_versions(Bucket=bucket),
+        lambda: client.get_object(Bucket=bucket, Key="store2/x"),
+    ):
+        assert _is_refused(call)
+
+
+@pytest.mark.parametrize("path", sorted(_POLICIES.glob("*.json")), ids=lambda path: str(path.stem))
+def test_each_policy_is_complete_and_for_one_mirror(path: Path) -> None:
+    policy = json.loads(path.read_text())
+    assert policy["Version"] == "2012-10-17"
+    for statement in policy["Statement"]:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        assert all(action.startswith("s3:") and "*" not in action for action in actions)
+        assert statement["Resource"].startswith("arn:aws:s3:::BUCKET")
+        if statement["Effect"] == "Allow" and "Condition" not in statement and "Object" in str(actions):
+            assert statement["Resource"] in ("arn:aws:s3:::BUCKET/NAME/*", "arn:aws:s3:::BUCKET")
+    assert path.name in (_POLICIES.parent / "security.md").read_text()
