@@ -8,5 +8,5 @@ Read operations (each request of the kernel), then what it stands on: tree (from
 and descriptors, files, listing, shares (what each user may hold of these), attributes with attribute_changes, threads
 (what may wait for the disk), system_calls.
 Then observer (what is told of changes) and interception (which of them become records). mount is the session with the
-kernel, mount_table what is mounted where, condition whether a mount answers.
+kernel, interruption keeps its event loop running, mount_table what is mounted where, condition whether a mount answers.
 """

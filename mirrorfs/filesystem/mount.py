@@ -9,6 +9,7 @@ from functools import partial
 import pyfuse3
 import trio
 
+from mirrorfs.filesystem.interruption import interrupted_reads
 from mirrorfs.filesystem.mount_table import OwnMount, detach
 from mirrorfs.filesystem.operations import PassThrough
 from mirrorfs.filesystem.system_calls import open_file_system, unmount
@@ -47,7 +48,8 @@ async def serve(
 
     `mount` says where, and knows afterwards which mount is ours.
     `options` are mount options as after -o (nosuid and nodev hold unless `suid` or `dev` is among them);
-    `source` is what shows as the mounted device. One mount a process, since pyfuse3 has one session only.
+    `source` is what shows as the mounted device. One mount a process, since pyfuse3 has one session only;
+    to be run in the main thread.
     Sets the umask of the process to 0 (the kernel applies the caller's).
     Raises MountError.
     """
@@ -94,7 +96,7 @@ class _Session:
     async def run(self) -> None:
         """Serves until the mount is gone, cancelled or not: requests under way are answered."""
         try:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True), interrupted_reads():
                 await pyfuse3.main(max_tasks=_MOST_REQUESTS)
         finally:
             self.ended.set()

@@ -17,7 +17,7 @@ RWF_NOWAIT = 0x00000008
 MNT_DETACH = 2
 
 _AT_FDCWD = -100
-_TIMES = struct.Struct("@4l")  # struct timespec[2]
+_TIMES = struct.Struct("@4l")  # struct timespec[2], which struct itimerspec is too
 _OPEN_HOW = struct.Struct("@3Q")  # struct open_how: flags, mode, resolve
 _RESOLVE_CACHED = 0x20
 # The same numbers on every architecture that Debian has, but alpha.
@@ -30,6 +30,9 @@ _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_CMD_CREATE = 6
 _POLL = struct.Struct("@i2h")  # struct pollfd: fd, events, revents
 _TIME = struct.Struct("@2l")  # struct timespec
+_SIGNAL_EVENT = struct.Struct("@P3i44x")  # struct sigevent: sigev_value, sigev_signo, sigev_notify, thread id
+_SIGEV_THREAD_ID = 4
+_CLOCK_MONOTONIC = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_FSETID = 4
 _CAP_SYS_RESOURCE = 24
@@ -75,6 +78,12 @@ _statx = _libc.statx
 _statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _system_call = _libc.syscall
 _system_call.restype = ctypes.c_long
+_timer_create = _libc.timer_create
+_timer_create.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p))
+_timer_settime = _libc.timer_settime
+_timer_settime.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
+_timer_delete = _libc.timer_delete
+_timer_delete.argtypes = (ctypes.c_void_p,)
 _setfsuid = _libc_quick.setfsuid
 _setfsuid.argtypes = (ctypes.c_uint32,)
 _setfsgid = _libc_quick.setfsgid
@@ -169,6 +178,22 @@ def open_file_system(kind: bytes) -> int:
         return _descriptor(_system_call(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
     finally:
         os.close(context)
+
+
+class IntervalTimer:
+    """timer_create(2): sends a signal to one thread of this process again and again until it is deleted."""
+
+    def __init__(self, number: int, thread_id: int, interval_ns: int) -> None:
+        """`thread_id` is the kernel's (gettid(2)). Raises OSError."""
+        self._id = ctypes.c_void_p()
+        event = _SIGNAL_EVENT.pack(0, number, _SIGEV_THREAD_ID, thread_id)
+        _check(_timer_create(_CLOCK_MONOTONIC, event, ctypes.byref(self._id)))
+        interval = divmod(interval_ns, 1_000_000_000)
+        _check(_timer_settime(self._id, 0, _TIMES.pack(*interval, *interval), None))
+
+    def delete(self) -> None:
+        """Ends it."""
+        _check(_timer_delete(self._id))
 
 
 def set_times(path: bytes, access_ns: int | None, modification_ns: int | None) -> None:
