@@ -10,9 +10,9 @@ from dataclasses import asdict
 import click
 
 from mirrorfs import interpreter, own_files
-from mirrorfs.cli.durations import Duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
+from mirrorfs.cli.retention_options import retention_options
 from mirrorfs.cli.settings_file import ARGUMENTS, DatastoreCommand
 from mirrorfs.database.directory import StateDirectory, default_state_directory
 from mirrorfs.database.errors import DatabaseError
@@ -65,34 +65,7 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
     help="Remove from the mirror what the datastore does not hold any more, even if that is most of it, and was not "
     "seen to go.",
 )
-@click.option(
-    "--retention-delete-after",
-    type=Duration(),
-    default="0",
-    metavar="DURATION",
-    help="Keep removed snapshots restorable for so long (30d, 12h), with their chunks. 0: they go at once.",
-)
-@click.option(
-    "--retention-max-delete-fraction",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
-    metavar="SHARE",
-    help="Hold removals when more than this share of the snapshots goes in a day, until 'mirrorfs retention approve'.",
-)
-@click.option(
-    "--retention-unseen-after",
-    type=Duration(),
-    default="7d",
-    metavar="DURATION",
-    help="Hold the removal of what was not seen to go, unless it looks like a prune, for so long, or until "
-    "'mirrorfs retention approve'. 0: it goes at once.",
-)
-@click.option(
-    "--retention-lock-for",
-    type=Duration(),
-    metavar="DURATION",
-    help="In a bucket with Object Lock: lock what live snapshots need for so long, again and again. "
-    "Default: the bucket's own default retention.",
-)
+@retention_options
 @click.option(
     "-o",
     "--options",
@@ -123,10 +96,7 @@ def command(
     require_store: bool,
     take_over: bool,
     allow_removals: bool,
-    retention_delete_after: float,
-    retention_max_delete_fraction: float | None,
-    retention_unseen_after: float,
-    retention_lock_for: float | None,
+    retention: RetentionSettings,
     mount_options: tuple[str, ...],
     while_in_use: bool,
     verbose: bool,
@@ -167,9 +137,7 @@ def command(
         take_over=take_over,
         allow_removals=allow_removals,
         verbose=verbose,
-        retention=RetentionSettings(
-            retention_delete_after, retention_max_delete_fraction, retention_lock_for, retention_unseen_after
-        ),
+        retention=retention,
     )
     settings = MountSettings(
         mountpoint=datastore if mountpoint is None else real_path(mountpoint),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -27,9 +28,23 @@ from mirrorfs.replay.source import Source, find_place
 
 _LINES_AT_ONCE = 500
 _STANDARD = "-"
+_WITH_BUCKET = ("plan", "run")
 
 
-@click.group("replay", short_help="Look at a journal, keep it, or mirror what it names without a mount.")
+class _Verbs(click.Group):
+    """Imports what reaches for a bucket only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_WITH_BUCKET]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _WITH_BUCKET:
+            found: click.Command = getattr(importlib.import_module(f"mirrorfs.cli.replay_{cmd_name}"), cmd_name)
+            return found
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group("replay", cls=_Verbs, short_help="Look at a journal, keep it, or mirror what it names without a mount.")
 def command() -> None:
     """Look at the journal of a mirror, keep a copy of it, or finish mirroring what it names without a mount.
 
@@ -42,6 +57,8 @@ def command() -> None:
     Examples:
       mirrorfs replay list /var/lib/mirrorfs/mnt-datastore-store1 --pending
       mirrorfs replay export /var/lib/mirrorfs/mnt-datastore-store1 journal.jsonl
+      mirrorfs replay plan /root/state --datastore /mnt/rescued
+      mirrorfs replay run /root/state --datastore /mnt/rescued --to s3://backups/store1
 
     docs/replay.md says when to use what.
     """

@@ -101,7 +101,7 @@ class _Picture:
 
 
 class DataFile:
-    """One data file, open for reading. Not for several threads at once; `close` it."""
+    """One data file, open for reading, from several threads; `close` it."""
 
     def __init__(self, path: str) -> None:
         """Open the file.

@@ -79,7 +79,7 @@ class JournalWriter:
             own_files.make_directory(directory)
         except own_files.NotOwn as error:
             raise DatabaseError(str(error)) from error
-        reason = _distrust_reason(directory)
+        reason = distrust_reason(directory)
         if reason is not None:
             self._set_aside(reason)
         try:
@@ -331,7 +331,8 @@ def _boot_id() -> str:
         return file.read().strip()
 
 
-def _distrust_reason(directory: str) -> str | None:
+def distrust_reason(directory: str) -> str | None:
+    """Tell why a mount would not trust the journal in `directory`, None if it would. Raises DatabaseError."""
     if not os.path.exists(os.path.join(directory, "data.mdb")):
         return None
     try:

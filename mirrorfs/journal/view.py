@@ -18,11 +18,13 @@ from mirrorfs.journal.journal import (
     DATASTORE_KEY,
     FORMAT_VERSION,
     GENERATION_KEY,
+    LATEST,
     META,
     RECORDS,
     SEQUENCE_KEY,
     Position,
     Record,
+    name_key,
 )
 
 _FORMAT = b"format"
@@ -48,7 +50,7 @@ class JournalDamage:
 
 
 class JournalView:
-    """A journal's data file, open for looking. The methods are those of JournalReader, as far as both have them."""
+    """A journal's data file, open for looking, from several threads. The methods are those of JournalReader."""
 
     def __init__(self, path: str) -> None:
         """Open the data file of a journal, usually STATE_DIR/journal/data.mdb.
@@ -111,6 +113,11 @@ class JournalView:
         if stored is None or len(stored) > _KEY_LENGTH:
             return max((record.sequence for record in self.records()), default=0)
         return int.from_bytes(stored, "big")
+
+    def sequence_of(self, path: bytes) -> int | None:
+        """Return the sequence of the record of a name, None if it has none, or if that cannot be read."""
+        stored = self._file.get(LATEST, name_key(path), self._note)
+        return None if stored is None else int.from_bytes(stored, "big")
 
     def count(self) -> int:
         """Return how many records there are to be."""
@@ -178,6 +185,21 @@ class JournalView:
         self._places.add(place)
         if len(self.damages) < _NAMED_DAMAGES:
             self.damages.append(damage)
+
+
+class NoJournal:
+    """A journal that is lost: it has no records, and no position holds for it."""
+
+    generation = ""
+
+    def read(self, after: int, maximum: int) -> list[Record]:
+        """Return nothing."""
+        del after, maximum
+        return []
+
+    def last_sequence(self) -> int:
+        """Return 0."""
+        return 0
 
 
 def _is_record(key: bytes, value: bytes) -> bool:

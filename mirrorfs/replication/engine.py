@@ -47,9 +47,11 @@ class Engine:
         identity: Identity,
         *,
         begin_after: int | None = None,
+        is_distrusted: bool = False,
     ) -> None:
         """Put the parts together. `begin_after` is the record after which the journal is worked on, None for the one up
-        to which the state has dealt with it.
+        to which the state has dealt with it. `is_distrusted`: the machine went down over this journal, and the state
+        may have come back older than the bucket.
         """
         self._settings = settings
         self.identity = identity
@@ -87,6 +89,7 @@ class Engine:
             mounted_at=settings.journal_sequence,
             begin_after=begin_after,
         )
+        self._is_distrusted = is_distrusted
         self._is_in_doubt: bool | None = None
 
     def impatient_store(self) -> ObjectStore:
@@ -120,7 +123,7 @@ class Engine:
             self._is_in_doubt = self.state.view(
                 lambda transaction: (
                     transaction.progress.adopted()
-                    and (self.drain.follows_another_journal or transaction.progress.inspecting())
+                    and (self._is_distrusted or self.drain.follows_another_journal or transaction.progress.inspecting())
                 )
             )
         await self.bucket.store.probe(self.bucket.layout.own_key("probe"))
@@ -136,7 +139,7 @@ class Engine:
 
         A disk may forget at a power cut what it said to have stored. Costs one request for a thousand objects listed.
         """
-        log.warning("the journal is another one than before, or a comparison was interrupted: comparing the bucket")
+        log.warning("the journal is another one, or not trusted, or a comparison was interrupted: comparing the bucket")
         await self.mirror.inspection.inspect(no_report)
         # From here on the state belongs to this journal.
         position = self.drain.position

@@ -130,7 +130,9 @@ class Mirror:
 
         # Comparing.
         self.reconciler = Reconciler(tree, state, worklist, self.problems)
-        self.survey = Survey(tree, bucket.layout, state, self.reconciler, self.publication)
+        self.survey = Survey(
+            bucket.layout, self.reconciler, self.publication, self._chunks, self._groups, self._namespaces
+        )
         self.adoption = Adoption(bucket, state, self.references)
         self.inspection = BucketInspection(tree, bucket, state, self.publication, self.adoption, parallel=parallel)
 

@@ -153,6 +153,11 @@ class Reconciler:
         found.foreign.extend(self._tree.foreign(path, found.refused))
         return found
 
+    def look_at_subtree(self, path: str) -> Found:
+        """Return what `reconcile_subtree` would list, but the problems. Blocks for the disk."""
+        number = _chunk_directory_number(path)
+        return self.look_below(path) if number is None else self.differing_chunks([number])
+
     def look_below(self, path: str) -> Found:
         """Return everything in the directory `path`, or that the bucket holds of it. Blocks for the disk."""
         found = Found()

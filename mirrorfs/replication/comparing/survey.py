@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import crc32c
+from collections.abc import Iterator
+
 import trio
 
-from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.names import GROUP_FILE_NAMES, GroupId, NamespaceId, SnapshotId
-from mirrorfs.datastore.tree import Tree
+from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.comparing.reconcile import Found, Reconciler
-from mirrorfs.replication.publishing.groups import has_snapshots
-from mirrorfs.replication.publishing.publication import Outlook, SnapshotPublication
-from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.replication.work.items import ChunkItem, Item
+from mirrorfs.replication.publishing.chunks import ChunkMirror
+from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
+from mirrorfs.replication.publishing.outlook import Forecast, Outlook
+from mirrorfs.replication.publishing.publication import SnapshotPublication
+from mirrorfs.replication.work.items import ChunkItem, Item, SubtreeItem
 
-_NOT_MIRRORED = "the datastore has it, and the bucket is not known to have the same"
-_LEFT = "the datastore has it no more"
-_OUTLOOKS = {
-    Outlook.PUBLISH: Remedy.SEND,
+_REMEDIES = {
+    Outlook.SEND: Remedy.SEND,
     Outlook.COMPARE: Remedy.COMPARE,
     Outlook.REMOVE: Remedy.DELETE,
     Outlook.FAIL: Remedy.NONE,
@@ -27,21 +25,26 @@ _OUTLOOKS = {
 
 
 class Survey:
-    """Tells what is to be done, item by item, as of the moment when each is looked at."""
+    """Tells what is to be done, item by item, as of the moment when each is looked at.
+
+    What would be done about an item is told by the part that would do it.
+    """
 
     def __init__(
         self,
-        tree: Tree,
         layout: BucketLayout,
-        state: CommittedState,
         reconciler: Reconciler,
         publication: SnapshotPublication,
+        chunks: ChunkMirror,
+        groups: GroupMirror,
+        namespaces: NamespaceMirror,
     ) -> None:
-        self._tree = tree
         self._layout = layout
-        self._state = state
         self._reconciler = reconciler
         self._publication = publication
+        self._chunks = chunks
+        self._groups = groups
+        self._namespaces = namespaces
 
     async def survey(self, report: Report) -> None:
         """Report each difference between the datastore and what the state says of the bucket."""
@@ -50,88 +53,40 @@ class Survey:
             await self._tell(report, await trio.to_thread.run_sync(self._reconciler.differing_chunks, numbers))
 
     async def _tell(self, report: Report, found: Found) -> None:
-        for directory, reason in found.unreadable.items():
-            await report(Difference(self._layout.content_key(f"{directory}/"), reason, Remedy.NONE))
+        for difference in self._unreadable(found):
+            await report(difference)
         for item in found.items:
-            for difference in await trio.to_thread.run_sync(self._differences, item):
+            for difference in await trio.to_thread.run_sync(self.all_differences, item):
                 await report(difference)
 
-    def _differences(self, item: Item) -> list[Difference]:
+    def _unreadable(self, found: Found) -> Iterator[Difference]:
+        for directory, reason in found.unreadable.items():
+            yield Difference(self._layout.content_key(f"{directory}/"), reason, Remedy.NONE)
+
+    def all_differences(self, item: Item) -> list[Difference]:
+        """Return what `differences` yields."""
+        return list(self.differences(item))
+
+    def differences(self, item: Item) -> Iterator[Difference]:
+        """Yield what is to be done about an item; of a directory, about each item in it. Blocks for the disk."""
         match item:
             case ChunkItem(digest=digest):
-                difference = self._of_chunk(digest)
-                return [] if difference is None else [difference]
+                yield from self._difference(self._layout.chunk_key(digest), self._chunks.outlook(digest))
             case SnapshotId():
-                return self._of_snapshot(item)
+                key = f"{self._layout.content_key(item.path)}/"
+                yield from self._difference(key, self._publication.outlook(item))
             case GroupId():
-                return [
-                    difference
-                    for name in GROUP_FILE_NAMES
-                    if (difference := self._of_group_file(item, f"{item.path}/{name}")) is not None
-                ]
+                for path, forecast in self._groups.outlook(item).items():
+                    yield from self._difference(self._layout.content_key(path), forecast)
             case NamespaceId():
-                return self._of_namespace(item)
-        return []
+                if item.parent is not None:
+                    yield from self._difference(self._layout.namespace_key(item), self._namespaces.outlook(item))
+            case SubtreeItem(path=path):
+                found = self._reconciler.look_at_subtree(path)
+                yield from self._unreadable(found)
+                for inner in found.items:
+                    yield from self.differences(inner)
 
-    def _of_chunk(self, digest: bytes) -> Difference | None:
-        key = self._layout.chunk_key(digest)
-        try:
-            file = self._tree.chunk(digest)
-        except OSError as error:
-            return Difference(key, f"it cannot be read: {error.strerror}", Remedy.NONE)
-        known = self._state.view(lambda transaction: transaction.chunks.get(digest))
-        if file.size is None:
-            may_go = known is not None and not known.references and not file.is_quarantined
-            return Difference(key, f"{_LEFT}, and no snapshot needs it", Remedy.DELETE) if may_go else None
-        if known is None:
-            return Difference(key, _NOT_MIRRORED, Remedy.SEND)
-        if not known.confirmed:
-            return Difference(key, _NOT_MIRRORED, Remedy.COMPARE)
-        if known.size != file.size:
-            return Difference(
-                key, f"the datastore has {file.size} bytes of it, the bucket has {known.size}", Remedy.SEND
-            )
-        return None
-
-    def _of_snapshot(self, snapshot: SnapshotId) -> list[Difference]:
-        outlook = self._publication.outlook(snapshot)
-        if outlook is None:
-            return []
-        key = f"{self._layout.content_key(snapshot.path)}/"
-        kind, why = outlook
-        return [Difference(key, why, _OUTLOOKS[kind])]
-
-    def _of_group_file(self, group: GroupId, path: str) -> Difference | None:
-        key = self._layout.content_key(path)
-        stored, is_wanted = self._state.view(
-            lambda transaction: (transaction.contents.get(path), has_snapshots(transaction, group))
-        )
-        try:
-            data = self._tree.read(path) if is_wanted else None
-        except FileNotFoundError:
-            data = None
-        except (DatastoreError, OSError) as error:
-            return Difference(key, f"it cannot be read: {error}", Remedy.NONE)
-        if data is None:
-            return None if stored is None else Difference(key, _LEFT, Remedy.DELETE)
-        if stored is None:
-            return Difference(key, _NOT_MIRRORED, Remedy.SEND)
-        if stored.confirmed and (stored.size, stored.crc32c) == (len(data), crc32c.crc32c(data)):
-            return None
-        return Difference(key, _NOT_MIRRORED, Remedy.SEND if stored.confirmed else Remedy.COMPARE)
-
-    def _of_namespace(self, namespace: NamespaceId) -> list[Difference]:
-        if namespace.parent is None:
-            return []
-        key = self._layout.namespace_key(namespace)
-        path = key.removeprefix(self._layout.content_prefix)
-        stored = self._state.view(lambda transaction: transaction.contents.get(path))
-        try:
-            is_here = self._tree.exists(namespace.path)
-        except OSError as error:
-            return [Difference(key, f"it cannot be read: {error.strerror}", Remedy.NONE)]
-        if not is_here:
-            return [] if stored is None else [Difference(key, _LEFT, Remedy.DELETE)]
-        if stored is not None and stored.confirmed:
-            return []
-        return [Difference(key, _NOT_MIRRORED, Remedy.SEND if stored is None else Remedy.COMPARE)]
+    def _difference(self, key: str, forecast: Forecast | None) -> Iterator[Difference]:
+        if forecast is not None:
+            yield Difference(key, forecast.why, _REMEDIES[forecast.outlook])

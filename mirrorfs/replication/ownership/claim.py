@@ -89,15 +89,9 @@ async def claim_prefix(
         StoreError: the store cannot tell.
     """
     reach("claim.begun")
-    in_use_by = await _in_use_by(bucket)
-    own = _new_claim(bucket.layout, identity, in_use_by)
-    standing = await _standing_claim(bucket)
-    if not take_over:
-        _refuse_if_foreign(f"s3://{identity.bucket}/{identity.prefix}", own, standing)
-    if standing is not None and standing.is_of(own):
-        own = replace(own, mirror_id=standing.mirror_id)
+    own, standing = await _claims(bucket, identity, take_over=take_over)
     epochs = state.view(lambda transaction: transaction.identity.epochs())
-    if epochs.current is not None and (standing is None or standing.epoch not in (epochs.current, epochs.coming)):
+    if epochs.current is not None and not _is_own(standing, epochs):
         log.warning(
             "the bucket was changed by another state than this one, or this one is an old copy: reading it anew"
         )
@@ -113,6 +107,31 @@ async def claim_prefix(
     await state.apply(lambda transaction: transaction.identity.set_claimed(claimed, own.epoch))
     reach("claim.recorded")
     return claimed
+
+
+async def is_known(bucket: Bucket, identity: Identity, state: CommittedState, *, take_over: bool) -> bool:
+    """Tell whether what the state knows of the bucket would hold after `claim_prefix`; changes nothing.
+
+    Raises ClaimRefused and StoreError as that does.
+    """
+    _, standing = await _claims(bucket, identity, take_over=take_over)
+    return _is_own(standing, state.view(lambda transaction: transaction.identity.epochs()))
+
+
+async def _claims(bucket: Bucket, identity: Identity, *, take_over: bool) -> tuple[Claim, Claim | None]:
+    """Return the claim that this mirror would make, and the one that stands."""
+    in_use_by = await _in_use_by(bucket)
+    own = _new_claim(bucket.layout, identity, in_use_by)
+    standing = await _standing_claim(bucket)
+    if not take_over:
+        _refuse_if_foreign(f"s3://{identity.bucket}/{identity.prefix}", own, standing)
+    if standing is not None and standing.is_of(own):
+        own = replace(own, mirror_id=standing.mirror_id)
+    return own, standing
+
+
+def _is_own(standing: Claim | None, epochs: Epochs) -> bool:
+    return standing is not None and standing.epoch in (epochs.current, epochs.coming)
 
 
 def _new_claim(layout: BucketLayout, identity: Identity, in_use_by: str | None) -> Claim:

@@ -14,8 +14,9 @@ from mirrorfs.datastore.blob import check_chunk
 from mirrorfs.datastore.errors import BlobError, DatastoreError
 from mirrorfs.datastore.limits import LONGEST_CHUNK
 from mirrorfs.datastore.names import chunk_path
-from mirrorfs.datastore.tree import Tree
+from mirrorfs.datastore.tree import ChunkFile, Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, CopyUnsupported, ObjectMissing, StoreRejected
+from mirrorfs.replication.publishing.outlook import GONE, NOT_MIRRORED, Forecast, Outlook
 from mirrorfs.replication.publishing.replica import holds
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
@@ -135,8 +136,27 @@ class ChunkMirror:
             if file.size is not None:
                 await self._upload(digest, known)
                 return True
-            is_needed = file.is_quarantined or known is None or known.references > 0
-            return is_needed or self._is_kept_by_pin(digest)
+            return _stays(file, known) or self._is_kept_by_pin(digest)
+
+    def outlook(self, digest: bytes) -> Forecast | None:
+        """Tell what `settle` would do, as far as that can be told without reading the chunk; None if nothing.
+
+        Blocks for the disk.
+        """
+        try:
+            file = self._tree.chunk(digest)
+        except OSError as error:
+            return Forecast(Outlook.FAIL, f"it cannot be read: {error.strerror}")
+        known = self._known(digest)
+        if file.size is None:
+            return None if _stays(file, known) else Forecast(Outlook.REMOVE, f"{GONE}, and no snapshot needs it")
+        if known is None:
+            return Forecast(Outlook.SEND, NOT_MIRRORED)
+        if not known.confirmed:
+            return Forecast(Outlook.COMPARE, NOT_MIRRORED)
+        if known.size != file.size:
+            return Forecast(Outlook.SEND, f"the datastore has {file.size} bytes of it, the bucket has {known.size}")
+        return None
 
     def _known(self, digest: bytes) -> ChunkState | None:
         return self._state.view(lambda transaction: transaction.chunks.get(digest))
@@ -260,3 +280,8 @@ class ChunkMirror:
         except (DatastoreError, OSError) as error:
             raise CannotMirror(chunk_path(digest), f"the chunk cannot be read: {error}", (digest,)) from error
         return data
+
+
+def _stays(file: ChunkFile, known: ChunkState | None) -> bool:
+    """Tell whether the object of a chunk whose file is gone, if there is one, is needed nevertheless."""
+    return file.is_quarantined or known is None or known.references > 0

@@ -9,6 +9,7 @@ from mirrorfs.datastore.group_files import check_notes, check_owner
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, NAMESPACE_MARKER_NAME, GroupId, NamespaceId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
+from mirrorfs.replication.publishing.outlook import Forecast, Outlook
 from mirrorfs.replication.publishing.replica import Replica
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
@@ -53,14 +54,38 @@ class GroupMirror:
             raise CannotMirror(group.path, "; ".join(reasons))
 
     async def _settle_file(self, group: GroupId, path: str) -> None:
-        stays = self._state.view(lambda transaction: has_snapshots(transaction, group))
-        data = await trio.to_thread.run_sync(self._read, group, path) if stays else None
+        data, may_go = await trio.to_thread.run_sync(self._wanted, group, path)
         if data is not None:
             await self._replica.put(path, data)
             reach("group.file-put")
-        elif not stays or await trio.to_thread.run_sync(self._tree.exists, f"{group.path}/{_OWNER}"):
+        elif may_go:
             await self._replica.delete([path])
             reach("group.file-deleted")
+
+    def _wanted(self, group: GroupId, path: str) -> tuple[bytes | None, bool]:
+        """Return what the object of a file is to be, None for nothing, and whether one that is there may go then."""
+        stays = self._state.view(lambda transaction: has_snapshots(transaction, group))
+        data = self._read(group, path) if stays else None
+        return data, data is None and (not stays or self._tree.exists(f"{group.path}/{_OWNER}"))
+
+    def outlook(self, group: GroupId) -> dict[str, Forecast]:
+        """Tell what `settle` would do about owner and notes, by their paths; nothing for what is as it should be.
+
+        Blocks for the disk.
+        """
+        found: dict[str, Forecast] = {}
+        for path in (f"{group.path}/{name}" for name in GROUP_FILE_NAMES):
+            try:
+                data, may_go = self._wanted(group, path)
+            except CannotMirror as failure:
+                found[path] = Forecast(Outlook.FAIL, failure.reason)
+            except OSError as error:
+                found[path] = Forecast(Outlook.FAIL, f"it cannot be read: {error.strerror}")
+            else:
+                forecast = self._replica.outlook(path, data) if data is not None or may_go else None
+                if forecast is not None:
+                    found[path] = forecast
+        return found
 
     def _read(self, group: GroupId, path: str) -> bytes | None:
         try:
@@ -97,13 +122,26 @@ class NamespaceMirror:
             return
         async with self._exclusion.hold(namespace):
             await trio.to_thread.run_sync(self._refuse_what_is_no_directory, namespace)
-            marker = f"{namespace.path}/{NAMESPACE_MARKER_NAME}"
+            marker = _marker_path(namespace)
             if await trio.to_thread.run_sync(self._is_wanted, namespace):
                 await self._replica.put(marker, b"")
                 reach("namespace.marker-put")
             else:
                 await self._replica.delete([marker])
                 reach("namespace.marker-deleted")
+
+    def outlook(self, namespace: NamespaceId) -> Forecast | None:
+        """Tell what `settle` would do about the marker; None if nothing. Blocks for the disk."""
+        if namespace.parent is None:
+            return None
+        try:
+            self._refuse_what_is_no_directory(namespace)
+            data = b"" if self._is_wanted(namespace) else None
+        except CannotMirror as failure:
+            return Forecast(Outlook.FAIL, failure.reason)
+        except OSError as error:
+            return Forecast(Outlook.FAIL, f"it cannot be read: {error.strerror}")
+        return self._replica.outlook(_marker_path(namespace), data)
 
     def _refuse_what_is_no_directory(self, namespace: NamespaceId) -> None:
         if self._tree.is_taken(namespace.path) and not self._tree.is_directory(namespace.path):
@@ -123,6 +161,10 @@ class NamespaceMirror:
         if namespace.parent is not None:
             await self.settle_with_parents(namespace.parent)
             await self.settle(namespace)
+
+
+def _marker_path(namespace: NamespaceId) -> str:
+    return f"{namespace.path}/{NAMESPACE_MARKER_NAME}"
 
 
 def has_snapshots(transaction: StateTransaction, within: GroupId | NamespaceId) -> bool:

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 import trio
@@ -22,6 +21,7 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.chunks import ChunkMirror
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
+from mirrorfs.replication.publishing.outlook import Forecast, Outlook
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.publishing.replica import Replica
 from mirrorfs.replication.work.commits import CommittedState
@@ -38,15 +38,6 @@ log = logging.getLogger(__name__)
 _EXTRAS = (PROTECTED_NAME, CLIENT_LOG_NAME)
 # A snapshot may lack thousands of chunks; naming a few tells the administrator as much.
 _NAMED_CHUNKS = 3
-
-
-class Outlook(Enum):
-    """What settling a snapshot would come to."""
-
-    PUBLISH = "publish"
-    COMPARE = "compare with the bucket, and send what differs"
-    REMOVE = "remove"
-    FAIL = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +150,7 @@ class SnapshotPublication:
         """Tell whether somebody settles the snapshot, or keeps it from being settled, at this moment."""
         return snapshot in self._alone.held()
 
-    def outlook(self, snapshot: SnapshotId) -> tuple[Outlook, str] | None:
+    def outlook(self, snapshot: SnapshotId) -> Forecast | None:
         """Tell what `settle` would do, and why, as far as the state knows the bucket; None if nothing.
 
         Blocks for the disk.
@@ -168,16 +159,19 @@ class SnapshotPublication:
         try:
             local = self._read_manifest(snapshot)
         except CannotMirror as failure:
-            return Outlook.FAIL, failure.reason
+            return Forecast(Outlook.FAIL, failure.reason)
         known, leaves_nothing = self._state.view(
             lambda transaction: (transaction.snapshots.get(path), _leaves_nothing(transaction, path))
         )
         if local is None:
-            return None if leaves_nothing else (Outlook.REMOVE, "the datastore has not, or not any more, its manifest")
+            gone = Forecast(Outlook.REMOVE, "the datastore has not, or not any more, its manifest")
+            return None if leaves_nothing else gone
         if known is None or not known.phase.counts_references or known.files != local.files:
-            return Outlook.PUBLISH, "the datastore has this snapshot, the bucket has not, or other files of it"
+            return Forecast(Outlook.SEND, "the datastore has this snapshot, the bucket has not, or other files of it")
         if not self._is_as_published(snapshot, known, local) or self._extras_differ(snapshot, local):
-            return Outlook.COMPARE, "not all that is in its directory is known to be in the bucket, or the reverse"
+            return Forecast(
+                Outlook.COMPARE, "not all that is in its directory is known to be in the bucket, or the reverse"
+            )
         return None
 
     def _extras_differ(self, snapshot: SnapshotId, local: LocalManifest) -> bool:

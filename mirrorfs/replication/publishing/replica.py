@@ -12,6 +12,7 @@ from mirrorfs.datastore.manifest import Manifest
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge
 from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.publishing.outlook import GONE, NOT_MIRRORED, Forecast, Outlook
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.stored import read_manifest
@@ -71,6 +72,16 @@ class Replica:
     async def published_manifest(self, snapshot: SnapshotId) -> Manifest:
         """Read the manifest object of a snapshot. Raises UNUSABLE."""
         return await read_manifest(self._bucket.store, self._bucket.layout.content_key(snapshot.manifest_path))
+
+    def outlook(self, path: str, data: bytes | None) -> Forecast | None:
+        """Tell what `put` would do, or, without `data`, what `delete` would do; None if nothing."""
+        known = self._state.view(lambda transaction: transaction.contents.get(path))
+        if data is None:
+            return None if known is None else Forecast(Outlook.REMOVE, GONE)
+        if self.is_confirmed(path, data):
+            return None
+        is_doubted = known is not None and not known.confirmed
+        return Forecast(Outlook.COMPARE if is_doubted else Outlook.SEND, NOT_MIRRORED)
 
     async def delete(self, paths: list[str]) -> None:
         """Delete the objects of datastore paths; does nothing for those that are not known to be there."""

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from typing import cast
 
 import crc32c
@@ -335,3 +336,39 @@ async def test_a_checksum_that_the_store_only_echoes_proves_nothing(
     world.store.objects["key"] = b"wrong"
     world.store.capabilities = StoreCapabilities(False, False, True, True, False)
     assert not await holds(cast(ObjectStore, world.store), "key", b"right")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda world: world.datastore.write("vm/100/owner", b"nobody\n"), {"vm/100/owner": Remedy.NONE}),
+        # A group that has lost its owner is about to go as a whole: until then both stay.
+        (lambda world: (world.datastore.root / "vm/100/owner").unlink(), {}),
+        (lambda world: (world.datastore.root / "vm/100/notes").unlink(), {"vm/100/notes": Remedy.DELETE}),
+        (lambda world: world.datastore.write("vm/100/notes", b"new"), {"vm/100/notes": Remedy.SEND}),
+    ],
+)
+async def test_what_is_told_is_what_would_be_done(
+    world: World, change: Callable[[World], None], expected: dict[str, Remedy]
+) -> None:
+    world.datastore.back_up(FIRST, ["a"])
+    world.datastore.write("vm/100/notes", b"old")
+    assert await world.converge() == {}
+    before = dict(world.store.objects)
+    change(world)
+    told: list[Difference] = []
+
+    async def add(difference: Difference) -> None:
+        told.append(difference)
+
+    async with world.running(reconciles=False) as running:
+        await running.mirror.survey.survey(add)
+        assert {difference.key: difference.remedy for difference in told} == {
+            content_key(name): remedy for name, remedy in expected.items()
+        }
+    problems = await world.converge()
+    assert bool(problems) is (Remedy.NONE in expected.values())
+    after = dict(world.store.objects)
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    done = {content_key(name) for name, remedy in expected.items() if remedy is not Remedy.NONE}
+    assert {key for key in changed if not key.startswith(f"{PREFIX}/.mirrorfs/")} == done

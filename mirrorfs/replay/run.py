@@ -1,0 +1,410 @@
+"""`mirrorfs replay run`: the bucket is brought up to date from what is left of a state directory, without a mount.
+
+It is the uploader's own engine that works, on a journal that nobody appends to. What is done stands in the state after
+each step, so that whoever was interrupted, or killed, begins again with the same command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import trio
+
+from mirrorfs.database.directory import DirectoryLock, StateDirectory
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
+from mirrorfs.journal.journal import JournalSource, Position, distrust_reason
+from mirrorfs.journal.view import NoJournal
+from mirrorfs.objectstore.errors import StoreError
+from mirrorfs.replay.source import Source, find_place
+from mirrorfs.replication.engine import Engine, damage_of
+from mirrorfs.replication.ownership.claim import ClaimRefused
+from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.state.damage import open_state, set_state_aside
+from mirrorfs.state.identity import ForeignState, Identity
+from mirrorfs.state.problems import Problem
+from mirrorfs.state.state import State, StateTransaction
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 0.5
+_OF_OTHER_BUCKET = "replay-"
+
+Result = TypeVar("Result")
+
+
+class ReplayRefused(Exception):
+    """The journal cannot be driven like this; the message says why and what to do."""
+
+
+class ReplayEnded(Exception):
+    """It was begun and could not be brought to its end; the message says why. It can be gone on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySettings:
+    """What is driven, and where to.
+
+    `uploader` says the datastore (as it lies now, an absolute path), bucket and store. `first` is the sequence to begin
+    with, None for the first that is not dealt with, 1 for all. With `only_journal` the datastore is not compared.
+    `work_directory` holds the state instead of the source, which is then not written to.
+    """
+
+    uploader: UploaderSettings
+    first: int | None = None
+    only_journal: bool = False
+    work_directory: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is: what is done now, the record read up to and the last one, items that wait, and what was sent.
+
+    `trouble` says why the store does not take anything just now, None if it does.
+    """
+
+    phase: str
+    read: int
+    last: int
+    waiting: int
+    objects: int
+    bytes: int
+    trouble: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What it came to. `held` are the snapshots that were not removed because an administrator has to approve."""
+
+    state_directory: str
+    objects: int
+    bytes: int
+    published: int
+    problems: list[Problem]
+    held: list[str]
+
+
+class Replay:
+    """One run; to be entered, which takes the locks and opens everything."""
+
+    def __init__(self, path: str, settings: ReplaySettings, tell: Callable[[Progress], None]) -> None:
+        """`path` is what is left of a state directory. `tell` hears twice a second how far it is."""
+        self._path = os.path.realpath(path)
+        self._settings = settings
+        self._tell = tell
+        self._opened = ExitStack()
+        self._phase = "asking the store"
+
+    def __enter__(self) -> Replay:
+        """Take the locks and open everything.
+
+        Raises:
+            ReplayRefused: the datastore cannot be opened, or the state must not be used for this bucket.
+            DatabaseError and its kinds: a mount uses the directory, or what is needed of it cannot be used.
+        """
+        try:
+            self._open()
+        except BaseException:
+            self._opened.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def _open(self) -> None:
+        settings = self._settings.uploader
+        place = find_place(self._path)
+        self._lock_source()
+        self.source = self._opened.enter_context(Source(self._path, place))
+        self._refuse_if_keeping_is_forgotten()
+        self.directory = self._choose_directory()
+        self._lock_directory()
+        root = _open_datastore(settings.datastore)
+        self._opened.callback(os.close, root)
+        journal = self._journal()
+        state = self._open_state()
+        identity = self._identity(state)
+        self._state = CommittedState(state)
+        # Nothing is mounted: whatever the journal says was recorded by an earlier mount.
+        settings = replace(settings, root_descriptor=root, journal_sequence=journal.last_sequence())
+        begin_after = None if self._settings.first is None else self._settings.first - 1
+        self._engine = Engine(
+            settings,
+            self._state,
+            journal,
+            identity,
+            begin_after=begin_after,
+            is_distrusted=place.journal is not None and distrust_reason(os.path.dirname(place.journal)) is not None,
+        )
+        self._skips_records = begin_after is not None and begin_after > self._engine.drain.position.sequence
+
+    def _lock_source(self) -> None:
+        """Keep mounts from using the source, and refuse if one does."""
+        if not os.path.isdir(self._path):
+            return
+        if self._settings.work_directory is None:
+            StateDirectory(self._path).create()
+        elif not os.access(self._path, os.W_OK):
+            # A copy that may only be read: no mount can use it either.
+            return
+        lock = DirectoryLock(StateDirectory(self._path), "mount")
+        lock.acquire()
+        self._opened.callback(lock.release)
+
+    def _refuse_if_keeping_is_forgotten(self) -> None:
+        """What the mount keeps for a while, or holds, must not go because a setting is missing here."""
+        retention = self._settings.uploader.retention
+        if retention.delete_after == 0 and self.source.ask_state(_keeps_deleted):
+            raise ReplayRefused(
+                "the mirror keeps snapshots for a while after they were removed, and would not keep those that are "
+                "removed now: give --retention-delete-after as the mount had it"
+            )
+
+    def _choose_directory(self) -> StateDirectory:
+        """Tell where the state for this bucket lies or is to lie."""
+        settings = self._settings
+        if settings.work_directory is not None:
+            return StateDirectory(os.path.realpath(settings.work_directory))
+        if self.source.place.journal != self._journal_path and self.source.place.state != self._state_path:
+            raise ReplayRefused(
+                f"{self._path} is not a state directory, but the journal or state of one: give --work-dir, a directory "
+                "for the state of this run"
+            )
+        identity = self.source.identity
+        here = settings.uploader.bucket, settings.uploader.prefix
+        if identity is None or self._is_of_this_bucket(identity):
+            return StateDirectory(self._path)
+        name = hashlib.sha256("/".join(here).encode()).hexdigest()[:16]
+        return StateDirectory(os.path.join(self._path, f"{_OF_OTHER_BUCKET}{name}"))
+
+    @property
+    def _journal_path(self) -> str:
+        return os.path.join(StateDirectory(self._path).journal, "data.mdb")
+
+    @property
+    def _state_path(self) -> str:
+        return StateDirectory(self._path).state
+
+    def _lock_directory(self) -> None:
+        self.directory.create()
+        if self.directory.path != self._path:
+            mount = DirectoryLock(self.directory, "mount")
+            mount.acquire()
+            self._opened.callback(mount.release)
+        self._lock = DirectoryLock(self.directory, "uploader")
+        self._lock.acquire()
+        self._opened.callback(self._lock.release)
+
+    def _journal(self) -> JournalSource:
+        journal = self.source.journal
+        if journal is None:
+            if self._settings.only_journal:
+                raise ReplayRefused(
+                    self.source.journal_trouble
+                    or f"{self._path} has no journal: without --journal-only the whole datastore is compared"
+                )
+            return NoJournal()
+        first, last = self._settings.first, journal.last_sequence()
+        if first is not None and first > last + 1:
+            raise ReplayRefused(f"the journal ends with record {last}: there is no record {first} to begin with")
+        return journal
+
+    def _open_state(self) -> State:
+        if self.directory.path != self._path and self._is_of_this_bucket(self.source.identity):
+            self._copy_state()
+        state = open_state(self.directory, doubtful=self._lock.abandoned)
+        self._opened.callback(state.close)
+        return state
+
+    def _copy_state(self) -> None:
+        """Begin with what the source's state knows of this bucket, if the work directory has no state yet."""
+        if os.path.lexists(self.directory.state) or self.source.place.state is None:
+            return
+        draft = f"{self.directory.state}.copy"
+        shutil.rmtree(draft, ignore_errors=True)
+        os.mkdir(draft, 0o700)
+        shutil.copyfile(os.path.join(self.source.place.state, "data.mdb"), os.path.join(draft, "data.mdb"))
+        os.chmod(os.path.join(draft, "data.mdb"), 0o600)
+        os.sync()
+        os.rename(draft, self.directory.state)
+
+    def _is_of_this_bucket(self, identity: Identity | None) -> bool:
+        settings = self._settings.uploader
+        return identity is not None and (identity.bucket, identity.prefix) == (settings.bucket, settings.prefix)
+
+    def _identity(self, state: State) -> Identity:
+        """Tell whose mirror it is. The datastore keeps the name that it had when it was mounted, wherever it lies now.
+
+        Raises:
+            ForeignState: the state is of another bucket.
+        """
+        settings = self._settings.uploader
+        stored = state.view(lambda transaction: transaction.identity.get())
+        if stored is not None:
+            if (stored.bucket, stored.prefix) != (settings.bucket, settings.prefix):
+                raise ForeignState(
+                    f"the state in {self.directory.path} is of s3://{stored.bucket}/{stored.prefix}: give another "
+                    "--work-dir for another bucket"
+                )
+            return stored
+        new = Identity(self.source.datastore or settings.datastore, settings.bucket, settings.prefix)
+        before = self.source.identity
+        if before is not None and self._is_of_this_bucket(before):
+            return replace(new, mirror_id=before.mirror_id)
+        return new
+
+    def run(self) -> Outcome:
+        """Bring the bucket up to date.
+
+        Raises:
+            ReplayRefused: the bucket is somebody else's, or the datastore looks as if it were not the one.
+            ReplayEnded: the store refuses what is needed, the state turned out damaged and has been set aside, or a
+                signal has asked for the end (SIGINT, SIGTERM).
+            DatabaseError: journal or state cannot be read or written.
+        """
+        with _single_errors(self.directory.state) as damage:
+            return trio.run(self._run)
+        set_state_aside(self.directory, str(damage[0]))
+        raise ReplayEnded(f"{damage[0]}. It has been set aside; a new one is built from the bucket by the next run")
+
+    async def _run(self) -> Outcome:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._state.run)
+            nursery.start_soon(self._keep_telling)
+            nursery.start_soon(_end_on_signal)
+            try:
+                await self._begin(nursery)
+                await self._work()
+            except StoreError as error:
+                raise ReplayEnded(str(error)) from error
+            except ClaimRefused as error:
+                raise ReplayRefused(_for_a_run(str(error))) from error
+            self._tell(self._progress())
+            outcome = self._outcome()
+            nursery.cancel_scope.cancel()
+        return outcome
+
+    async def _begin(self, nursery: trio.Nursery) -> None:
+        engine = self._engine
+        await self._refuse_doubtful()
+        await engine.claim(engine.impatient_store())
+        await engine.get_to_know_the_bucket(self._set_phase)
+        await self._refuse_doubtful()
+        # A position that has skipped records would say of them that they are dealt with.
+        await engine.begin(nursery, None if self._skips_records else _ignore)
+
+    async def _refuse_doubtful(self) -> None:
+        doubt = await self._engine.doubt()
+        if doubt is not None:
+            raise ReplayRefused(_for_a_run(doubt))
+
+    async def _work(self) -> None:
+        drain = self._engine.drain
+        if self._settings.only_journal:
+            self._set_phase("working on the journal")
+            drain.leave_out_reconciling()
+        else:
+            self._set_phase("comparing the datastore")
+            await drain.reconcile()
+            self._set_phase("mirroring")
+        await drain.settled()
+        if not self._skips_records:
+            await drain.save_position_now()
+
+    def _set_phase(self, phase: str) -> None:
+        self._phase = phase
+        log.info("%s", phase)
+
+    async def _keep_telling(self) -> None:
+        while True:
+            self._tell(self._progress())
+            await trio.sleep(_PROGRESS_SECONDS)
+
+    def _progress(self) -> Progress:
+        engine, store = self._engine, self._engine.bucket.store
+        condition = store.condition
+        publishing = sum(engine.mirror.publication.remaining.values())
+        return Progress(
+            self._phase,
+            engine.drain.read_up_to,
+            engine.journal.last_sequence(),
+            len(engine.worklist) + publishing,
+            store.uploaded_objects,
+            store.uploaded_bytes,
+            None if condition.is_up or condition.last_error is None else str(condition.last_error),
+        )
+
+    def _outcome(self) -> Outcome:
+        store = self._engine.bucket.store
+        problems, held, published = self._state.view(_results)
+        return Outcome(self.directory.path, store.uploaded_objects, store.uploaded_bytes, published, problems, held)
+
+
+async def _end_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            raise ReplayEnded("Interrupted")
+
+
+@contextmanager
+def _single_errors(state_directory: str) -> Iterator[list[DatabaseCorrupt]]:
+    """Raise the first of our own errors instead of a group; damage of the state is given to whoever goes on after."""
+    damage: list[DatabaseCorrupt] = []
+    try:
+        yield damage
+    except BaseExceptionGroup as group:
+        found = damage_of(state_directory, group)
+        if found is None:
+            raise _first_of(group) from group
+        damage.append(found)
+    except DatabaseCorrupt as error:
+        if error.directory != state_directory:
+            raise
+        damage.append(error)
+
+
+def _first_of(group: BaseExceptionGroup) -> BaseException:
+    """Return the one that says most to a person: what was refused before what broke off because of it."""
+    for kind in (KeyboardInterrupt, ReplayRefused, ReplayEnded, DatabaseError):
+        matching = group.subgroup(kind)
+        if matching is not None:
+            found: BaseException = matching
+            while isinstance(found, BaseExceptionGroup):
+                found = found.exceptions[0]
+            return found
+    return group
+
+
+def _open_datastore(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ReplayRefused(f"cannot open the datastore {path}: {error.strerror}. Is its disk mounted?") from error
+
+
+def _for_a_run(reason: str) -> str:
+    """Name the options of this command where a message speaks of a mount's."""
+    return reason.replace("mount once with --", "give --")
+
+
+def _keeps_deleted(transaction: StateTransaction) -> bool:
+    return any(True for _ in transaction.retention.all_deleted())
+
+
+def _results(transaction: StateTransaction) -> tuple[list[Problem], list[str], int]:
+    held = [removal.path for removal in transaction.retention.all_held() if not removal.approved]
+    published = sum(snapshot.phase.counts_references for _, snapshot in transaction.snapshots.all())
+    return list(transaction.problems.all()), held, published
+
+
+def _ignore(position: Position) -> None:
+    """The journal stays as it is: the next mount drops what is dealt with."""
