@@ -11,7 +11,7 @@ from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
 from mirrorfs.filesystem.inodes import Inode
 from mirrorfs.filesystem.shares import Shares
 from mirrorfs.filesystem.system_calls import RWF_NOWAIT, ActingAs
-from mirrorfs.filesystem.threads import Threads
+from mirrorfs.filesystem.threads import OUT_OF_DESCRIPTORS, Threads
 
 # The kernel has done what these ask for: it computes the offset of appended data, creates exclusively only what
 # it knows to be missing, and reads and writes past its own cache for O_DIRECT. On the backing descriptor they
@@ -237,4 +237,12 @@ def _write_all(number: int, offset: int, data: bytes, uid: int, gid: int) -> int
 
 
 def _flush(number: int) -> None:
-    os.close(os.dup(number))
+    try:
+        another = os.dup(number)
+    except OSError as error:
+        if error.errno not in OUT_OF_DESCRIPTORS:
+            raise
+        # It tells of late errors too, and needs none; only that it waits for the disk.
+        os.fdatasync(number)
+    else:
+        os.close(another)

@@ -1,5 +1,6 @@
 """System calls that may wait for the disk, each in a thread, so that none of them holds up the requests of others."""
 
+import errno
 import os
 import sys
 import threading
@@ -12,6 +13,9 @@ import trio
 from mirrorfs.filesystem.system_calls import wait_readable
 
 Result = TypeVar("Result")
+
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+"""The numbers of errors that say so, of this process and of the whole system."""
 
 _MOST_OF_ONE_INODE = 32
 _MOST_IDLE = 16
@@ -45,6 +49,13 @@ class Threads:
         self._running: dict[object, int] = {}
         self._waiting: dict[object, trio.lowlevel.ParkingLot] = {}
         self._late = 0
+        self._make_room: Callable[[], bool] = _has_no_room
+
+    def when_out_of_descriptors(self, make_room: Callable[[], bool]) -> None:
+        """Says what is called, in the trio thread, when a call found no free descriptor: if it returns True, the call
+        is made once more. Whatever needs a descriptor must need it before it has done anything.
+        """
+        self._make_room = make_room
 
     async def run(self, about: object, call: Callable[[], Result], *, briefly: bool = True) -> Result:
         """Calls in a thread; returns or raises what the call does, and cannot be cancelled while it runs.
@@ -57,7 +68,7 @@ class Threads:
         else:
             await self._waiting.setdefault(about, trio.lowlevel.ParkingLot()).park()
         try:
-            return await self._run(_Call(call), briefly)
+            return await self._run_with_room(call, briefly)
         finally:
             self._pass_on(about)
 
@@ -73,6 +84,14 @@ class Threads:
             thread.join()
         os.close(self._begun)
         os.close(self._finished)
+
+    async def _run_with_room(self, call: Callable[[], Result], briefly: bool) -> Result:
+        try:
+            return await self._run(_Call(call), briefly)
+        except OSError as error:
+            if error.errno not in OUT_OF_DESCRIPTORS or not self._make_room():
+                raise
+        return await self._run(_Call(call), briefly)
 
     async def _run(self, call: "_Call[Result]", briefly: bool) -> Result:
         self._busy += 1
@@ -169,6 +188,10 @@ class _Call(Generic[Result]):
 
     def wake(self) -> None:
         self._token.run_sync_soon(trio.lowlevel.reschedule, self._task)
+
+
+def _has_no_room() -> bool:
+    return False
 
 
 def _cannot_be_aborted(_: Callable[[], Any]) -> trio.lowlevel.Abort:

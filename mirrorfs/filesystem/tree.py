@@ -1,6 +1,7 @@
 """From inode numbers to the backing files: walks by component from the open root, with few descriptors."""
 
 import errno
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from mirrorfs.filesystem.descriptors import Descriptor
 from mirrorfs.filesystem.inodes import Inode, InodeTable
 from mirrorfs.filesystem.shares import Shares
 from mirrorfs.filesystem.system_calls import open_cached
-from mirrorfs.filesystem.threads import Threads
+from mirrorfs.filesystem.threads import OUT_OF_DESCRIPTORS, Threads
+
+log = logging.getLogger(__name__)
 
 DIRECTORY_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 REFERENCE_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -111,6 +114,8 @@ class Tree:
         self._departing: dict[int, list[Descriptor]] = {}
         self._watches: dict[tuple[Inode, bytes], list[Watch]] = {}
         self._closing = 0
+        self._told_of_dropping = False
+        threads.when_out_of_descriptors(self._drop_directories)
 
     def close(self) -> None:
         """Closes all descriptors but the root's."""
@@ -184,7 +189,7 @@ class Tree:
         try:
             number = await self._open(parent, directory, name, REFERENCE_FLAGS)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            if error.errno not in OUT_OF_DESCRIPTORS:
                 raise
             status = await self._threads.run(parent, partial(_status, directory, name))
             return Departure(self.inodes.find(status), None, status, self._departing)
@@ -361,6 +366,20 @@ class Tree:
             _, oldest = self._directories.popitem(last=False)
             oldest.release()
         return descriptor
+
+    def _drop_directories(self) -> bool:
+        """Closes what is only kept to be quicker; whether there was any."""
+        dropped = list(self._directories.values())
+        self._directories.clear()
+        for descriptor in dropped:
+            descriptor.release()
+        if not self._told_of_dropping:
+            self._told_of_dropping = True
+            log.warning(
+                "this process has as many open files as it may have (ulimit -n, fs.nr_open): directories that are kept "
+                "open to be quicker are closed. This is said once"
+            )
+        return bool(dropped)
 
     @contextmanager
     def _watched(self, parent: Inode, name: bytes) -> Iterator[Watch]:

@@ -1,9 +1,15 @@
 """What the daemon holds: no descriptor per known inode, and memory only for what the kernel knows."""
 
+import errno
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+
+import pytest
 
 from tests.filesystem.conftest import Mounter, PassThroughProcess
 from tests.filesystem.limits import limited
@@ -94,3 +100,56 @@ def _memory(pid: int) -> int:
 def _descriptors(pid: int) -> list[str]:
     listing = f"/proc/{pid}/fd"
     return [name for name in os.listdir(listing) if os.path.lexists(f"{listing}/{name}")]
+
+
+@contextmanager
+def _no_descriptor_left(pid: int, most: int | None = None) -> Iterator[None]:
+    """So that the daemon gets none with a number of `most` or above; by default, it has all of those below."""
+    held = {int(number) for number in _descriptors(pid)}
+    limit = next(number for number in count() if number not in held) if most is None else most
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def _use(folder: Path) -> None:
+    (folder / "new").write_bytes(b"data")
+    assert (folder / "new").read_bytes() == b"data"
+    os.setxattr(folder / "new", "user.a", b"b")
+    os.rename(folder / "new", folder / "renamed")
+    (folder / "directory").mkdir()
+    assert set(os.listdir(folder)) == {"file", "renamed", "directory"}
+    os.truncate(folder / "renamed", 1)
+    os.unlink(folder / "renamed")
+    os.rmdir(folder / "directory")
+
+
+def test_without_a_descriptor_left_caches_are_dropped(mounter: Mounter) -> None:
+    mount = mounter()
+    folders = [mount.mountpoint / f"folder{number}" for number in range(30)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "file").write_bytes(b"data")
+    for folder in folders:
+        for known in folders:
+            assert (known / "file").stat().st_size == 4
+            assert not (known / f"absent {folder.name}").exists()
+        assert mount.statistics()["descriptors"] >= len(folders)
+        with _no_descriptor_left(mount.pid):
+            _use(folder)
+
+
+def test_close_never_lacks_a_descriptor(mounter: Mounter) -> None:
+    mount = mounter()
+    opened = os.open(mount.mountpoint / "file", os.O_WRONLY | os.O_CREAT)
+    os.write(opened, b"data")
+    again = os.dup(opened)
+    with _no_descriptor_left(mount.pid, 3):
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            os.open(mount.mountpoint, os.O_RDONLY)
+        os.close(again)
+        os.close(opened)
+    assert (mount.mountpoint / "file").read_bytes() == b"data"
