@@ -24,6 +24,7 @@ from typing import Any
 _INDEX = "https://pypi.org"
 _SECONDS = 20.0
 _AT_A_TIME = 8
+_AWAY = "the index does not answer"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 ACCEPTED: Mapping[str, str] = {}
@@ -42,10 +43,13 @@ class Finding:
 
 def main(index: str = _INDEX) -> int:
     """Ask for all packages and print what is to be known."""
-    packages = dict(_installed(distribution("mirrorfs"), {"", "test"}))
+    first, *others = sorted(_installed(distribution("mirrorfs"), {"", "test"}))
+    finding = ask(index, *first)
+    if finding.unknown.startswith(_AWAY):
+        # Nobody shall wait for the same answer once for each package.
+        return report([finding, *(Finding(*package, unknown=finding.unknown) for package in others)])
     with ThreadPoolExecutor(_AT_A_TIME) as executor:
-        findings = list(executor.map(lambda package: ask(index, *package), sorted(packages.items())))
-    return report(findings)
+        return report([finding, *executor.map(lambda package: ask(index, *package), others)])
 
 
 def report(findings: list[Finding]) -> int:
@@ -68,7 +72,7 @@ def ask(index: str, package: str, version: str) -> Finding:
     try:
         answer = _get(f"{index}/pypi/{package}/{version}/json") or _get(f"{index}/pypi/{package}/json")
     except (OSError, ValueError, HTTPException) as error:
-        return Finding(package, version, unknown=f"the index does not answer: {getattr(error, 'reason', error)}")
+        return Finding(package, version, unknown=f"{_AWAY}: {getattr(error, 'reason', error)}")
     if answer is None:
         return Finding(package, version, unknown="not in the index")
     if answer["info"]["version"] != version:

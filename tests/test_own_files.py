@@ -203,6 +203,16 @@ class TestTheStateDirectory:
         assert str(_SOMEBODY) in result.stderr
         assert victim.is_untouched()
 
+    def test_it_may_be_behind_a_link_of_roots(self, place: Path) -> None:
+        (place / "disk").mkdir(mode=0o700)
+        (place / "link").symlink_to("disk")
+        directory = StateDirectory(str(place / "link"))
+        directory.create()
+        DirectoryLock(directory, "mount").acquire()
+        JournalWriter(directory.journal).close()
+        open_state(directory, doubtful=True).close()
+        assert {"journal", "state", "mount.lock"} <= set(os.listdir(place / "disk"))
+
     @pytest.mark.parametrize(("owner", "mode"), [(_SOMEBODY, 0o755), (0, 0o777), (0, 0o775)])
     def test_nobody_else_can_exchange_it(self, place: Path, owner: int, mode: int) -> None:
         between = place / "between"

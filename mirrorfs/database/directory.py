@@ -65,7 +65,8 @@ class StateDirectory:
         try:
             own_files.make_directory(self.path)
             own_files.check_socket(self.control_socket)
-            status = os.stat(self.path, follow_symlinks=False)
+            # A link on the way is root's, and nobody else can exchange it.
+            status = os.stat(self.path)
         except NotADirectoryError as error:
             raise DatabaseError(
                 f"the state directory {self.path} is not a directory: give another --state-dir"

@@ -53,7 +53,8 @@ def _answered(handler: Handler[Arguments, Result]) -> Handler[Arguments, Result]
         except pyfuse3.FUSEError:
             raise
         except Exception:
-            log.exception("%s%r failed unexpectedly", handler.__name__, args)
+            # Arguments may hold the data that is written.
+            log.exception("%s%.300r failed unexpectedly", handler.__name__, args)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return answer
