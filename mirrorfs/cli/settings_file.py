@@ -10,6 +10,7 @@ import click
 
 from mirrorfs import own_files
 from mirrorfs.database.directory import escaped_name
+from mirrorfs.datastore.quoting import quoted
 from mirrorfs.filesystem.mount_table import real_path
 
 SETTINGS_BASE = "/etc/mirrorfs"
@@ -43,7 +44,7 @@ class DatastoreCommand(click.Command):
             settings = tomllib.loads(own_files.read_file(path).decode())
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise click.UsageError(f"cannot read the settings file {path}: {error}") from error
         names = {
             option.removeprefix("--"): parameter.name
@@ -56,7 +57,9 @@ class DatastoreCommand(click.Command):
         for key, value in _flattened(settings).items():
             name = names.get(key)
             if name is None:
-                raise click.UsageError(f"the settings file {path} has {key!r}, which is no option of '{self.name}'")
+                raise click.UsageError(
+                    f"the settings file {path} has {quoted(key)}, which is no option of '{self.name}'"
+                )
             defaults[name] = value
         return defaults
 

@@ -7,6 +7,7 @@ import os
 import pwd
 from dataclasses import dataclass
 
+from mirrorfs.datastore.quoting import cut, quoted
 from mirrorfs.recovery.errors import RestoreError
 
 _PBS_USER = "backup"
@@ -44,9 +45,11 @@ def parse_owner(text: str) -> Owner:
             _number(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid,
             _number(group) if group.isdecimal() else grp.getgrnam(group).gr_gid,
         )
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
+        # ValueError: a number of thousands of digits, or what no name can hold.
         raise RestoreError(
-            f"{text!r} names no owner: {error.args[0]}. Give USER:GROUP by names of this machine or by numbers."
+            f"{quoted(text)} names no owner: {cut(str(error.args[0]))}. Give USER:GROUP by names of this machine or by "
+            "numbers."
         ) from None
 
 
@@ -54,5 +57,5 @@ def _number(text: str) -> int:
     number = int(text)
     # The highest one means "leave as it is" to chown(2).
     if number >= 2**32 - 1:
-        raise RestoreError(f"{text} is not the number of a user or group.")
+        raise RestoreError(f"{cut(text)} is not the number of a user or group.")
     return number

@@ -15,6 +15,7 @@ import trio
 
 from mirrorfs import own_files
 from mirrorfs.database.errors import DatabaseCorrupt
+from mirrorfs.datastore.quoting import quoted
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +123,10 @@ async def _handle(line: bytes, handlers: Mapping[str, LongHandler], tell: Tell) 
     try:
         request = json.loads(line)
         command = str(request["command"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {"error": "not a command"}
     handler = handlers.get(command)
-    return await handler(request, tell) if handler is not None else {"error": f"unknown command {command!r}"}
+    return await handler(request, tell) if handler is not None else {"error": f"unknown command {quoted(command)}"}
 
 
 async def stream_lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
