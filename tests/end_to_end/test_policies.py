@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
@@ -23,6 +23,10 @@ from tests.harness.scan import compare_datastores
 from tests.harness.writer import DatastoreWriter
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 from tests.stores.server import StoreAccess
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectLockRetentionTypeDef
 
 pytestmark = pytest.mark.timeout(140)
 
@@ -249,6 +253,49 @@ def test_a_restore_needs_reading_only(
         lambda: client.get_object(Bucket=bucket, Key="store2/x"),
     ):
         assert _is_refused(call)
+
+
+def _calls(client: S3Client, bucket: str, version: str) -> dict[str, Callable[[], object]]:
+    """For each right, a request that needs it and no other."""
+    until = datetime.now(UTC) + timedelta(hours=1)
+    retention: ObjectLockRetentionTypeDef = {"Mode": "GOVERNANCE", "RetainUntilDate": until}
+    return {
+        "s3:ListBucket": lambda: client.list_objects_v2(Bucket=bucket, Prefix="store1/"),
+        "s3:ListBucketVersions": lambda: client.list_object_versions(Bucket=bucket, Prefix="store1/"),
+        "s3:GetBucketVersioning": lambda: client.get_bucket_versioning(Bucket=bucket),
+        "s3:GetBucketObjectLockConfiguration": lambda: client.get_object_lock_configuration(Bucket=bucket),
+        "s3:GetObject": lambda: client.get_object(Bucket=bucket, Key="store1/x"),
+        "s3:GetObjectVersion": lambda: client.get_object(Bucket=bucket, Key="store1/x", VersionId=version),
+        "s3:PutObject": lambda: client.put_object(Bucket=bucket, Key="store1/new", Body=b""),
+        "s3:GetObjectRetention": lambda: client.get_object_retention(Bucket=bucket, Key="store1/x"),
+        "s3:PutObjectRetention": lambda: client.put_object_retention(
+            Bucket=bucket, Key="store1/x", Retention=retention
+        ),
+        # At last: what is deleted cannot be read.
+        "s3:DeleteObject": lambda: client.delete_object(Bucket=bucket, Key="store1/x"),
+    }
+
+
+def _allowed_actions(policy: dict[str, Any]) -> list[str]:
+    allowed = (entry["Action"] for entry in policy["Statement"] if entry["Effect"] == "Allow")
+    return [action for actions in allowed for action in ([actions] if isinstance(actions, str) else actions)]
+
+
+@pytest.mark.parametrize("name", ["mirror", "mirror-protected", "restore"])
+def test_what_a_policy_allows_is_what_it_names(policed_store: StoreServer, name: str) -> None:
+    """The store refuses each request for which the policy has no word: so the tests above say that it is enough."""
+    bucket = policed_store.create_bucket(locked=True)
+    put = policed_store.access.client().put_object(
+        Bucket=bucket,
+        Key="store1/x",
+        Body=b"data",
+        ObjectLockMode="GOVERNANCE",
+        ObjectLockRetainUntilDate=datetime.now(UTC) + timedelta(minutes=5),
+    )
+    allowed = _allowed_actions(_policy(name, bucket))
+    client = _user(policed_store, bucket, name).client()
+    refused = [action for action, call in _calls(client, bucket, put["VersionId"]).items() if _is_refused(call)]
+    assert sorted(refused) == sorted(set(_calls(client, bucket, "")) - set(allowed))
 
 
 @pytest.mark.parametrize("path", sorted(_POLICIES.glob("*.json")), ids=lambda path: str(path.stem))
