@@ -197,7 +197,7 @@ class Tree:
         return Departure(self.inodes.find(status), Descriptor(number, self._close_last), status, self._departing)
 
     def departed(self, departure: Departure, parent: Inode, name: bytes) -> None:
-        """The name is gone. If it was the last one, the inode lives on in a descriptor until it is forgotten.
+        """The name is gone. If it was the last known one, the inode lives on in a descriptor until it is forgotten.
 
         That keeps operations on it working as they would on the backing file system, and it keeps the number
         from being used again for another file while the kernel still means this one.
@@ -211,9 +211,13 @@ class Tree:
         else:
             # Other names of it may have gone at the same time.
             is_last = os.fstat(departure.descriptor.number).st_nlink == 0
-        if is_last or inode.is_directory:
-            self._outlive(inode, departure.descriptor, departure.status.st_uid)
+        is_deleted = is_last or inode.is_directory
+        if is_deleted:
+            self._outlive(inode, departure, is_deleted=True)
         self._release(self.inodes.remove_name(inode, parent, name))
+        if not is_deleted and not self.inodes.names(inode):
+            # It has other names, but nobody has met them here.
+            self._outlive(inode, departure, is_deleted=False)
 
     def renamed(self, departure: Departure, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes) -> None:
         """The name has become another one."""
@@ -247,16 +251,17 @@ class Tree:
         for descriptor in self._release(self.inodes.forget(number, 1)):
             descriptor.release()
 
-    def _outlive(self, inode: Inode, descriptor: Descriptor | None, owner: int) -> None:
+    def _outlive(self, inode: Inode, departure: Departure, *, is_deleted: bool) -> None:
         cached = self._directories.pop(inode.number, None)
         if cached is not None:
             cached.release()
         if inode.number in self._unlinked:
             return
-        if descriptor is None or not self._may_hold(owner):
+        owner = departure.status.st_uid
+        if departure.descriptor is not None and self._may_hold(owner):
+            self._unlinked[inode.number] = _Unlinked(departure.descriptor.hold(), owner)
+        elif is_deleted:
             self.inodes.vanish(inode)
-        else:
-            self._unlinked[inode.number] = _Unlinked(descriptor.hold(), owner)
 
     def _may_hold(self, owner: int) -> bool:
         """Takes a descriptor for an unlinked inode, unless its owner has too many: then it is lost with its name."""

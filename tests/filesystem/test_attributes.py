@@ -256,3 +256,37 @@ def test_attributes_together(area: Path) -> None:
         status = os.stat(name)
         assert (status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_size) == (0o640, 12, 34, 3)
         assert steps.index("size") > steps.index("times") or (status.st_atime_ns, status.st_mtime_ns) == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["unlinked", "replaced"])
+def test_a_reference_whose_name_is_gone_while_another_one_was_never_met(mounter: Mounter, kind: str) -> None:
+    """Of a file with several names, the mount knows those that somebody has used."""
+    mount = mounter()
+    (mount.backing / "known").write_bytes(b"data")
+    os.link(mount.backing / "known", mount.backing / "unknown")
+    number = (mount.backing / "known").stat().st_ino
+    (mount.backing / "other").write_bytes(b"")
+    reference = os.open(mount.mountpoint / "known", os.O_PATH)
+    try:
+        if kind == "unlinked":
+            os.unlink(mount.mountpoint / "known")
+        else:
+            os.rename(mount.mountpoint / "other", mount.mountpoint / "known")
+        path = f"/proc/self/fd/{reference}"
+        os.chmod(path, 0o640)
+        os.setxattr(path, "user.a", b"b")
+        assert os.fstat(reference).st_nlink == 1
+        assert Path(path).read_bytes() == b"data"
+        # The other name is that of the same file, as ever.
+        assert (mount.mountpoint / "unknown").stat().st_ino == number
+        (mount.mountpoint / "unknown").write_bytes(b"more data")
+        assert Path(path).read_bytes() == b"more data"
+        os.unlink(mount.mountpoint / "unknown")
+        assert os.fstat(reference).st_nlink == 0
+        assert Path(path).read_bytes() == b"more data"
+    finally:
+        os.close(reference)
+    (mount.mountpoint / "known").unlink(missing_ok=True)
+    deadline = time.monotonic() + 10
+    while mount.statistics()["descriptors"]:
+        assert time.monotonic() < deadline
