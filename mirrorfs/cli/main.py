@@ -10,7 +10,19 @@ from mirrorfs import __version__
 from mirrorfs.cli.errors import shown_errors
 from mirrorfs.output import escape_tracebacks
 
-_COMMANDS = ("mount", "umount", "status", "wait", "reconcile", "retention", "metrics", "snapshots", "restore", "replay")
+_COMMANDS = (
+    "mount",
+    "umount",
+    "status",
+    "wait",
+    "reconcile",
+    "retention",
+    "metrics",
+    "snapshots",
+    "restore",
+    "verify",
+    "replay",
+)
 
 
 class _Commands(click.Group):
@@ -55,6 +67,7 @@ def main() -> None:
     Mirror a datastore:      mirrorfs mount /mnt/datastore/store1 --to s3://bucket/store1
     See how far it is:       mirrorfs status /mnt/datastore/store1
     What the bucket holds:   mirrorfs snapshots s3://bucket/store1
+    Whether it is good:      mirrorfs verify s3://bucket/store1
     Get it back:             mirrorfs restore s3://bucket/store1 /mnt/datastore/new
 
     Credentials come from boto3's usual chain (~/.aws/credentials, AWS_ACCESS_KEY_ID, ...). Each option may

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeVar
 
 import click
 import rich.filesize
@@ -15,9 +13,9 @@ import trio
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.screen import Bar
+from mirrorfs.cli.selection_options import selection_options, usage
 from mirrorfs.cli.view_options import view_options
-from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
+from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.retry import Patience
@@ -31,8 +29,6 @@ from mirrorfs.recovery.restore import Problem, RestoreObserver, RestoreReport, r
 from mirrorfs.recovery.selection import Plan, Selection
 from mirrorfs.recovery.source import View
 
-Value = TypeVar("Value")
-
 # A wrong key or name shows when the bucket is listed, and somebody waits for it to be told.
 _LISTING_PATIENCE = Patience(total=10.0)
 _DOWNLOAD_PATIENCE = Patience(ceiling=30.0, total=600.0)
@@ -42,36 +38,7 @@ _LINES_OF_CHECKING = 8
 @click.command("restore", short_help="Rebuild a datastore from a bucket.")
 @click.argument("address", metavar="URL", type=StoreURL())
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option(
-    "--namespace",
-    "namespaces",
-    envvar="MIRRORFS_RESTORE_NAMESPACE",
-    multiple=True,
-    metavar="A/B",
-    help="Only this namespace and those inside it.",
-)
-@click.option(
-    "--group",
-    "groups",
-    envvar="MIRRORFS_RESTORE_GROUP",
-    multiple=True,
-    metavar="PATH",
-    help="Only this group, e.g. vm/100 or ns/a/vm/100.",
-)
-@click.option(
-    "--snapshot",
-    "snapshots",
-    envvar="MIRRORFS_RESTORE_SNAPSHOT",
-    multiple=True,
-    metavar="PATH",
-    help="Only this snapshot, e.g. vm/100/2026-11-22T10:00:00Z.",
-)
-@click.option("--latest", type=click.IntRange(min=1), metavar="N", help="Of each group only the N newest of these.")
-@click.option(
-    "--renamed",
-    is_flag=True,
-    help="Also restore backups that somebody has renamed: whose manifest has another type, id or time than their path.",
-)
+@selection_options("restore")
 @click.option(
     "--owner",
     metavar="USER:GROUP",
@@ -85,11 +52,7 @@ _LINES_OF_CHECKING = 8
 def command(
     address: StoreAddress,
     target: Path,
-    namespaces: tuple[str, ...],
-    groups: tuple[str, ...],
-    snapshots: tuple[str, ...],
-    latest: int | None,
-    renamed: bool,
+    selection: Selection,
     owner: str | None,
     parallel: int,
     view: View,
@@ -119,14 +82,7 @@ def command(
     Exit codes: 0 everything asked for was restored; 1 something could not be restored, the restore could not be
     brought to its end, or the bucket keeps no versions (--as-of); 2 wrong usage.
     """
-    selection = Selection(
-        tuple(_usage(_parse_namespace, text) for text in namespaces),
-        tuple(_usage(GroupId.parse, text) for text in groups),
-        tuple(_usage(SnapshotId.parse, text) for text in snapshots),
-        latest,
-        renamed,
-    )
-    chosen_owner = default_owner() if owner is None else _usage(parse_owner, owner)
+    chosen_owner = default_owner() if owner is None else usage(parse_owner, owner)
     if view.as_of is not None:
         say(f"Looking at {address}{view.suffix}.", err=True)
     progress = _ProgressBar() if sys.stderr.isatty() else _ProgressLines()
@@ -286,17 +242,6 @@ class _ProgressBar(_Progress):
             total=self.snapshots,
             state=f"{self.snapshots_finished}/{self.snapshots} snapshots, {rich.filesize.decimal(self.bytes)}",
         )
-
-
-def _parse_namespace(text: str) -> NamespaceId:
-    return NamespaceId(tuple(text.strip("/").split("/"))) if text.strip("/") else NamespaceId()
-
-
-def _usage(parse: Callable[[str], Value], text: str) -> Value:
-    try:
-        return parse(text)
-    except (DatastoreError, RestoreError) as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _count(number: int, noun: str) -> str:

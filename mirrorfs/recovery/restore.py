@@ -14,7 +14,7 @@ import trio
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_blob, check_chunk, check_encryption
-from mirrorfs.datastore.errors import DatastoreError, ManifestError, contained
+from mirrorfs.datastore.errors import DatastoreError, ManifestError
 from mirrorfs.datastore.index import Index
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.limits import LONGEST_CHUNK, LONGEST_CLIENT_LOG, LONGEST_RECORD
@@ -38,7 +38,7 @@ from mirrorfs.recovery.catalog import (
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.ownership import Owner
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
-from mirrorfs.recovery.source import Limit, Source, View, open_source
+from mirrorfs.recovery.source import Limit, Source, View, open_source, read_checked
 from mirrorfs.recovery.target import CHUNK_DIRECTORIES, Target, open_target
 
 Result = TypeVar("Result")
@@ -332,25 +332,18 @@ class _Restore:
     async def _fetch(
         self, key: str, limit: Limit, check: Callable[[bytes], Result], write: Callable[[bytes], None]
     ) -> Result:
-        """Download an object, check it and write it, in this order. What fails the check is downloaded once
-        more: it may have been damaged on the way only.
-        """
-        try:
-            return await self._take(await self._source.get(key, limit), check, write)
-        except DatastoreError:
-            return await self._take(await self._source.get_again(key, limit), check, write)
+        """Download an object, check it and write it, in this order."""
 
-    async def _take(self, data: bytes, check: Callable[[bytes], Result], write: Callable[[bytes], None]) -> Result:
-        self._bytes_downloaded += len(data)
-        self._observer.downloaded(len(data))
-
-        def check_and_write() -> Result:
-            with contained("it takes more memory than there is"):
-                result = check(data)
+        def check_and_write(data: bytes) -> Result:
+            result = check(data)
             write(data)
             return result
 
-        return await trio.to_thread.run_sync(check_and_write)
+        return await read_checked(self._source, key, limit, check_and_write, self._count_download)
+
+    def _count_download(self, size: int) -> None:
+        self._bytes_downloaded += size
+        self._observer.downloaded(size)
 
     def _report(self, path: str, reason: str) -> Problem:
         problem = Problem(path, reason)

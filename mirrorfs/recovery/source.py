@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.deletion import Deletion, parse_deletion
-from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.errors import DatastoreError, contained
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME, BucketLayout
 from mirrorfs.datastore.limits import LONGEST_DELETION, LONGEST_RECORD
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotFileName, SnapshotId, classify
@@ -24,6 +24,8 @@ from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.moment import format_moment
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _GROUPS_AT_ONCE = 8
 # What a store calls the version of an object that was put while the bucket kept none.
@@ -327,6 +329,33 @@ def open_source(
     if view.as_of is not None:
         source = PastSource(store, layout, view.as_of, listing_store)
     return DeletedSource(source, layout) if view.deleted else source
+
+
+async def read_checked(
+    source: Source,
+    key: str,
+    limit: Limit,
+    check: Callable[[bytes], Result],
+    taken: Callable[[int], None] = lambda _: None,
+) -> Result:
+    """Read an object and give it to `check`, in a thread; `taken` hears the size of each object that has come.
+
+    What fails the check is read once more: it may have been damaged on its way only. Raises DatastoreError, StoreError.
+    """
+
+    async def checked(data: bytes) -> Result:
+        taken(len(data))
+        return await trio.to_thread.run_sync(_contained, data, check)
+
+    try:
+        return await checked(await source.get(key, limit))
+    except DatastoreError:
+        return await checked(await source.get_again(key, limit))
+
+
+def _contained(data: bytes, check: Callable[[bytes], Result]) -> Result:
+    with contained("it takes more memory than there is"):
+        return check(data)
 
 
 async def _read(store: ObjectStore, key: str, limit: Limit, version_id: str | None = None) -> bytes:
