@@ -180,13 +180,13 @@ def resolved(path: str) -> str:
 
 
 def open_directory(path: str) -> int:
-    """Open (O_RDONLY) a directory that may be inside one of somebody else's; made (mode 0755) where it is missing.
+    """Open (O_RDONLY) a directory that may be inside one of somebody else's; made (0755) where it alone is missing.
 
     Links on the way are followed only where nobody else could have made them.
 
     Raises NotOwn, OSError.
     """
-    reference = _Way(strict=False, mode=0o755).walk(path)
+    reference = _Way(strict=False, mode=0o755, makes_parents=False).walk(path)
     try:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=reference)
     finally:
@@ -199,12 +199,13 @@ class _Way:
     Strict: nothing on the way may be such that somebody else can exchange it, so that the path means the same later.
     Else only links have to be so: who owns a directory may decide what is in it, but not lead us out of it.
 
-    With `mode` the last component is made if it is missing (those above it as 0755 & mode, which root alone may write).
+    With `mode` the last component is made if it is missing, and with `makes_parents` those above it, as 0755.
     """
 
-    def __init__(self, *, strict: bool, mode: int | None = None) -> None:
+    def __init__(self, *, strict: bool, mode: int | None = None, makes_parents: bool = True) -> None:
         self._strict = strict
         self._mode = mode
+        self._makes_parents = makes_parents
         self._links = 0
         self.path = "/"
         """The way so far, without links."""
@@ -249,9 +250,10 @@ class _Way:
         try:
             return os.open(name, _DIRECTORY_REFERENCE, dir_fd=here)
         except FileNotFoundError:
-            if self._mode is None or name == "..":
+            is_last = len(self.missing) == 1
+            if self._mode is None or name == ".." or not (is_last or self._makes_parents):
                 raise
-        mode = self._mode if len(self.missing) == 1 else 0o755
+        mode = self._mode if is_last else 0o755
         try:
             os.mkdir(name, mode, dir_fd=here)
         except FileExistsError:
