@@ -10,6 +10,7 @@ from dataclasses import asdict
 import click
 
 from mirrorfs import interpreter, own_files
+from mirrorfs.chunkstore.store import Choice
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.retention_options import retention_options
@@ -67,6 +68,13 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
 )
 @retention_options
 @click.option(
+    "--chunk-store",
+    type=click.Choice([choice.value for choice in Choice]),
+    default=Choice.FUSE.value,
+    help="How PBS reaches its chunks. native: on the backing directory itself, at the disk's speed; fuse: through the "
+    "mount, as all else; auto: native where kernel and file system can, else fuse ('mirrorfs status' tells which).",
+)
+@click.option(
     "-o",
     "--options",
     "mount_options",
@@ -97,6 +105,7 @@ def command(
     take_over: bool,
     allow_removals: bool,
     retention: RetentionSettings,
+    chunk_store: str,
     mount_options: tuple[str, ...],
     while_in_use: bool,
     verbose: bool,
@@ -145,6 +154,7 @@ def command(
         mount_options=tuple(option for group in mount_options for option in group.split(",") if option),
         require_store=require_store,
         while_in_use=while_in_use,
+        chunk_store=Choice(chunk_store),
         invocation=Invocation(context.meta[ARGUMENTS], os.getcwd()),
     )
     if show_settings is not None:

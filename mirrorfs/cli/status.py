@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mirrorfs.chunkstore.attachment import is_attached
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import locate, require_serving
 from mirrorfs.cli.options import PATH
@@ -16,7 +17,7 @@ from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import Answer, ask
-from mirrorfs.supervision.registry import RunningMount, running_mounts, state_directory_of
+from mirrorfs.supervision.registry import RunningMount, find, running_mounts, state_directory_of
 
 _ANSWER_SECONDS = 10.0
 _WATCH_SECONDS = 2.0
@@ -116,7 +117,15 @@ def _ask(path: str) -> Answer:
     except TimeoutError:
         raise Failure(f"the uploader of {path} has not answered within {_ANSWER_SECONDS:g} s") from None
     # Known to the filesystem process alone.
-    return {**answer, "journal_broken_since": journal_broken_since(path)}
+    return {**answer, "journal_broken_since": journal_broken_since(path), "chunk_store": _chunk_store(path)}
+
+
+def _chunk_store(path: str) -> dict[str, str]:
+    mount = find(path)
+    if is_attached(path):
+        return {"in_use": "native", "reason": ""}
+    reason = "it is not known why" if mount is None else mount.chunks_reason
+    return {"in_use": "fuse", "reason": reason or "something has unmounted .chunks from it"}
 
 
 def _describe(answer: Answer) -> list[str]:
@@ -128,6 +137,7 @@ def _describe(answer: Answer) -> list[str]:
         f"store       {_describe_store(store, uploader['phase'])}",
         f"snapshots   {len(published)} published, {len(answer.get('publishing', {}))} being published",
         f"chunks      {answer['chunks']} in the bucket",
+        f"chunk store {_describe_chunk_store(answer['chunk_store'])}",
     ]
     if "backlog" in answer:
         backlog = answer["backlog"]
@@ -157,6 +167,12 @@ def _describe(answer: Answer) -> list[str]:
         lines.append(f"problems    {len(answer['problems'])}")
         lines += [f"              {problem['name']}: {problem['reason']}" for problem in answer["problems"]]
     return lines
+
+
+def _describe_chunk_store(chunk_store: dict[str, str]) -> str:
+    if chunk_store["in_use"] == "native":
+        return "native: PBS works on .chunks of the backing directory itself"
+    return f"fuse: {chunk_store['reason']}"
 
 
 def _describe_quarantine(quarantined: dict[str, Any]) -> list[str]:

@@ -16,8 +16,8 @@ from mirrorfs.cli.wait import wait_until_published
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.mount_table import FILE_SYSTEM_TYPE, detach, mount_at
-from mirrorfs.filesystem.system_calls import unmount
 from mirrorfs.output import say
+from mirrorfs.supervision.attached_chunks import unmount_with_chunks, users_of_chunks
 from mirrorfs.supervision.registry import RunningMount, find, unregister
 from mirrorfs.supervision.users import LET_GO, MountUser, copies_of, holders_of, lives, named, users_of
 
@@ -52,10 +52,10 @@ def command(datastore: str, drain: bool, timeout: float | None, while_in_use: bo
             _take_away_dead(path)
         case Condition.SILENT if drain:
             raise Failure(describe_silence(path))
-        case _:
+        case condition:
             if drain:
                 _drain(path, timeout)
-            _unmount(path, while_in_use=while_in_use)
+            _unmount(path, while_in_use=while_in_use, answers=condition is Condition.SERVING)
 
 
 def _end_lingering(path: str) -> None:
@@ -79,7 +79,7 @@ def _take_away_dead(path: str) -> None:
     say(f"{path} was left by a killed mirrorfs; it is unmounted now")
 
 
-def _unmount(path: str, *, while_in_use: bool) -> None:
+def _unmount(path: str, *, while_in_use: bool, answers: bool) -> None:
     entry, mount = mount_at(path), find(path)
     if entry is None or entry.file_system_type != FILE_SYSTEM_TYPE:
         raise Failure(f"{path} was unmounted meanwhile")
@@ -89,9 +89,9 @@ def _unmount(path: str, *, while_in_use: bool) -> None:
         held = holders_of(entry.device)
         _ask_to_end(process)
     else:
-        _refuse_if_used(path, users_of(entry.device))
+        _refuse_if_used(path, list(dict.fromkeys([*users_of(entry.device), *users_of_chunks(entry.device)])))
         copies = copies_of(entry.device, besides=entry.identifier)
-        _unmount_idle(path)
+        _unmount_idle(path, answers=answers)
         held = ", ".join(map(str, copies)) or holders_of(entry.device) if lives(entry.device) else ""
         if held and process is not None:
             _ask_to_end(process)
@@ -110,9 +110,9 @@ def _refuse_if_used(path: str, users: list[MountUser]) -> None:
         )
 
 
-def _unmount_idle(path: str) -> None:
+def _unmount_idle(path: str, *, answers: bool) -> None:
     try:
-        unmount(os.fsencode(path))
+        unmount_with_chunks(path, answers=answers)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise Failure(

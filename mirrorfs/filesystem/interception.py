@@ -104,16 +104,19 @@ class Interception:
         durability: Durability,
         recorded: Callable[[], None],
         broken_since: Callable[[float | None], None] = lambda _: None,
+        appeared: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         """`recorded` is called after each record: it tells the uploader that there is news.
 
         `broken_since` hears the time (seconds since the epoch) at which the journal could not be written, before the
-        call that failed to is answered, and None when it can be written again.
+        call that failed to is answered, and None when it can be written again. `appeared` hears each name that was made
+        by mkdir or rename, before the call is answered.
         """
         self._journal = journal
         self._durability = durability
         self._recorded = recorded
         self._broken_since = broken_since
+        self._appeared = appeared
         self._failed = trio.Event()
         self._missed = False
 
@@ -145,7 +148,7 @@ class Interception:
         self._failed = trio.Event()
         if self._missed:
             # The reconcile that was just recorded may begin before what was not recorded meanwhile.
-            self._record([_EVERYTHING])
+            self.record([_EVERYTHING])
         if not self.broken:
             log.warning("the journal can be written again; the whole datastore is reconciled")
             self._broken_since(None)
@@ -170,23 +173,24 @@ class Interception:
     async def writer_closed(self, inode: int, paths: Sequence[bytes], remaining: int) -> None:
         """Record the names of a file when its last writer has gone."""
         if remaining == 0:
-            self._record([path for path in paths if isinstance(classify(path), _FILES)])
+            self.record([path for path in paths if isinstance(classify(path), _FILES)])
 
     async def created(self, path: bytes, mode: int) -> None:
         """Record a new directory, link or special file."""
         name = classify(path)
         if isinstance(name, _FILES) or (stat.S_ISDIR(mode) and _is_of_the_tree(name)):
-            self._record([path])
+            self.record([path])
+        self._appeared(path)
 
     async def truncated(self, path: bytes) -> None:
         """Record a file whose content changed without a writer."""
         if isinstance(classify(path), _FILES):
-            self._record([path])
+            self.record([path])
 
     async def removed(self, path: bytes, is_directory: bool) -> None:
         """Record a name that is gone."""
         if _is_of_the_tree(classify(path)):
-            self._record([path])
+            self.record([path])
 
     async def renamed(self, old: bytes, new: bytes, *, is_directory: bool, writers: int, exchanged: bool) -> None:
         """Record both names; a file that is still written is recorded under its new name when it is closed."""
@@ -195,11 +199,13 @@ class Interception:
         paths = [old] if _may_move(old, old_name, is_directory) else []
         if _may_move(new, new_name, is_directory) and (is_directory or exchanged or is_manifest or writers == 0):
             paths.append(new)
-        self._record(paths)
+        self.record(paths)
+        self._appeared(new)
         if is_manifest:
             await self._durability.reach()
 
-    def _record(self, paths: Sequence[bytes]) -> None:
+    def record(self, paths: Sequence[bytes]) -> None:
+        """Note that these names have changed, in one commit; a journal that cannot be written raises nothing."""
         paths = _what_counts(paths)
         if not paths:
             return

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import pyfuse3
@@ -38,6 +38,7 @@ async def serve(
     options: Sequence[str] = (),
     *,
     source: str = SUBTYPE,
+    leaving: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mounts and serves until the mount is taken away from outside or this task is cancelled.
@@ -48,13 +49,13 @@ async def serve(
 
     `mount` says where, and knows afterwards which mount is ours.
     `options` are mount options as after -o (nosuid and nodev hold unless `suid` or `dev` is among them);
-    `source` is what shows as the mounted device. One mount a process, since pyfuse3 has one session only;
-    to be run in the main thread.
+    `source` is what shows as the mounted device; `leaving` is called before it unmounts when cancelled. One mount a
+    process, since pyfuse3 has one session only; to be run in the main thread.
     Sets the umask of the process to 0 (the kernel applies the caller's).
     Raises MountError.
     """
     os.umask(0)
-    session = _Session(operations, mount)
+    session = _Session(operations, mount, leaving)
     session.mount(_all_options(source, options))
     try:
         async with trio.open_nursery() as nursery:
@@ -70,8 +71,9 @@ async def serve(
 class _Session:
     """pyfuse3's session, with an orderly end."""
 
-    def __init__(self, operations: PassThrough, mount: OwnMount) -> None:
+    def __init__(self, operations: PassThrough, mount: OwnMount, leaving: Callable[[], Awaitable[None]]) -> None:
         self._operations = operations
+        self._leaving = leaving
         self._own = mount
         self._mountpoint = mount.path
         self.ended = trio.Event()
@@ -120,6 +122,7 @@ class _Session:
         if self.ended.is_set():
             return
         if self._own.stands():
+            await self._leaving()
             await self._take_away()
         else:
             log.info("%s is not ours to unmount any more: %s", self._mountpoint, self._own.describe_other())

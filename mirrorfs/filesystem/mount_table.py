@@ -19,6 +19,8 @@ class MountEntry:
 
     identifier: int
     """No other mount has it while this one stands, in no namespace."""
+    parent: int
+    """The identifier of the mount in which it stands."""
     device: str
     """major:minor, as in /sys/class/bdi: of the file system, so that all its mounts have the same."""
     mountpoint: bytes
@@ -122,9 +124,11 @@ def _link_target(path: str) -> str | None:
 
 def _parse(line: bytes) -> MountEntry:
     fields, _, rest = line.partition(b" - ")
-    identifier, _, device, _, mountpoint = fields.split(b" ")[:5]
+    identifier, parent, device, _, mountpoint = fields.split(b" ")[:5]
     file_system_type, source = rest.split(b" ")[:2]
-    return MountEntry(int(identifier), device.decode(), _unescape(mountpoint), file_system_type, _unescape(source))
+    return MountEntry(
+        int(identifier), int(parent), device.decode(), _unescape(mountpoint), file_system_type, _unescape(source)
+    )
 
 
 def _unescape(field: bytes) -> bytes:

@@ -14,6 +14,7 @@ import pyfuse3
 
 from mirrorfs.filesystem.attribute_changes import set_attributes
 from mirrorfs.filesystem.attributes import attributes, filesystem_statistics, no_entry
+from mirrorfs.filesystem.caching import Caching
 from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
 from mirrorfs.filesystem.files import FileHandle, Files
 from mirrorfs.filesystem.inodes import Inode
@@ -79,8 +80,11 @@ class PassThrough(pyfuse3.Operations):
 
     supports_dot_lookup = False
 
-    def __init__(self, root_descriptor: int, observer: Observer | None = None) -> None:
-        """Raises the limit of the process's descriptors as far as that is allowed."""
+    def __init__(self, root_descriptor: int, observer: Observer | None = None, shared: bytes | None = None) -> None:
+        """Raises the limit of the process's descriptors as far as that is allowed.
+
+        `shared` names a directory in the root that others may change too, see `Caching`.
+        """
         super().__init__()
         self._root_descriptor = root_descriptor
         self._observer = observer
@@ -88,6 +92,7 @@ class PassThrough(pyfuse3.Operations):
         owner = os.fstat(root_descriptor).st_uid
         descriptors = shares_of_descriptors(owner)
         self._tree = Tree(root_descriptor, self._threads, descriptors.unlinked)
+        self._caching = Caching(self._tree.inodes, shared)
         self._files = Files(self._threads, descriptors.handles, os.fstatvfs(root_descriptor).f_flag)
         self._directories = Directories(self._tree, self._threads, descriptors.handles, shares_of_names(owner))
         # Without this the kernel would check by mode bits alone what the backing file system checks by lists.
@@ -121,7 +126,7 @@ class PassThrough(pyfuse3.Operations):
         try:
             status = await self._tree.status_of_name(parent, name)
         except FileNotFoundError:
-            return no_entry()
+            return self._caching.bound_missing(no_entry(), parent)
         return self._entry_of(self._tree.inodes.remember(parent, name, status), status)
 
     @_answered
@@ -256,7 +261,7 @@ class PassThrough(pyfuse3.Operations):
         with await self._reference(record) as reference:
             handle = await self._files.open(record, reference, flags, ctx)
         await self._opened(handle)
-        return pyfuse3.FileInfo(fh=handle.number, keep_cache=True)
+        return pyfuse3.FileInfo(fh=handle.number, keep_cache=self._caching.keeps_pages(record))
 
     @_answered
     async def create(
@@ -272,7 +277,9 @@ class PassThrough(pyfuse3.Operations):
         except BaseException:
             self._tree.give_back(inode.number)
             raise
-        return pyfuse3.FileInfo(fh=descriptor, keep_cache=True), self._entry_of(inode, status)
+        return pyfuse3.FileInfo(fh=descriptor, keep_cache=self._caching.keeps_pages(inode)), self._entry_of(
+            inode, status
+        )
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -342,7 +349,7 @@ class PassThrough(pyfuse3.Operations):
     def _entry_of(self, inode: Inode, status: os.stat_result) -> pyfuse3.EntryAttributes:
         entry = attributes(inode.number, status)
         entry.generation = self._tree.inodes.generation(inode)
-        return entry
+        return self._caching.bound(entry, inode)
 
     async def _make(
         self, parent_inode: int, name: bytes, make: Callable[..., None], ctx: pyfuse3.RequestContext
@@ -421,7 +428,7 @@ class PassThrough(pyfuse3.Operations):
     def _attributes_of(self, inode: Inode, status: os.stat_result) -> pyfuse3.EntryAttributes:
         # The kernel knows the root by its own number; callers shall see the backing one.
         number = status.st_ino if inode is self._tree.inodes.root else inode.number
-        return attributes(number, status)
+        return self._caching.bound(attributes(number, status), inode)
 
     async def _reference(self, inode: Inode) -> Descriptor:
         """A descriptor of the inode, whatever it is and if it still has a name, for calls that take a path to it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from mirrorfs.replication.comparing.differences import Difference, Remedy
 from mirrorfs.replication.control import Answer, Tell, serve_control
 from mirrorfs.replication.engine import Engine, damage_of
 from mirrorfs.replication.ownership.claim import ClaimRefused
+from mirrorfs.replication.parent import FilesystemProcess
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
 from mirrorfs.replication.work.commits import CommittedState
@@ -35,16 +35,16 @@ _FIRST_RECHECK_SECONDS = 15.0
 _LONGEST_RECHECK_SECONDS = 600.0
 # A PUT under way is not waited for longer than this when the uploader is to end: the state knows that it was begun.
 _END_SECONDS = 3.0
-_WAKE_BYTES = 4096
 _FOREIGN_EXAMPLES = 20
 
 
 class Uploader:
     """One uploader. `run` returns when standard input, held by the filesystem process, is closed.
 
-    Standard input carries, after the settings, one byte for each time the journal has grown. Standard output carries
-    lines of JSON: {"event": "store", "state": "ready" | "waiting" | "refused", "reason": …} once it is known how the
-    store answers, and {"event": "done", "generation": …, "sequence": …} when the journal is dealt with up to there.
+    Standard input carries, after the settings, an empty line for each time the journal has grown. Standard output
+    carries lines of JSON: {"event": "store", "state": "ready" | "waiting" | "refused", "reason": …} once it is known
+    how the store answers, {"event": "done", "generation": …, "sequence": …} when the journal is dealt with up to there,
+    and {"event": "catch-up", "number": N}, which a line `caught-up N` answers when the journal holds what has happened.
     """
 
     def __init__(self, settings: UploaderSettings) -> None:
@@ -61,6 +61,7 @@ class Uploader:
         self._engine = Engine(settings, self._state, self._journal, self._checked_identity(directory))
         self._mirror, self._drain = self._engine.mirror, self._engine.drain
         self._status = UploaderStatus(settings, self._engine.bucket.store, self._state, self._mirror.clock)
+        self._parent = FilesystemProcess(self._drain.wake, _report)
         self._works = trio.Event()
         self._reconciling = trio.Lock()
         self._refused = trio.Event()
@@ -184,9 +185,7 @@ class Uploader:
             await self._mirror.look_again_at_refused()
 
     async def _follow_parent(self, scope: trio.CancelScope) -> None:
-        async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
-            while await stream.receive_some(_WAKE_BYTES):
-                self._drain.wake()
+        await self._parent.follow()
         log.info("the filesystem process is gone or asks to end: ending")
         reach("uploader.ending")
         timer = threading.Timer(_END_SECONDS, os._exit, (0,))
@@ -203,10 +202,14 @@ class Uploader:
 
     async def _answer_wait(self) -> Answer:
         """Answer when everything is settled, or when it is known that nothing will be."""
-        await self._unless_refused(self._drain.settled)
+        await self._unless_refused(self._settled)
         if self._status.refused is not None:
             return {"error": self._status.refused}
         return await self._answer_status()
+
+    async def _settled(self) -> None:
+        await self._parent.catch_up()
+        await self._drain.settled()
 
     async def _answer_approve(self, request: Mapping[str, Any], tell: Tell) -> Answer:
         """Approve of the removals that are held, of those below the paths in "below" if there are any."""
@@ -233,6 +236,7 @@ class Uploader:
 
     async def _reconcile(self, findings: _Findings, *, deep: bool) -> Answer:
         corrects = not findings.only_told
+        await self._parent.catch_up()
         try:
             doubt = await self._engine.doubt() if corrects else None
             if doubt is None:
@@ -290,7 +294,7 @@ def report_refusal(reason: str) -> None:
     _report("store", state="refused", reason=reason)
 
 
-def _report(event: str, **details: str | int) -> None:
+def _report(event: str, /, **details: str | int) -> None:
     say_json({"event": event, **details})
 
 

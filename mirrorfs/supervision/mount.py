@@ -12,6 +12,9 @@ from functools import partial
 
 import trio
 
+from mirrorfs.chunkstore.possibility import NativeImpossible
+from mirrorfs.chunkstore.store import ChunkStore
+from mirrorfs.chunkstore.watch import CHUNKS
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.filesystem.condition import Condition, condition_of
@@ -73,6 +76,7 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
                         mount,
                         root_descriptor,
                         Durability(root_descriptor, journal, others),
+                        _prepared_chunk_store(settings, root_descriptor),
                         journal,
                         lambda note: ready(" ".join(filter(None, (damage, note)))),
                         manager,
@@ -104,6 +108,7 @@ async def _run(
     mount: OwnMount,
     root_descriptor: int,
     durability: Durability,
+    chunk_store: ChunkStore,
     journal: JournalWriter,
     ready: Callable[[str], None],
     manager: ServiceManager,
@@ -114,20 +119,25 @@ async def _run(
         replace(settings.uploader, root_descriptor=root_descriptor, journal_sequence=journal.sequence),
         done=trimming.done_up_to,
         died=journal.clear_dead_readers,
+        catch_up=chunk_store.catch_up,
     )
     reloading = Reloading(settings, uploader)
     registration = Registration(
         RunningMount(settings.uploader.datastore, settings.mountpoint, settings.uploader.state_directory, os.getpid())
     )
-    interception = Interception(journal, durability, uploader.wake, registration.set_journal_broken_since)
+    interception = Interception(
+        journal, durability, uploader.wake, registration.set_journal_broken_since, chunk_store.appeared
+    )
+    shared = CHUNKS if chunk_store.may_be_native else None
 
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
         try:
             await serve(
-                PassThrough(root_descriptor, interception),
+                PassThrough(root_descriptor, interception, shared),
                 mount,
                 settings.mount_options,
                 source=settings.uploader.datastore,
+                leaving=chunk_store.leave,
                 task_status=task_status,
             )
         except MountError as error:
@@ -136,28 +146,56 @@ async def _run(
         log.info("%s is unmounted", settings.mountpoint)
         nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        handle_signals(nursery.cancel_scope, deadline, reloading.ask)
-        nursery.start_soon(reloading.run)
-        nursery.start_soon(uploader.keep_running)
-        nursery.start_soon(trimming.run)
-        nursery.start_soon(interception.keep_repairing)
-        note = await _first_answer(uploader, settings)
-        reach("mount.before-serve")
-        await nursery.start(serve_until_unmounted)
-        reach("mount.after-serve")
-        registration.begin(None if mount.entry is None else mount.entry.device)
-        nursery.start_soon(say_when_unmounted, mount)
-        reach("mount.registered")
-        try:
-            log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
-            ready(note)
-            manager.tell(READY)
-            await trio.sleep_forever()
-        finally:
-            reach("mount.before-end")
-            manager.tell(STOPPING)
-            registration.end()
+    try:
+        async with trio.open_nursery() as nursery:
+            handle_signals(nursery.cancel_scope, deadline, reloading.ask)
+            nursery.start_soon(reloading.run)
+            nursery.start_soon(uploader.keep_running)
+            nursery.start_soon(trimming.run)
+            nursery.start_soon(interception.keep_repairing)
+            nursery.start_soon(chunk_store.run, interception.record, registration.set_chunk_store)
+            note = await _first_answer(uploader, settings)
+            reach("mount.before-serve")
+            await nursery.start(serve_until_unmounted)
+            reach("mount.after-serve")
+            await _attach(chunk_store)
+            registration.begin(None if mount.entry is None else mount.entry.device)
+            nursery.start_soon(say_when_unmounted, mount)
+            reach("mount.registered")
+            try:
+                log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
+                ready(note)
+                manager.tell(READY)
+                await trio.sleep_forever()
+            finally:
+                reach("mount.before-end")
+                manager.tell(STOPPING)
+                registration.end()
+    finally:
+        await chunk_store.finish()
+
+
+def _prepared_chunk_store(settings: MountSettings, root_descriptor: int) -> ChunkStore:
+    chunk_store = ChunkStore(settings.chunk_store, settings.mountpoint, root_descriptor, settings.mount_options)
+    with _refusing():
+        chunk_store.prepare()
+    return chunk_store
+
+
+async def _attach(chunk_store: ChunkStore) -> None:
+    with _refusing():
+        await chunk_store.attach()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except NativeImpossible as error:
+        raise MountRefused(
+            f"chunks cannot be native, as --chunk-store native asks: {error}. With --chunk-store auto they pass "
+            "through FUSE where that is so"
+        ) from error
 
 
 async def _first_answer(uploader: UploaderProcess, settings: MountSettings) -> str:

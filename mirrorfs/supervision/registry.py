@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 
 from mirrorfs import own_files
+from mirrorfs.chunkstore.store import InUse
 from mirrorfs.database.directory import (
     RUNTIME_BASE,
     DirectoryLock,
@@ -25,7 +26,8 @@ class RunningMount:
     """A mount that was up when it was last heard of.
 
     `journal_broken_since` is the time (seconds since the epoch) since which changes are missing in its journal; None if
-    none are. It stands here because the state directory's disk is full when it is needed.
+    none are. It stands here because the state directory's disk is full when it is needed. `chunks_are_native` tells
+    whether `.chunks` was attached in the mount, else `chunks_reason` why not.
     """
 
     datastore: str
@@ -35,6 +37,8 @@ class RunningMount:
     journal_broken_since: float | None = None
     device: str | None = None
     """major:minor of the mount's file system, by which it is known in every namespace."""
+    chunks_are_native: bool = False
+    chunks_reason: str = ""
 
 
 class Registration:
@@ -52,13 +56,21 @@ class Registration:
 
     def set_journal_broken_since(self, since: float | None) -> None:
         """Note how it is with the journal; raises nothing."""
-        self._mount = replace(self._mount, journal_broken_since=since)
+        self._note(replace(self._mount, journal_broken_since=since), "with the journal")
+
+    def set_chunk_store(self, in_use: InUse) -> None:
+        """Note how chunks are reached; raises nothing."""
+        now = replace(self._mount, chunks_are_native=in_use.is_native, chunks_reason=in_use.reason)
+        self._note(now, "with the chunk store")
+
+    def _note(self, mount: RunningMount, subject: str) -> None:
+        self._mount = mount
         if not self._is_up:
             return
         try:
-            register(self._mount)
+            register(mount)
         except OSError as error:
-            log.critical("cannot note in %s how it is with the journal: %s", RUNTIME_BASE, error)
+            log.critical("cannot note in %s how it is %s: %s", RUNTIME_BASE, subject, error)
 
     def end(self) -> None:
         """Note that the mount is down."""

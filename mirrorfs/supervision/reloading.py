@@ -94,6 +94,8 @@ class Reloading:
             name for name in _LASTING if getattr(settings.uploader, name) != getattr(self._settings.uploader, name)
         ]
         mount = [
-            name for name in ("mountpoint", "mount_options") if getattr(settings, name) != getattr(self._settings, name)
+            name
+            for name in ("mountpoint", "mount_options", "chunk_store")
+            if getattr(settings, name) != getattr(self._settings, name)
         ]
         return uploader + mount

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from mirrorfs.chunkstore.store import Choice
 from mirrorfs.replication.settings import UploaderSettings
 
 
@@ -31,6 +32,7 @@ class MountSettings:
     mount_options: tuple[str, ...] = ()
     require_store: bool = False
     while_in_use: bool = False
+    chunk_store: Choice = Choice.FUSE
     invocation: Invocation | None = None
 
     def encode(self) -> bytes:
@@ -43,6 +45,7 @@ class MountSettings:
         value = json.loads(data)
         value["uploader"] = UploaderSettings.from_json(value["uploader"])
         value["mount_options"] = tuple(value["mount_options"])
+        value["chunk_store"] = Choice(value["chunk_store"])
         if value["invocation"] is not None:
             value["invocation"] = Invocation(tuple(value["invocation"]["arguments"]), value["invocation"]["directory"])
         return cls(**value)

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from mirrorfs import interpreter
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.control import stream_lines
+from mirrorfs.replication.parent import CAUGHT_UP
 from mirrorfs.replication.settings import UploaderSettings
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,15 @@ class UploaderProcess:
     """Keeps one uploader process running. A fresh interpreter each time, never a fork of this process."""
 
     def __init__(
-        self, settings: UploaderSettings, *, done: Callable[[Position], None], died: Callable[[], None]
+        self,
+        settings: UploaderSettings,
+        *,
+        done: Callable[[Position], None],
+        died: Callable[[], None],
+        catch_up: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
-        """`done` hears how far the journal is dealt with; `died` is called after each unexpected end.
+        """`done` hears how far the journal is dealt with; `died` is called after each unexpected end; `catch_up` is to
+        return when the journal holds everything that has happened.
 
         `died` is called in a thread, and may raise DatabaseError, which is logged.
         """
@@ -50,6 +57,7 @@ class UploaderProcess:
         """What the next uploader is told; `begin_anew` changes it."""
         self._done = done
         self._died = died
+        self._catch_up = catch_up
         self._process: trio.Process | None = None
         self._run = trio.CancelScope()
         self._is_to_begin_anew = False
@@ -144,19 +152,41 @@ class UploaderProcess:
         return code
 
     async def _listen(self, stream: trio.abc.ReceiveStream) -> None:
-        async with aclosing(stream_lines(stream)) as lines:
-            async for line in lines:
-                self._hear(line)
+        async with trio.open_nursery() as nursery:
+            try:
+                async with aclosing(stream_lines(stream)) as lines:
+                    async for line in lines:
+                        self._hear(line, nursery)
+            except trio.BrokenResourceError:
+                log.debug("the uploader has gone away")
+            nursery.cancel_scope.cancel()
 
-    def _hear(self, line: bytes) -> None:
+    def _hear(self, line: bytes, nursery: trio.Nursery) -> None:
         match _parse(line):
             case {"event": "store", "state": str(state), "reason": str(reason)}:
                 self.store_answer = StoreAnswer(state, reason)
                 self.answered.set()
             case {"event": "done", "generation": str(generation), "sequence": int(sequence)}:
                 self._done(Position(generation, sequence))
+            case {"event": "catch-up", "number": int(number)}:
+                nursery.start_soon(self._answer_when_caught_up, number)
             case _:
                 log.warning("the uploader says what is not understood: %.200r", line)
+
+    async def _answer_when_caught_up(self, number: int) -> None:
+        await self._catch_up()
+        answer = f"{CAUGHT_UP} {number}\n".encode()
+        # So short a line is written as a whole or not at all.
+        while self._wake_descriptor is not None:
+            try:
+                os.write(self._wake_descriptor, answer)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._wake_descriptor)
+            except OSError:
+                log.debug("the uploader is gone; who asked it asks the next one")
+                return
+            else:
+                return
 
     def _close_wake_descriptor(self) -> None:
         if self._wake_descriptor is not None:

@@ -56,14 +56,16 @@ class MountCopy:
 def users_of(device: str) -> list[MountUser]:
     """Find the processes that use the file system of a device (major:minor), as far as /proc shows them."""
     numbers = _numbers(device)
-    return [_user(process) for process in _processes() if any(_is_on(link, numbers) for link in _links(process))]
+    return [
+        user_of(process) for process in processes() if any(_is_on(link, numbers) for link in things_in_use(process))
+    ]
 
 
 def copies_of(device: str, besides: int | None = None) -> list[MountCopy]:
     """Find the mounts of the file system of a device, in every namespace that a process is in, besides one of them."""
     own = os.readlink("/proc/self/ns/mnt")
     seen, copies = {besides}, []
-    for process in _processes():
+    for process in processes():
         try:
             foreign = os.readlink(process / "ns" / "mnt") != own
             entries = [entry for entry in mount_table(int(process.name)) if entry.device == device]
@@ -73,7 +75,7 @@ def copies_of(device: str, besides: int | None = None) -> list[MountCopy]:
         for entry in entries:
             if entry.identifier not in seen:
                 seen.add(entry.identifier)
-                copies.append(MountCopy(os.fsdecode(entry.mountpoint), _user(process) if foreign else None))
+                copies.append(MountCopy(os.fsdecode(entry.mountpoint), user_of(process) if foreign else None))
     return copies
 
 
@@ -92,8 +94,8 @@ def writers_beneath(directory: str, descriptor: int) -> list[MountUser]:
     status = os.fstat(descriptor)
     device = (os.major(status.st_dev), os.minor(status.st_dev))
     return [
-        _user(process)
-        for process in _processes()
+        user_of(process)
+        for process in processes()
         if int(process.name) != os.getpid() and _writes_in(process, directory, device)
     ]
 
@@ -123,11 +125,13 @@ def named(users: list[MountUser]) -> str:
     return ", ".join(_few(users))
 
 
-def _processes() -> list[Path]:
+def processes() -> list[Path]:
+    """Return the directory of each process in /proc."""
     return sorted((path for path in Path("/proc").iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
-def _links(process: Path) -> Iterator[Path]:
+def things_in_use(process: Path) -> Iterator[Path]:
+    """Yield what a process has open, mapped, or as its working directory or root, as the links of /proc."""
     yield from (process / name for name in ("cwd", "root"))
     for folder in ("fd", "map_files"):
         yield from _in(process / folder)
@@ -176,7 +180,8 @@ def _numbers(device: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _user(process: Path) -> MountUser:
+def user_of(process: Path) -> MountUser:
+    """Return number and name of a process in /proc."""
     return MountUser(int(process.name), _name(process))
 
 

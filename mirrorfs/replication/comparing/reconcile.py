@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -97,6 +98,9 @@ class Reconciler:
         Raises:
             CannotMirror: the directory itself cannot be listed.
         """
+        if path == CHUNKS_NAME:
+            await self._compare_chunk_names(sequence)
+            return
         number = _chunk_directory_number(path)
         if number is not None:
             await self._reconcile_chunks([number], sequence, own=path)
@@ -114,6 +118,16 @@ class Reconciler:
                 self._worklist.add(problem, sequence)
         foreign = await self._count_foreign(path)
         await self._note(Found(unreadable=found.unreadable | foreign.unreadable), own=path)
+
+    async def _compare_chunk_names(self, sequence: int) -> None:
+        """List the chunks that have come or gone, or that are in quarantine now or no more, wherever nobody told of it.
+
+        Costs a listing of each directory, and looks at no chunk. Waits for room, which is made by who handles chunks.
+        """
+        reach("reconcile.chunk-names-begun")
+        for numbers in await trio.to_thread.run_sync(self.chunk_directories):
+            await self._reconcile_chunks(numbers, sequence, sizes=False)
+        reach("reconcile.chunk-names-ended")
 
     def _look_again_at_what_is_handled(self, path: str, sequence: int) -> None:
         """Whoever handles a name now may have looked before it moved, and the state know nothing of it yet."""
@@ -184,24 +198,27 @@ class Reconciler:
                 snapshots = sorted(self._tree.snapshots(group, unreadable), reverse=True)
                 yield from (snapshot for snapshot in snapshots if _touches(snapshot.path, path))
 
-    async def _reconcile_chunks(self, numbers: Iterable[int], sequence: int, own: str | None = None) -> None:
-        found = await trio.to_thread.run_sync(self.differing_chunks, numbers)
+    async def _reconcile_chunks(
+        self, numbers: Iterable[int], sequence: int, own: str | None = None, *, sizes: bool = True
+    ) -> None:
+        found = await trio.to_thread.run_sync(partial(self.differing_chunks, numbers, sizes=sizes))
         for item in found.items:
             if own is None:
                 await self._worklist.room()
             self._worklist.add(item, sequence)
         await self._note(found, own)
 
-    def differing_chunks(self, numbers: Iterable[int]) -> Found:
+    def differing_chunks(self, numbers: Iterable[int], *, sizes: bool = True) -> Found:
         """Return the chunks of these directories that are to be sent, compared, deleted or noted as in quarantine.
 
-        Sizes are compared, no content: another compression of the same content has another size practically always.
+        Sizes are compared, if asked for, no content: another compression of the same content has another size
+        practically always.
         Blocks for the disk.
         """
         found = Found()
         for number in numbers:
             try:
-                files = self._tree.chunk_files(number)
+                files = self._tree.chunk_files(number, sizes=sizes)
             except OSError as error:
                 found.refused(f"{CHUNKS_NAME}/{number:04x}", error)
             else:

@@ -75,7 +75,8 @@ def item_of_name(name: Name, path: bytes) -> Item | None:
         case SnapshotDirectoryName() | GroupDirectoryName() | TypeDirectoryName() | NamespaceDirectoryName():
             return SubtreeItem(path.decode("ascii"))
         case StructureName():
-            return None if path.startswith(b".chunks") else SubtreeItem(path.decode("ascii"))
+            # Of all chunks it is told when they are to be compared; of a single directory of them nobody tells.
+            return None if path.startswith(f"{CHUNKS_NAME}/".encode()) else SubtreeItem(path.decode("ascii"))
         case ForeignName():
             return _foreign_item(path)
         case InternalName():
