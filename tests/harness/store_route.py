@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Self
 
@@ -21,6 +23,7 @@ class StoreRoute:
         self._proxy: FaultProxy | None = None
         self._refusing: RefusingStore | None = None
         self._injected_before: dict[str, int] = {}
+        self._planted: set[str] = set()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -68,7 +71,23 @@ class StoreRoute:
         return None if self._proxy is None else self._read_at(self._proxy.lagging_endpoint(seconds, seed))
 
     def _read_at(self, endpoint_url: str) -> Bucket:
-        return Bucket(self._store.access.client(endpoint_url=endpoint_url), self._bucket, self._name)
+        client = self._store.access.client(endpoint_url=endpoint_url)
+        return Bucket(client, self._bucket, self._name, self._planted)
+
+    def plant(self, objects: Mapping[str, bytes]) -> None:
+        """Put objects below the prefix, past everything, as somebody else; the audits overlook just these."""
+        client = self._store.access.client()
+        self._planted.update(hashlib.md5(body, usedforsecurity=False).hexdigest() for body in objects.values())
+        for key, body in objects.items():
+            client.put_object(Bucket=self._bucket, Key=f"{self._name}/{key}", Body=body)
+
+    def put_back(self, key: str, body: bytes | None) -> None:
+        """Have what was there before stand there again; None: nothing."""
+        client = self._store.access.client()
+        if body is None:
+            client.delete_object(Bucket=self._bucket, Key=f"{self._name}/{key}")
+        else:
+            client.put_object(Bucket=self._bucket, Key=f"{self._name}/{key}", Body=body)
 
     def quieten(self) -> None:
         """End what befalls requests, and count what has befallen them."""

@@ -8,7 +8,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,6 +219,19 @@ class World:
     def let_late_requests_end(self) -> None:
         """Wait until the store has done what a mirror that has ended was asking for."""
         self._route.let_late_requests_end()
+
+    def plant(self, objects: Mapping[str, bytes]) -> None:
+        """Put objects below the mirror's prefix as somebody else (keys below it); the audits overlook just these."""
+        self._route.plant(objects)
+
+    def unplant(self, key: str, before: bytes | None) -> None:
+        """Take a planted object away: what was there before stands there again."""
+        self._route.put_back(key, before)
+
+    def read_object(self, key: str) -> bytes | None:
+        """What stands below the mirror's prefix, read past everything."""
+        found = self._route.bucket().get(key)
+        return None if found is None else found[1]
 
     # -- operations ----------------------------------------------------------------------------------------
 
