@@ -20,7 +20,7 @@ from mirrorfs.filesystem.files import FileHandle, Files
 from mirrorfs.filesystem.inodes import Inode
 from mirrorfs.filesystem.listing import Directories, DirectoryHandle
 from mirrorfs.filesystem.observer import Observer
-from mirrorfs.filesystem.shares import shares_of_descriptors, shares_of_names
+from mirrorfs.filesystem.shares import owners_of, shares_of_descriptors, shares_of_names
 from mirrorfs.filesystem.system_calls import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -89,12 +89,12 @@ class PassThrough(pyfuse3.Operations):
         self._root_descriptor = root_descriptor
         self._observer = observer
         self._threads = Threads()
-        owner = os.fstat(root_descriptor).st_uid
-        descriptors = shares_of_descriptors(owner)
+        owners = partial(owners_of, root_descriptor)
+        descriptors = shares_of_descriptors(owners)
         self._tree = Tree(root_descriptor, self._threads, descriptors.unlinked)
         self._caching = Caching(self._tree.inodes, shared)
         self._files = Files(self._threads, descriptors.handles, os.fstatvfs(root_descriptor).f_flag)
-        self._directories = Directories(self._tree, self._threads, descriptors.handles, shares_of_names(owner))
+        self._directories = Directories(self._tree, self._threads, descriptors.handles, shares_of_names(owners))
         # Without this the kernel would check by mode bits alone what the backing file system checks by lists.
         self.enable_acl = _has_access_control_lists(root_descriptor)
 

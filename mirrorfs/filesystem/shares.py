@@ -7,7 +7,11 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+
+from mirrorfs.filesystem.system_calls import open_cached
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +25,17 @@ _NR_OPEN = "/proc/sys/fs/nr_open"
 
 
 class Shares:
-    """A number of like things. Root and the owner of the datastore may hold all of them, all others together fewer, and
-    each of these a quarter of that. To be used in one thread.
+    """A number of like things. Root and the owners of the datastore may hold all of them, all others together fewer,
+    and each of these a quarter of that. To be used in one thread.
     """
 
-    def __init__(self, owner: int, total: int, others: int) -> None:
-        """`owner` is the uid that has root's rights here; `others` is how many all other users may hold together."""
-        self._privileged = {0, owner}
+    def __init__(self, owners: Callable[[], set[int]], total: int, others: int) -> None:
+        """`others` is how many all users may hold together who are not root, nor among the uids that `owners` gives.
+
+        It never waits, and is asked again before anybody is refused.
+        """
+        self._owners = owners
+        self._privileged = {0, *owners()}
         self._total = total
         self._others = others
         self._each = max(1, others // 4)
@@ -48,6 +56,8 @@ class Shares:
         Raises OSError: EMFILE if that is more than the user may hold, ENFILE if it is more than there are.
         """
         held = self[uid]
+        if uid not in self._privileged and self._exceeds(uid, min(amount, self._each)):
+            self._look_for_owners()
         if uid in self._privileged:
             if self._held_by_all + amount > self._total:
                 raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
@@ -56,7 +66,7 @@ class Shares:
             if held + amount > self._each:
                 self._tell(uid)
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            if self._held_by_others + amount > self._others or self._held_by_all + amount > self._total:
+            if self._exceeds(uid, amount):
                 raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
             self._held_by_others += amount
         self._held[uid] = held + amount
@@ -75,6 +85,18 @@ class Shares:
         if uid not in self._privileged:
             self._held_by_others -= amount
 
+    def _exceeds(self, uid: int, amount: int) -> bool:
+        return (
+            self[uid] + amount > self._each
+            or self._held_by_others + amount > self._others
+            or self._held_by_all + amount > self._total
+        )
+
+    def _look_for_owners(self) -> None:
+        for uid in self._owners() - self._privileged:
+            self._privileged.add(uid)
+            self._held_by_others -= self[uid]
+
     def _tell(self, uid: int) -> None:
         # Once for as long as it lasts: whoever is refused may try again and again.
         if uid not in self._told:
@@ -90,18 +112,29 @@ class Descriptors:
     unlinked: Shares
 
 
-def shares_of_descriptors(owner: int) -> Descriptors:
+def shares_of_descriptors(owners: Callable[[], set[int]]) -> Descriptors:
     """The descriptors of this process, whose limit is raised as far as that is allowed."""
     limit = min(_raise_descriptor_limit(), _MOST_DESCRIPTORS)
     usable = limit - min(_OWN_DESCRIPTORS, limit // 4)
     unlinked = usable // 4
     handles = usable - unlinked
-    return Descriptors(Shares(owner, handles, handles // 2), Shares(owner, unlinked, unlinked // 2))
+    return Descriptors(Shares(owners, handles, handles // 2), Shares(owners, unlinked, unlinked // 2))
 
 
-def shares_of_names(owner: int) -> Shares:
+def owners_of(root_descriptor: int) -> set[int]:
+    """Whose a datastore is: PBS may have made its chunks' directory in one that root had made for it. Never waits."""
+    owners = {os.fstat(root_descriptor).st_uid}
+    with suppress(FileNotFoundError):
+        chunks = open_cached(root_descriptor, b".chunks", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if chunks is not None:
+            owners.add(os.fstat(chunks).st_uid)
+            os.close(chunks)
+    return owners
+
+
+def shares_of_names(owners: Callable[[], set[int]]) -> Shares:
     """The names in open listings. Those of root and the owner are not bounded: they need them for their work."""
-    return Shares(owner, sys.maxsize, _MOST_NAMES)
+    return Shares(owners, sys.maxsize, _MOST_NAMES)
 
 
 def _raise_descriptor_limit() -> int:

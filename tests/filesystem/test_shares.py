@@ -36,12 +36,17 @@ _HANDLES = 576
 _OF_OTHERS = 288
 _OF_ONE = 72
 
+
+def _owners() -> set[int]:
+    return {_OWNER}
+
+
 USERS = st.sampled_from([0, _OWNER, _HOSTILE, *_OTHERS])
 
 
 @given(st.lists(st.tuples(USERS, st.integers(1, 60), st.booleans()), max_size=80))
 def test_shares(steps: list[tuple[int, int, bool]]) -> None:
-    shares = Shares(_OWNER, 200, 100)
+    shares = Shares(_owners, 200, 100)
     held: Counter[int] = Counter()
     for uid, amount, takes in steps:
         if not takes and held[uid]:
@@ -70,12 +75,28 @@ def test_shares(steps: list[tuple[int, int, bool]]) -> None:
 
 
 def test_one_thing_may_be_larger_than_a_share() -> None:
-    shares = Shares(_OWNER, 1000, 100)
+    shares = Shares(_owners, 1000, 100)
     assert shares.take(_HOSTILE, 500) == 25
     with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
         shares.take(_HOSTILE, 1)
     shares.give_back(_HOSTILE, 25)
     assert shares.take(_HOSTILE, 25) == 25
+
+
+def test_who_becomes_the_owner_is_no_other_any_more() -> None:
+    owners: set[int] = set()
+    shares = Shares(lambda: owners, 200, 100)
+    for _ in range(25):
+        shares.take(_OWNER)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        shares.take(_OWNER)
+    owners.add(_OWNER)
+    shares.take(_OWNER)
+    # What he holds is not taken from the others' part.
+    for uid in range(20001, 20005):
+        assert shares.take(uid, 25) == 25
+    shares.give_back(_OWNER, 26)
+    assert shares.take(_OWNER, 100) == 100
 
 
 @pytest.fixture
@@ -139,6 +160,19 @@ def test_many_users_leave_root_and_the_owner_theirs(mount: PassThroughProcess) -
         assert (directory / "shared").stat().st_size == 4
     _wait_until_idle(mount)
     assert _works(mount, 0)
+
+
+def test_whose_the_chunk_store_is_has_the_owners_part(memory_base: Path, mounter: Mounter) -> None:
+    """PBS runs as "backup", and may have been given a directory of root's."""
+    mount = mounter(base=memory_base, prepare=limited(_LIMIT))
+    mount.mountpoint.chmod(0o1777)
+    with Grabber(mount.mountpoint, "created", _OWNER) as grabber:
+        assert grabber.refused == "EMFILE"
+    _wait_until_idle(mount)
+    (mount.mountpoint / ".chunks").mkdir()
+    os.chown(mount.mountpoint / ".chunks", _OWNER, _OWNER)
+    with Grabber(mount.mountpoint, "created", _OWNER, 400) as grabber:
+        assert (grabber.held, grabber.refused) == (400, None)
 
 
 def test_what_is_unlinked_is_bounded_too(mount: PassThroughProcess) -> None:
@@ -243,8 +277,8 @@ class _Directories:
     def __init__(self, path: Path, names: Shares) -> None:
         self._root = os.open(path, os.O_RDONLY)
         self._threads = Threads()
-        self.tree = Tree(self._root, self._threads, Shares(_OWNER, 1000, 1000))
-        self.handles = Shares(_OWNER, 1000, 1000)
+        self.tree = Tree(self._root, self._threads, Shares(_owners, 1000, 1000))
+        self.handles = Shares(_owners, 1000, 1000)
         self.directories = Directories(self.tree, self._threads, self.handles, names)
 
     def changed(self, name: bytes) -> None:
@@ -261,7 +295,7 @@ class _Directories:
 
 @pytest.fixture
 def names() -> Shares:
-    return Shares(_OWNER, sys.maxsize, 400)
+    return Shares(_owners, sys.maxsize, 400)
 
 
 @pytest.fixture
