@@ -11,13 +11,14 @@ from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.screen import Column, Row, show_table
 from mirrorfs.cli.view_options import view_options
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.names import GroupId
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.retry import Patience
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say, say_json
-from mirrorfs.recovery.catalog import PublishedSnapshot, read_catalog
+from mirrorfs.recovery.catalog import PublishedSnapshot, list_contents, read_group_notes, read_published
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.moment import format_moment
 from mirrorfs.recovery.source import View, open_source
@@ -28,6 +29,8 @@ _SNAPSHOT = Column("Snapshot", copied=True)
 _SIZE = Column("Size", is_number=True)
 _NOTES = Column("Notes")
 _COLUMNS = (_SNAPSHOT, _SIZE, Column("Protected"), Column("Verified"), Column("Encrypted"), _NOTES)
+_COLUMNS_OF_GROUPS = (Column("Group", copied=True), _NOTES)
+_ENCRYPTIONS = {"none": "no", "encrypt": "yes", "sign-only": "signed", "mixed": "mixed"}
 _COLUMNS_OF_DELETED = (_SNAPSHOT, _SIZE, Column("Deleted"), Column("Kept until"), _NOTES)
 
 
@@ -42,8 +45,9 @@ def command(address: StoreAddress, as_json: bool, view: View, store: StoreOption
     """List the snapshots published at URL (s3://BUCKET/NAME), oldest first in each group.
 
     The first column can be given to `mirrorfs restore --snapshot` as it is. Sizes are those of the data before
-    deduplication and compression, as PBS shows them. What --as-of and --deleted list is restored with the same options
-    of `mirrorfs restore`.
+    deduplication and compression, as PBS shows them. Encrypted says "signed" where the client has only signed what it
+    sent, and "mixed" where the files differ. The notes on groups come last. What --as-of and --deleted list is restored
+    with the same options of `mirrorfs restore`.
 
     \b
     Examples:
@@ -53,8 +57,8 @@ def command(address: StoreAddress, as_json: bool, view: View, store: StoreOption
       mirrorfs snapshots s3://backups/main --as-of 3d
 
     \b
-    With --json, one object: {"url": ..., "as_of": ..., "snapshots": [...]}; as_of is a time in seconds since
-    1970-01-01 UTC, or null; each snapshot with
+    With --json, one object: {"url": ..., "as_of": ..., "snapshots": [...], "groups": [...]}; as_of is a time in
+    seconds since 1970-01-01 UTC, or null; each snapshot with
       path        where it lies in the datastore, e.g. ns/a/vm/100/2026-11-22T10:00:00Z
       namespace   e.g. "a/b", "" for the root
       type, id    of the group, e.g. "vm" and "100"
@@ -62,30 +66,37 @@ def command(address: StoreAddress, as_json: bool, view: View, store: StoreOption
       size        in bytes, null if the manifest is damaged
       protected   true or false
       verified    "ok" or "failed" as PBS last found, else null
-      encrypted   true or false, null if the manifest is damaged
+      encrypted   whether any file is: true or false, null if the manifest is damaged
+      encryption  "none", "encrypt", "sign-only", or "mixed" if the files differ; null if the manifest is damaged
       notes       text or null
       problem     null, or what is damaged: the manifest, or the record of the deletion
     and with --deleted (in seconds since 1970-01-01 UTC, null if the record is damaged)
       deleted     when it was deleted
       until       until when it is kept
+    each group that has notes (not with --deleted) with
+      path, namespace, type, id, notes
 
     Exit codes: 0 the list was printed, also when it is empty or tells of damaged manifests; 1 the bucket could not be
     read, or keeps no versions (--as-of); 2 wrong usage.
     """
     client = S3Client(address.bucket, store)
 
-    async def read() -> list[PublishedSnapshot]:
+    async def read() -> tuple[list[PublishedSnapshot], dict[GroupId, str]]:
         layout = BucketLayout(address.prefix)
-        return await read_catalog(open_source(view, ObjectStore(client, patience=_PATIENCE), layout), layout)
+        source = open_source(view, ObjectStore(client, patience=_PATIENCE), layout)
+        contents = await list_contents(source, layout)
+        published = await read_published(source, layout, contents)
+        return published, {} if view.deleted else await read_group_notes(source, layout, contents)
 
     try:
-        catalog = trio.run(read)
+        catalog, group_notes = trio.run(read)
     except (StoreError, RestoreError) as error:
         raise Failure(str(error)) from None
     columns = _COLUMNS_OF_DELETED if view.deleted else _COLUMNS
     if as_json:
         snapshots = [_as_json(published, view) for published in catalog]
-        say_json({"url": str(address), "as_of": view.as_of, "snapshots": snapshots}, indent=2)
+        groups = [_group_as_json(group, notes) for group, notes in group_notes.items()]
+        say_json({"url": str(address), "as_of": view.as_of, "snapshots": snapshots, "groups": groups}, indent=2)
     elif not catalog:
         say(f"No {'deleted ' if view.deleted else ''}snapshots at {address}{view.suffix}.")
     else:
@@ -94,6 +105,11 @@ def command(address: StoreAddress, as_json: bool, view: View, store: StoreOption
             for published in catalog
         ]
         show_table(columns, rows)
+        if group_notes:
+            say("")
+            show_table(
+                _COLUMNS_OF_GROUPS, [Row([group.path, _first_line(notes)]) for group, notes in group_notes.items()]
+            )
 
 
 def _as_json(published: PublishedSnapshot, view: View) -> dict[str, object]:
@@ -108,6 +124,7 @@ def _as_json(published: PublishedSnapshot, view: View) -> dict[str, object]:
         "protected": published.protected,
         "verified": published.verify_state,
         "encrypted": published.encrypted,
+        "encryption": published.encryption,
         "notes": published.notes,
         "problem": published.problem,
     }
@@ -115,6 +132,16 @@ def _as_json(published: PublishedSnapshot, view: View) -> dict[str, object]:
         value["deleted"] = None if deletion is None else deletion.deleted
         value["until"] = None if deletion is None else deletion.until
     return value
+
+
+def _group_as_json(group: GroupId, notes: str) -> dict[str, object]:
+    return {
+        "path": group.path,
+        "namespace": group.namespace.display,
+        "type": group.backup_type,
+        "id": group.backup_id,
+        "notes": notes,
+    }
 
 
 def _cell(column: Column, published: PublishedSnapshot) -> str:
@@ -129,7 +156,7 @@ def _cell(column: Column, published: PublishedSnapshot) -> str:
         case "Verified":
             return published.verify_state or "-"
         case "Encrypted":
-            return "?" if published.encrypted is None else "yes" if published.encrypted else "no"
+            return "?" if published.encryption is None else _ENCRYPTIONS[published.encryption]
         case "Deleted":
             return "?" if deletion is None else format_moment(int(deletion.deleted))
         case "Kept until":

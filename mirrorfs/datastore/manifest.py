@@ -79,13 +79,21 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Sum of the sizes of all files, in bytes, as PBS shows it for a snapshot."""
+        """Sum of the sizes of the listed files, in bytes; PBS adds that of the manifest itself."""
         return sum(file.size for file in self.files)
 
     @property
     def is_encrypted(self) -> bool:
         """Whether at least one of the files is encrypted."""
         return any(file.encryption == "encrypt" for file in self.files)
+
+    @property
+    def encryption(self) -> str:
+        """What all files have for ``crypt-mode``: none, encrypt or sign-only; "mixed" if they differ, as PBS's web
+        interface says it (``Utils.js``, ``calculateCryptMode``).
+        """
+        found = {file.encryption for file in self.files} or {"none"}
+        return found.pop() if len(found) == 1 else "mixed"
 
     def names_other_than(self, snapshot: SnapshotId) -> str | None:
         """What the manifest calls its snapshot, where that is not what the directory of ``snapshot`` does: cut, for a

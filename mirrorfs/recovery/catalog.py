@@ -13,7 +13,7 @@ from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.deletion import Deletion
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.limits import LONGEST_MANIFEST
+from mirrorfs.datastore.limits import LONGEST_MANIFEST, LONGEST_RECORD
 from mirrorfs.datastore.manifest import Manifest, parse_manifest
 from mirrorfs.datastore.names import (
     CLIENT_LOG_NAME,
@@ -33,6 +33,7 @@ from mirrorfs.recovery.source import Limit, Source
 MOST_EMPTY_NAMESPACES = 100_000
 """More markers are counted only: each costs whoever writes below the prefix one request, and us memory."""
 _FOREIGN_EXAMPLES = 100
+_NOTES_NAME = "notes"
 # What of a snapshot is looked at before, or beside, what its manifest lists.
 _UNLISTED = (MANIFEST_NAME, PROTECTED_NAME, CLIENT_LOG_NAME)
 
@@ -72,10 +73,17 @@ class ManifestSummary:
     verify_state: str | None
     notes: str | None
     is_encrypted: bool
+    encryption: str
 
     @classmethod
-    def of(cls, manifest: Manifest) -> ManifestSummary:
-        return cls(manifest.size, manifest.verify_state, manifest.notes, manifest.is_encrypted)
+    def of(cls, manifest: Manifest, length: int) -> ManifestSummary:
+        """Make it of a manifest whose object has `length` bytes.
+
+        PBS counts these too (``src/api2/admin/datastore.rs``, ``read_backup_index``).
+        """
+        return cls(
+            manifest.size + length, manifest.verify_state, manifest.notes, manifest.is_encrypted, manifest.encryption
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,9 @@ class PublishedSnapshot:
 
     @property
     def size(self) -> int | None:
-        """Sum of the sizes of its files in bytes, before compression and deduplication; None if not known."""
+        """Sum of the sizes of its files in bytes, before compression and deduplication, as PBS shows it: with that of
+        the manifest. None if not known.
+        """
         return None if self.summary is None else self.summary.size
 
     @property
@@ -109,6 +119,11 @@ class PublishedSnapshot:
     def notes(self) -> str | None:
         """The notes on the snapshot."""
         return None if self.summary is None else self.summary.notes
+
+    @property
+    def encryption(self) -> str | None:
+        """What its files have for ``crypt-mode``, "mixed" if they differ; None if not known."""
+        return None if self.summary is None else self.summary.encryption
 
     @property
     def encrypted(self) -> bool | None:
@@ -154,15 +169,41 @@ async def read_catalog(source: Source, layout: BucketLayout, *, parallelism: int
 
     A snapshot that goes while the catalog is read is left out. Raises StoreError.
     """
-    contents = await list_contents(source, layout)
+    return await read_published(source, layout, await list_contents(source, layout), parallelism=parallelism)
+
+
+async def read_group_notes(
+    source: Source, layout: BucketLayout, contents: BucketContents, *, parallelism: int = 8
+) -> dict[GroupId, str]:
+    """The notes on the groups that have any, sorted; what is too large, or goes meanwhile, is left out.
+
+    Bytes that are no UTF-8 become U+FFFD. Raises StoreError.
+    """
+    notes: dict[GroupId, str] = {}
+
+    async def read(group: GroupId) -> None:
+        try:
+            data = await source.get(layout.content_key(f"{group.path}/{_NOTES_NAME}"), Limit(LONGEST_RECORD))
+        except (ObjectMissing, ObjectTooLarge):
+            return
+        notes[group] = data.decode(errors="replace")
+
+    await for_each([group for group, files in contents.groups.items() if _NOTES_NAME in files], read, parallelism)
+    return dict(sorted(notes.items()))
+
+
+async def read_published(
+    source: Source, layout: BucketLayout, contents: BucketContents, *, parallelism: int = 8
+) -> list[PublishedSnapshot]:
+    """As `read_catalog`, of a bucket that has been listed."""
     catalog: list[PublishedSnapshot] = []
 
     async def read(snapshot: SnapshotId) -> None:
         files = contents.snapshots[snapshot]
         summary = deletion = problem = None
         try:
-            manifest, _ = await read_manifest_object(source, layout, snapshot)
-            summary, problem = ManifestSummary.of(manifest), problem_with_name(manifest, snapshot)
+            manifest, data = await read_manifest_object(source, layout, snapshot)
+            summary, problem = ManifestSummary.of(manifest, len(data)), problem_with_name(manifest, snapshot)
         except ObjectMissing:
             return
         except (DatastoreError, ObjectTooLarge) as error:

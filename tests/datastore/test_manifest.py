@@ -41,6 +41,22 @@ def test_sound_manifest() -> None:
     assert (manifest.verify_state, manifest.notes) == ("ok", "weekly")
 
 
+@pytest.mark.parametrize(
+    ("modes", "expected"),
+    [
+        (["none", "none"], "none"),
+        (["encrypt"], "encrypt"),
+        (["sign-only", "sign-only"], "sign-only"),
+        (["sign-only", "encrypt"], "mixed"),
+        (["none", "encrypt"], "mixed"),
+        ([], "none"),
+    ],
+)
+def test_how_a_snapshot_as_a_whole_is_encrypted(modes: list[str], expected: str) -> None:
+    files = [listed(f"{number}.blob", 0, SUM, mode) for number, mode in enumerate(modes)]
+    assert parse_manifest(manifest_blob(files)).encryption == expected
+
+
 def test_compressed_manifest_without_optional_parts() -> None:
     value = {"backup-type": "ct", "backup-id": "x", "backup-time": 5, "files": [listed("a.blob", 0, SUM)]}
     del value["files"][0]["crypt-mode"]  # type: ignore[index]

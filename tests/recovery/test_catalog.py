@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.datastore.manifest import parse_manifest
 from mirrorfs.recovery.catalog import BucketContents, PublishedSnapshot, list_contents, read_catalog
 from mirrorfs.recovery.source import PresentSource
 from tests.recovery.mirror import Mirror, Tampering, upload
@@ -35,6 +36,12 @@ def contents_of(mirror: Mirror, tampering: Tampering | None = None) -> BucketCon
     return trio.run(list_all)
 
 
+def own_object(mirror: Mirror, name: str) -> bytes:
+    key = f"{mirror.prefix}/{name}"
+    data: bytes = mirror.access.client().get_object(Bucket=mirror.bucket, Key=key)["Body"].read()
+    return data
+
+
 def test_catalog_tells_what_the_manifests_say(shared_mirror: Mirror) -> None:
     catalog = catalog_of(shared_mirror)
     assert list(catalog) == PATHS
@@ -42,7 +49,10 @@ def test_catalog_tells_what_the_manifests_say(shared_mirror: Mirror) -> None:
     assert [path for path in PATHS if catalog[path].encrypted] == PATHS[4:]
     assert (catalog[THIRD].notes, catalog[THIRD].verify_state) == ("last one", "ok")
     assert (catalog[SECOND].notes, catalog[SECOND].verify_state) == (None, None)
-    for published in catalog.values():
+    for path, published in catalog.items():
+        manifest = own_object(shared_mirror, f".cnt/{path}/index.json.blob")
+        # As PBS does it: what is listed, and the manifest itself.
+        assert published.size == parse_manifest(manifest).size + len(manifest)
         assert published.problem is None
         assert published.size is not None
         assert published.size > 1_000_000

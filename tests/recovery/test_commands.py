@@ -120,7 +120,9 @@ def test_snapshots_as_lines(shared_mirror: Mirror) -> None:
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["Snapshot", "Size", "Protected", "Verified", "Encrypted", "Notes"]
-    assert len(lines) == 7
+    assert len(lines) == 10
+    assert lines[7:9] == ["", "Group   Notes"]
+    assert lines[9] == "vm/100  the web shop"
     assert re.fullmatch(r"vm/100/2026-01-01T02:00:00Z +1\.\d MB +no +ok +no +last one", lines[4])
     assert re.fullmatch(r"ns/a/ns/b/ct/200/2026-01-01T00:00:00Z +1\.\d MB +no +- +yes", lines[5])
 
@@ -144,9 +146,11 @@ def test_snapshots_as_json(own_mirror: Mirror) -> None:
         "protected": False,
         "verified": "ok",
         "encrypted": False,
+        "encryption": "none",
         "notes": "last one",
         "problem": None,
     }
+    assert answer["groups"] == [{"path": "vm/100", "namespace": "", "type": "vm", "id": "100", "notes": "the web shop"}]
     damaged = by_path[SECOND]
     assert damaged["size"] is None
     assert "damaged" in damaged["problem"]
