@@ -151,4 +151,4 @@ def _summary(made: Plan, source: Source) -> dict[str, Any]:
 
 def _describe(made: Plan) -> list[str]:
     counts = [f"{made.counts[action]} {words}" for action, words in _WORDS.items() if made.counts[action]]
-    return [f"names: {', '.join(counts) if counts else 'none'}"]
+    return [f"steps: {', '.join(counts) if counts else 'none'}"]

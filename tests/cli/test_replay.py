@@ -330,6 +330,37 @@ def test_files_that_are_not_there(state_dir: Path, tmp_path: Path, arguments: tu
     assert len(result.stderr.splitlines()) <= 2
 
 
+def plan(state_dir: Path, datastore: Path) -> list[dict[str, Any]]:
+    result = run("plan", state_dir, "--datastore", datastore, "--json", "--all")
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_plan_has_a_step_for_each_name(state_dir: Path, tmp_path: Path) -> None:
+    datastore = tmp_path / "datastore"
+    (datastore / ".chunks").mkdir(parents=True)
+    before = contents(state_dir)
+    *steps, summary = plan(state_dir, datastore)
+    planned = {step["sequence"]: (step["action"], step["name"]) for step in steps}
+    kinds = dict(enumerate(NAMES.values(), 1))
+    assert {kinds[sequence] for sequence, (action, _) in planned.items() if action == "leave"} == {"foreign"}
+    assert planned[1] == ("compare", "")
+    # The chunk is gone, nobody references it, and no bad copy of it is there any more.
+    assert planned[2] == ("delete", CHUNK)
+    assert planned[8] == ("delete", f"{SNAPSHOT}/")
+    assert set(planned) == set(range(1, len(NAMES) + 1))
+    assert sum(summary["actions"].values()) == len(steps)
+    # The journal has seen the snapshot go.
+    assert summary["notes"] == []
+    assert contents(state_dir) == before
+
+
+def test_a_plan_without_a_datastore_is_refused(state_dir: Path, tmp_path: Path) -> None:
+    result = run("plan", state_dir, "--datastore", tmp_path / "no")
+    assert result.exit_code == 1
+    assert "Is its disk mounted?" in result.stderr
+
+
 def _documented_keys(heading: str) -> Iterator[str]:
     text = _DOCS.read_text()
     section = text.split(f"### {heading}\n", 1)[1].split("\n#", 1)[0]
@@ -343,6 +374,10 @@ def test_each_key_is_documented_and_each_documented_key_is_there(state_dir: Path
     known = set().union(*(record["state"] for record in records))
     assert set(_documented_keys("What the state knows: `state`")) == known
     assert set(_documented_keys("The last object: `summary`")) == set(summary)
+    (state_dir / "datastore" / ".chunks").mkdir(parents=True)
+    *steps, last = plan(state_dir, state_dir / "datastore")
+    assert set(_documented_keys("Each step: `step`")) == set().union(*steps)
+    assert set(last) == {"type", "actions", "notes", "damage"}
     exported = [json.loads(line) for line in run("export", state_dir, "-").stdout.splitlines()]
     keys = set().union(*exported)
     assert set(_documented_keys("The format of an exported journal")) == keys
