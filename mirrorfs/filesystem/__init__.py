@@ -8,5 +8,6 @@ Read operations (each request of the kernel), then what it stands on: tree (from
 and descriptors, files, listing, shares (what each user may hold of these), attributes with attribute_changes, caching
 (what the kernel may keep), threads (what may wait for the disk), system_calls.
 Then observer (what is told of changes) and interception (which of them become records). mount is the session with the
-kernel, interruption keeps its event loop running, mount_table what is mounted where, condition whether a mount answers.
+kernel, handshake its beginning, interruption what keeps its event loop running; mount_table is what is mounted where,
+condition whether a mount answers.
 """

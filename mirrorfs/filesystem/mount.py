@@ -9,6 +9,7 @@ from functools import partial
 import pyfuse3
 import trio
 
+from mirrorfs.filesystem.handshake import Handshake
 from mirrorfs.filesystem.interruption import interrupted_reads
 from mirrorfs.filesystem.mount_table import OwnMount, detach
 from mirrorfs.filesystem.operations import PassThrough
@@ -85,6 +86,11 @@ class _Session:
         except (RuntimeError, UnicodeEncodeError) as error:
             raise MountError(f"cannot mount on {self._mountpoint}: {error}") from None
         self._own.note()
+        try:
+            self._operations.when_begun = Handshake().end
+        except OSError as error:
+            self.close()
+            raise MountError(f"cannot mount on {self._mountpoint}: {error}") from error
 
     def _refuse_loop(self) -> None:
         # Below the backing directory we would find our own mount there, and wait for ourselves.

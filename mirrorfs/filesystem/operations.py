@@ -86,6 +86,8 @@ class PassThrough(pyfuse3.Operations):
         `shared` names a directory in the root that others may change too, see `Caching`.
         """
         super().__init__()
+        self.when_begun: Callable[[], None] = _nothing
+        """Called when the kernel's first message has been read, before it is answered."""
         self._root_descriptor = root_descriptor
         self._observer = observer
         self._threads = Threads()
@@ -97,6 +99,10 @@ class PassThrough(pyfuse3.Operations):
         self._directories = Directories(self._tree, self._threads, descriptors.handles, shares_of_names(owners))
         # Without this the kernel would check by mode bits alone what the backing file system checks by lists.
         self.enable_acl = _has_access_control_lists(root_descriptor)
+
+    def init(self) -> None:
+        """What pyfuse3 calls at the beginning of the session."""
+        self.when_begun()
 
     def close(self) -> None:
         """Closes all descriptors but the root's, after the mount has ended."""
@@ -472,6 +478,10 @@ class PassThrough(pyfuse3.Operations):
         if name == b".." and parent is not None:
             return await self._tree.status(parent)
         return os.fstat(handle.descriptor)
+
+
+def _nothing() -> None:
+    """Nothing is to be done then."""
 
 
 def _make(make: Callable[..., None], directory: int, name: bytes, uid: int, gid: int) -> os.stat_result:
