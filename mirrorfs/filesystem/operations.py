@@ -15,7 +15,9 @@ import pyfuse3
 from mirrorfs.filesystem.attribute_changes import set_attributes
 from mirrorfs.filesystem.attributes import attributes, filesystem_statistics, no_entry
 from mirrorfs.filesystem.caching import Caching
+from mirrorfs.filesystem.callers import Caller
 from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
+from mirrorfs.filesystem.extended_attributes import has_access_control_lists, names_for, set_attribute
 from mirrorfs.filesystem.files import FileHandle, Files
 from mirrorfs.filesystem.inodes import Inode
 from mirrorfs.filesystem.listing import Directories, DirectoryHandle
@@ -31,8 +33,6 @@ from mirrorfs.filesystem.threads import Threads
 from mirrorfs.filesystem.tree import Departure, Tree
 
 log = logging.getLogger(__name__)
-
-_ACCESS_CONTROL_LIST = "system.posix_acl_access"
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -98,7 +98,7 @@ class PassThrough(pyfuse3.Operations):
         self._files = Files(self._threads, descriptors.handles, os.fstatvfs(root_descriptor).f_flag)
         self._directories = Directories(self._tree, self._threads, descriptors.handles, shares_of_names(owners))
         # Without this the kernel would check by mode bits alone what the backing file system checks by lists.
-        self.enable_acl = _has_access_control_lists(root_descriptor)
+        self.enable_acl = has_access_control_lists(descriptor_path(root_descriptor))
 
     def init(self) -> None:
         """What pyfuse3 calls at the beginning of the session."""
@@ -243,12 +243,11 @@ class PassThrough(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._by_path(inode, lambda path: os.setxattr(path, name, value))
+        await self._by_path(inode, lambda path: set_attribute(path, name, value, _caller(ctx)))
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        names = await self._by_path(inode, lambda path: os.listxattr(path))
-        return [os.fsencode(name) for name in names]
+        return await self._by_path(inode, lambda path: names_for(path, _caller(ctx)))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -496,9 +495,5 @@ def _link(source: int, directory: int, name: bytes) -> os.stat_result:
     return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
-def _has_access_control_lists(descriptor: int) -> bool:
-    try:
-        os.getxattr(descriptor_path(descriptor), _ACCESS_CONTROL_LIST)
-    except OSError as error:
-        return error.errno == errno.ENODATA
-    return True
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,13 @@ from mirrorfs.filesystem.system_calls import RENAME_EXCHANGE, RENAME_NOREPLACE, 
 
 RENAME_FLAGS = {"0": 0, "NOREPLACE": RENAME_NOREPLACE, "EXCHANGE": RENAME_EXCHANGE, "BOTH": 3, "BAD": 64}
 NAMES = {"n255": "n" * 255, "n256": "n" * 256, "l4095": ("l" * 9 + "/") * 409 + "lllll", "p4096": "./" * 2048}
+
+ACCESS_CONTROL_LIST = "system.posix_acl_access"
+# As in include/uapi/linux/posix_acl_xattr.h: a version, then entries of tag, permissions, id.
+_LIST_VERSION = struct.pack("<I", 2)
+_LIST_ENTRY = struct.Struct("<HHI")
+_LIST_TAGS = {("u", False): 1, ("u", True): 2, ("g", False): 4, ("g", True): 8, ("m", False): 16, ("o", False): 32}
+_NO_ID = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,27 @@ def _utimes(path: str, access: str, modification: str) -> None:
         os.utime(path, (int(access), int(modification)))
 
 
+def _set_list(path: str, text: str) -> None:
+    """An access control list as setfacl takes it, but all of it, with permissions as "r-x"."""
+    value = _LIST_VERSION
+    for entry in text.split(","):
+        kind, number, letters = entry.split(":")
+        permissions = sum(4 >> position for position, letter in enumerate(letters) if letter != "-")
+        value += _LIST_ENTRY.pack(_LIST_TAGS[kind, bool(number)], permissions, int(number or _NO_ID))
+    os.setxattr(path, ACCESS_CONTROL_LIST, value)
+
+
+def _get_list(path: str) -> str:
+    kinds = {tag: kind for (kind, _), tag in _LIST_TAGS.items()}
+    entries = []
+    for tag, permissions, number in _LIST_ENTRY.iter_unpack(
+        os.getxattr(path, ACCESS_CONTROL_LIST)[len(_LIST_VERSION) :]
+    ):
+        letters = "".join(letter if permissions & 4 >> position else "-" for position, letter in enumerate("rwx"))
+        entries.append(f"{kinds[tag]}:{'' if number == _NO_ID else number}:{letters}")
+    return ",".join(entries)
+
+
 _FIELDS: dict[str, Callable[[os.stat_result], object]] = {
     "mode": lambda status: f"{stat.S_IMODE(status.st_mode):04o}",
     "kind": lambda status: stat.filemode(status.st_mode)[0],
@@ -189,5 +218,8 @@ _CALLS: dict[str, Callable[..., object]] = {
     "setxattr": lambda path, name, value: os.setxattr(path, name, value.encode()),
     "getxattr": lambda path, name: os.getxattr(path, name).decode(),
     "removexattr": os.removexattr,
+    "listxattr": lambda path: ",".join(sorted(os.listxattr(path))) or "none",
+    "setacl": _set_list,
+    "getacl": _get_list,
     "umask": lambda mask: os.umask(int(mask, 8)) and None,
 }

@@ -1,11 +1,12 @@
 """Results and errors of every call, as tables in the manner of pjdfstest, natively and through the mount."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.filesystem.posix_calls import check
+from tests.filesystem.posix_calls import ACCESS_CONTROL_LIST, check
 
 KINDS = "fdlpscb"
 SHOWN = {"f": "-"}
@@ -621,9 +622,52 @@ def test_xattrs(area: Path) -> None:
         setxattr f trusted.a value
         34:34 getxattr f trusted.a -> ENODATA
         34:34 setxattr f user.b value -> EACCES
+        listxattr f -> trusted.a
+        34:34 listxattr f -> none
+        chmod f 0666
+        34:34 setxattr f user.b value
+        34:34 listxattr f -> user.b
+        listxattr f -> trusted.a,user.b
         mkdir d
         setxattr d user.a value
         getxattr d user.a -> value
         mkfifo p
         setxattr p user.a value -> EPERM
     """)
+
+
+@pytest.mark.parametrize("kind", ["create", "mkdir"])
+@pytest.mark.parametrize(
+    ("caller", "mode"),
+    [
+        ("", "2751"),  # root
+        ("34:34", "0751"),  # the owner, of another group
+        ("34:70", "2751"),
+        ("34:34,70", "2751"),
+        ("34:34,71,72", "0751"),
+    ],
+)
+def test_an_access_control_list_takes_set_group_id_away(area: Path, kind: str, caller: str, mode: str) -> None:
+    if not _has_access_control_lists(area):
+        pytest.skip("the file system has none")
+    check(f"""
+        {kind} f
+        chown f 34 70
+        chmod f 02700
+        {caller} setacl f u::rwx,g::r-x,o::--x
+        lstat f mode -> {mode}
+        chmod f 02700
+        {caller} setacl f u::rwx,u:12:rwx,g::---,m::r-x,o::--x
+        lstat f mode -> {mode}
+        getacl f -> u::rwx,u:12:rwx,g::---,m::r-x,o::--x
+        {caller} setxattr f user.a b
+        lstat f mode -> {mode}
+    """)
+
+
+def _has_access_control_lists(area: Path) -> bool:
+    try:
+        os.getxattr(area, ACCESS_CONTROL_LIST)
+    except OSError as error:
+        return error.errno == errno.ENODATA
+    return True
