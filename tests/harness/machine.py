@@ -8,7 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from tests.harness.disks import Disks
 from tests.harness.mirror import Mirror
@@ -22,6 +22,21 @@ _POWER = "power"
 
 class WorldEnded(Exception):
     """The world cannot go on; why was counted as a violation."""
+
+
+@contextmanager
+def _stopped(pid: int | None) -> Iterator[None]:
+    if pid is None:
+        yield
+        return
+    try:
+        # It may just have been killed, by a step for one.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 class Machine:
@@ -79,21 +94,13 @@ class Machine:
         yield
         self.mount()
 
-    @contextmanager
-    def uploader_stopped(self) -> Iterator[None]:
+    def uploader_stopped(self) -> AbstractContextManager[None]:
         """The uploader gets no processor time while this lasts."""
-        pid = self.mirror.uploader_pid()
-        if pid is None:
-            yield
-            return
-        try:
-            # It may just have been killed, by a step for one.
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-            yield
-        finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        return _stopped(self.mirror.uploader_pid())
+
+    def filesystem_process_stopped(self) -> AbstractContextManager[None]:
+        """The filesystem process gets no processor time while this lasts."""
+        return _stopped(self.mirror.mount_pid())
 
     # -- faults --------------------------------------------------------------------------------------------
 

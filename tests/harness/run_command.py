@@ -30,6 +30,13 @@ from tests.stores.server import AnyStore, GivenStore
 @click.option(
     "--step", "steps", multiple=True, type=click.Choice(STEPS), metavar="NAME", help="With --sweep: this step alone."
 )
+@click.option(
+    "--chunk-store",
+    type=click.Choice(["auto", "native", "fuse"]),
+    default="auto",
+    show_default=True,
+    help="How PBS reaches its chunks, as for 'mirrorfs mount'.",
+)
 @click.option("--keep", type=click.Path(path_type=Path), default=Path("soak-failures"), show_default=True)
 @click.option("--to", "url", default=None, metavar="s3://BUCKET/PREFIX", help="Your store instead of a SeaweedFS.")
 @click.option("--endpoint-url", envvar="AWS_ENDPOINT_URL", default=None, help="Of your store.")
@@ -40,6 +47,7 @@ def command(
     single: int | None,
     sweep: bool | None,
     steps: tuple[str, ...],
+    chunk_store: str,
     keep: Path,
     url: str | None,
     endpoint_url: str | None,
@@ -69,7 +77,17 @@ def command(
     with _store(url, endpoint_url, profile) as (store, bucket, prefix):
         # Of a store that we do not know, nobody knows whether it has a second bucket, and what that keeps.
         locking = store.create_bucket(locked=True) if isinstance(store, StoreServer) else None
-        settings = SoakSettings(store, bucket, prefix, chosen, minutes * 60, keep, tell=_tell, locking_bucket=locking)
+        settings = SoakSettings(
+            store,
+            bucket,
+            prefix,
+            chosen,
+            minutes * 60,
+            keep,
+            tell=_tell,
+            locking_bucket=locking,
+            chunk_store=chunk_store,
+        )
         if single is not None:
             statistics = Statistics()
             run_round(settings, statistics, single, is_sweep=bool(sweep), steps=steps or STEPS)

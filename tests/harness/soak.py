@@ -51,6 +51,7 @@ class SoakSettings:
     tell: Callable[[str], None] = print
     extra_environment: Mapping[str, str] = field(default_factory=dict)
     locking_bucket: str | None = None
+    chunk_store: str = "auto"
 
 
 def run_soak(settings: SoakSettings, *, with_sweep: bool | None = None) -> Statistics:
@@ -131,6 +132,7 @@ def _settings_of_world(settings: SoakSettings, seed: int, base: Path, *, is_swee
         {**environment_of(COUNT_IN_SMALL_PARTS), **settings.extra_environment},
         retention=FOR_A_SWEEP if is_sweep else choose_retention(seed),
         keeps_versions=keeps_versions,
+        chunk_store=settings.chunk_store,
     )
 
 

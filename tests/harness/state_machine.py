@@ -34,6 +34,7 @@ class MirrorMachine(RuleBasedStateMachine):
     store: ClassVar[AnyStore]
     bucket: ClassVar[str]
     environment: ClassVar[dict[str, str]] = environment_of(COUNT_IN_SMALL_PARTS)
+    chunk_store: ClassVar[str] = "auto"
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +47,13 @@ class MirrorMachine(RuleBasedStateMachine):
         """Make a world."""
         name = f"machine-{secrets.token_hex(6)}"
         settings = WorldSettings(
-            self._base, self.store, self.bucket, name, self.environment, retention=choose_retention(seed)
+            self._base,
+            self.store,
+            self.bucket,
+            name,
+            self.environment,
+            retention=choose_retention(seed),
+            chunk_store=self.chunk_store,
         )
         self._world = World(settings, self.statistics, seed).__enter__()
 
@@ -93,7 +100,9 @@ for _accident in ACCIDENTS.values():
     setattr(MirrorMachine, _accident.run.__name__, _rule(_accident.run))
 
 
-def machine_for(store: AnyStore, bucket: str, environment: dict[str, str] | None = None) -> type[MirrorMachine]:
-    """A machine whose worlds mirror to this store."""
-    members = {"store": store, "bucket": bucket, "environment": environment or {}}
+def machine_for(
+    store: AnyStore, bucket: str, environment: dict[str, str] | None = None, chunk_store: str = "auto"
+) -> type[MirrorMachine]:
+    """A machine whose worlds mirror to this store, and whose PBS reaches its chunks in this way."""
+    members = {"store": store, "bucket": bucket, "environment": environment or {}, "chunk_store": chunk_store}
     return type("MirrorMachineOnStore", (MirrorMachine,), members)

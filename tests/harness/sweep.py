@@ -18,6 +18,7 @@ from tests.harness.accidents import (
     unreadable_chunk,
 )
 from tests.harness.names import parse_snapshot_path
+from tests.harness.native_chunks import is_native, remove_a_chunk_directory
 from tests.harness.operations import OPERATIONS, any_operation, run_backup
 from tests.harness.retention import RetentionSettings
 from tests.harness.retention_scenes import remove_group
@@ -129,6 +130,12 @@ def _wait_until(world: World, is_so: Callable[[], bool]) -> None:
 
 def _unmount_from_outside(world: World, choice: random.Random) -> None:
     world.mirror.umount()
+
+
+def _destroy_and_mount_again(world: World, choice: random.Random) -> None:
+    remove_a_chunk_directory(world, choice)
+    _wait_until(world, lambda: not is_native(world))
+    mount_again(world)
 
 
 def _sick_object(world: World, choice: random.Random) -> None:
@@ -271,6 +278,11 @@ def _quarantine(world: World, choice: random.Random) -> None:
 
 
 _PROVOCATIONS: dict[str, Provocation] = {
+    "chunkstore.before-detach": _destroy_and_mount_again,
+    "chunkstore.detached": _destroy_and_mount_again,
+    "chunkstore.events": _daily_work,
+    "chunkstore.": _mount_again,
+    "reconcile.chunk-names": _forget_and_collect,
     "mount.unmounted": _unmount_from_outside,
     "mount.": _mount_again,
     "database.before-growth": _many_records,

@@ -42,6 +42,9 @@ _OPERATION_SECONDS = 90.0
 _CONVERGENCE_SECONDS = 150.0
 # While the mirror's word is that all is done, what is kept for a while may just be ending.
 _ENDING_SECONDS = 75.0
+NATIVE_CHUNKS = "native chunks"
+"""What a world offers whose chunk store may be native."""
+_CHUNK_STORE_VARIABLE = "MIRRORFS_MOUNT_CHUNK_STORE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class WorldSettings:
     """Where a world stands. `base` is a private directory; `bucket` exists; `name` is a prefix that nobody uses.
 
     `convergence_seconds` is how long after the end of all faults the bucket may take to equal the datastore.
-    `keeps_versions` says that the bucket does.
+    `keeps_versions` says that the bucket does. `chunk_store` is how PBS is to reach its chunks: auto, native or fuse.
     """
 
     base: Path
@@ -60,6 +63,7 @@ class WorldSettings:
     convergence_seconds: float = _CONVERGENCE_SECONDS
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     keeps_versions: bool = False
+    chunk_store: str = "auto"
 
 
 class World:
@@ -126,6 +130,7 @@ class World:
             **self.store.environment(),
             **self.clock.environment(),
             **self._settings.extra_environment,
+            _CHUNK_STORE_VARIABLE: self._settings.chunk_store,
             **self.steps.environment,
         }
         return Mirror(
@@ -170,6 +175,10 @@ class World:
         """The uploader gets no processor time while this lasts."""
         return self._machine.uploader_stopped()
 
+    def filesystem_process_stopped(self) -> AbstractContextManager[None]:
+        """The filesystem process gets no processor time while this lasts: nothing in the mount is answered."""
+        return self._machine.filesystem_process_stopped()
+
     def trouble(self, reason: str) -> AbstractContextManager[None]:
         """While this lasts, operations may fail: the disk itself does."""
         return self._machine.trouble(reason)
@@ -200,7 +209,8 @@ class World:
     @property
     def offers(self) -> frozenset[str]:
         """What accidents may need."""
-        return self._route.offers
+        native = frozenset() if self._settings.chunk_store == "fuse" else frozenset((NATIVE_CHUNKS,))
+        return self._route.offers | native
 
     @property
     def proxy(self) -> FaultProxy:
