@@ -140,6 +140,15 @@ class Demo:
         return None
 
 
+def _tell_how_chunks_are_reached(demo: Demo) -> None:
+    status = demo.status()
+    chunk_store = {} if status is None else status["chunk_store"]
+    if chunk_store.get("in_use") == "native":
+        demo.say("chunks are native: PBS writes and reads them at the speed of the disk, past FUSE")
+    else:
+        demo.say(f"chunks pass through FUSE: {chunk_store.get('reason', 'the mount does not say why')}")
+
+
 def _demonstrate(demo: Demo) -> str:
     place, endpoint = demo.place, ["--endpoint-url", demo.store.endpoint_url]
     demo.say(f"an object store (SeaweedFS) runs at {demo.store.endpoint_url}")
@@ -158,6 +167,7 @@ def _demonstrate(demo: Demo) -> str:
         _PARALLEL,
         *endpoint,
     )
+    _tell_how_chunks_are_reached(demo)
     snapshots = _back_up_watched(demo)
     demo.say("everything is published:")
     demo.mirrorfs("snapshots", demo.url, *endpoint)

@@ -25,7 +25,7 @@ from tests.bench.operations import OPERATIONS, Operation
 from tests.bench.processes import BenchFailed, is_mount
 from tests.bench.report import Results, as_json, print_report
 from tests.bench.scale import FULL, QUICK, Scale
-from tests.bench.targets import Bindfs, Mirror, PassThrough, Target
+from tests.bench.targets import Bindfs, Mirror, MirrorThroughFuse, PassThrough, Target
 from tests.bench.uploads import Say, UploadSeries, measure_uploads
 from tests.harness.system_calls import Identity
 from tests.harness.writer import DatastoreWriter
@@ -162,6 +162,7 @@ def _targets(base: Path, store: StoreServer, bucket: str) -> list[Target]:
     return [
         Target(base / "backing"),
         Mirror(base / "mirrorfs", store, bucket),
+        MirrorThroughFuse(base / "mirrorfs-fuse", store, bucket, name="bench-fuse"),
         PassThrough(base / "pass-through"),
         Bindfs(base / "bindfs"),
     ]

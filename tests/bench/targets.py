@@ -128,9 +128,12 @@ class Mirror(_Mounted):
     name = "mirrorfs"
     title = "mirrorfs"
 
+    chunk_store = "auto"
+
     def __init__(self, base: Path, store: StoreServer, bucket: str, name: str = "bench") -> None:
         super().__init__(base)
         self._mirror = MirrorUnderTest(base, store, bucket, store.endpoint_url, name=name)
+        self._mirror.mount_options = ("--chunk-store", self.chunk_store)
         self._store = store
         self._pids: tuple[int, int] | None = None
 
@@ -198,6 +201,14 @@ class Mirror(_Mounted):
         if self._pids is None:
             raise BenchFailed("mirrorfs is not mounted")
         return self._pids
+
+
+class MirrorThroughFuse(Mirror):
+    """The same, with chunks that pass through FUSE, as where they cannot be native."""
+
+    name = "mirrorfs-fuse"
+    title = "mirrorfs, chunks through FUSE"
+    chunk_store = "fuse"
 
 
 def sync_file_system(path: Path) -> None:

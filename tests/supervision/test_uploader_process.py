@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import Position
@@ -87,6 +88,50 @@ open({str(tmp_path / "ended")!r}, "w").close()
             nursery.cancel_scope.cancel()
     assert positions == [Position("g", 7)]
     assert (tmp_path / "ended").exists(), "it was not let end by itself"
+
+
+async def test_it_is_told_when_the_journal_has_caught_up_though_the_pipe_is_full_of_news(
+    stub: Callable[[str], None], root: int, tmp_path: Path
+) -> None:
+    stub(
+        _READ_SETTINGS
+        + f"""
+print(json.dumps({{"event": "catch-up", "number": 5}}), flush=True)
+while not os.path.exists({str(tmp_path / "full")!r}):
+    signal.sigtimedwait([], 0.01)
+heard = b""
+while b"caught-up 5\\n" not in heard:
+    heard += os.read(0, 4096)
+assert heard.strip(b"\\n") == b"caught-up 5", heard
+print(json.dumps({{"event": "done", "generation": "g", "sequence": 5}}), flush=True)
+while os.read(0, 4096):
+    pass
+"""
+    )
+    heard, asked, may_answer = trio.Event(), trio.Event(), trio.Event()
+
+    async def catch_up() -> None:
+        asked.set()
+        await may_answer.wait()
+
+    process = UploaderProcess(
+        UploaderSettings("/mnt/datastore", "/state", root, "bucket", "name"),
+        done=lambda _: heard.set(),
+        died=lambda: None,
+        catch_up=catch_up,
+    )
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_running)
+            await asked.wait()
+            for _ in range(100_000):
+                process.wake()
+            assert not heard.is_set()
+            may_answer.set()
+            await trio.testing.wait_all_tasks_blocked()
+            (tmp_path / "full").touch()
+            await heard.wait()
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("death", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(1)", "sys.exit(0)", "os.close(0)"])

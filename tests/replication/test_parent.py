@@ -1,0 +1,82 @@
+"""The filesystem process as the uploader hears it, whatever comes in which pieces."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+import pytest
+import trio
+import trio.testing
+
+from mirrorfs.replication.parent import FilesystemProcess
+
+pytestmark = pytest.mark.trio
+
+
+class Scene:
+    """A parent that is played by a pipe."""
+
+    def __init__(self, write: int) -> None:
+        self.write = write
+        self.wakes = 0
+        self.told: list[tuple[str, dict[str, str | int]]] = []
+        self.parent = FilesystemProcess(self.wake, self.tell)
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def tell(self, event: str, /, **details: str | int) -> None:
+        self.told.append((event, details))
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """A scene whose pipe stands in the place of standard input."""
+    read, write = os.pipe()
+    standard: IO[bytes] = os.fdopen(read, "rb")
+    monkeypatch.setattr(sys, "stdin", standard)
+    made = Scene(write)
+    yield made
+    standard.close()
+
+
+async def test_it_is_woken_and_hears_the_end(scene: Scene) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.parent.follow)
+        os.write(scene.write, b"\n\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert scene.wakes == 2
+        # The nursery ends with the pipe.
+        os.close(scene.write)
+
+
+async def test_each_question_waits_for_its_own_answer(scene: Scene) -> None:
+    answered: list[str] = []
+
+    async def ask(name: str) -> None:
+        await scene.parent.catch_up()
+        answered.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.parent.follow)
+        nursery.start_soon(ask, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(ask, "second")
+        await trio.testing.wait_all_tasks_blocked()
+        assert scene.told == [("catch-up", {"number": 1}), ("catch-up", {"number": 2})]
+        # An answer to another uploader's question, and one that comes in pieces between news.
+        os.write(scene.write, b"caught-up 77\n\ncaught-")
+        await trio.testing.wait_all_tasks_blocked()
+        assert answered == []
+        os.write(scene.write, b"up 2\n\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (answered, scene.wakes) == (["second"], 2)
+        os.write(scene.write, b"caught-up 1\n")
+        with trio.fail_after(20):
+            while len(answered) < 2:
+                await trio.testing.wait_all_tasks_blocked()
+        assert answered == ["second", "first"]
+        os.close(scene.write)
