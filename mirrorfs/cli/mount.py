@@ -181,6 +181,8 @@ def _state_directory(datastore: str, given: str | None) -> StateDirectory:
         return StateDirectory(own_files.resolved(given))
     except own_files.NotOwn as error:
         raise Failure(f"{error}. Or give another --state-dir") from error
+    except NotADirectoryError as error:
+        raise Failure(f"the state directory {given} is not a directory: give another --state-dir") from error
     except OSError as error:
         raise Failure(f"cannot use the state directory {given}: {error.strerror}") from error
 
