@@ -151,6 +151,15 @@ def test_restoring_a_bucket(base: Path, scratch: Path, store: HostileStore) -> N
     assert ended.memory < MOST_MEMORY
 
 
+def test_verifying_a_bucket(base: Path, store: HostileStore) -> None:
+    good = fill(store, base)
+    ended = mirrorfs(base, store, "verify", f"s3://{BUCKET}/{NAME}", "--deep")
+    assert ended.code == 1
+    assert "Traceback" not in ended.errors
+    assert f"{good}:" not in ended.output + ended.errors
+    assert ended.memory < MOST_MEMORY
+
+
 def test_listing_the_deleted_ones(base: Path, store: HostileStore) -> None:
     manifest = manifest_blob([listed("a.blob", 12, EMPTY)])
     records: list[Body] = [Zeros(GIB), *blobs().values(), Zeros(GIB, is_announced=False)]

@@ -31,7 +31,9 @@ def hostile_bucket(world: World, choice: random.Random) -> None:
     if world.keeps_versions:
         some_operations(world, choice)
         return
+    # What is looked at here must not be what another accident has left.
     world.quieten_store()
+    world.disarm_step()
     planted = hostile_objects(world, choice)
     with world.without_mirror():
         world.let_late_requests_end()

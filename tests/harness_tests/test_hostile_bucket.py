@@ -14,16 +14,21 @@ import pytest
 from tests.harness import hostile_bucket as module
 from tests.harness.hostile_bucket import hostile_bucket, hostile_objects
 from tests.harness.operations import run_backup
+from tests.harness.retention import RetentionSettings
 from tests.harness.statistics import Statistics
 from tests.harness.world import World, WorldSettings
 from tests.stores.seaweedfs import StoreServer
 
+# Those with which objects of every kind are planted.
+_SEEDS = [seed for seed in range(40) if random.Random(seed).randint(1, 5) == 5]
+_HOLDING = RetentionSettings(delete_after=3600, max_delete_fraction=0.3)
 
-@pytest.fixture
-def world(store: StoreServer, shared_bucket: str, prefix: str) -> Iterator[World]:
+
+@pytest.fixture(params=[RetentionSettings()], ids=str)
+def world(store: StoreServer, shared_bucket: str, prefix: str, request: pytest.FixtureRequest) -> Iterator[World]:
     base = Path(tempfile.mkdtemp(prefix="mirrorfs-test-", dir="/dev/shm"))
     try:
-        settings = WorldSettings(base, store, shared_bucket, prefix, {})
+        settings = WorldSettings(base, store, shared_bucket, prefix, {}, retention=request.param)
         with World(settings, Statistics(), seed=1) as world:
             yield world
     finally:
@@ -31,10 +36,11 @@ def world(store: StoreServer, shared_bucket: str, prefix: str) -> Iterator[World
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("world", [RetentionSettings(), _HOLDING], indirect=True, ids=str)
 def test_the_mirror_is_rid_of_it(world: World) -> None:
     choice = random.Random(4)
     run_backup(world, choice)
-    hostile_bucket(world, choice)
+    hostile_bucket(world, random.Random(_SEEDS[0]))
     world.finish(choice, restore=False)
     assert world.violations() == []
     assert world.statistics.faults["hostile bucket: objects"] > 0

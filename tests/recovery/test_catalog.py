@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Iterable
+
+import pytest
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.manifest import parse_manifest
+from mirrorfs.datastore.names import NamespaceId
+from mirrorfs.objectstore.client import StoredObject
+from mirrorfs.recovery import catalog as catalog_module
 from mirrorfs.recovery.catalog import BucketContents, PublishedSnapshot, list_contents, read_catalog
 from mirrorfs.recovery.source import PresentSource
 from tests.recovery.mirror import Mirror, Tampering, upload
@@ -98,3 +104,32 @@ def test_contents_keep_hostile_keys_apart(shared_mirror: Mirror) -> None:
 
 def test_an_empty_prefix_is_empty(shared_mirror: Mirror) -> None:
     assert contents_of(Mirror(shared_mirror.access, shared_mirror.bucket, "nothing")).is_empty
+
+
+class _ManyKeys(PresentSource):
+    """Lists these keys; there is nothing behind them."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._keys = keys
+
+    async def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
+        await trio.lowlevel.checkpoint()
+        for key in self._keys:
+            yield StoredObject(key, 1, "", None)
+
+
+def test_namespaces_and_foreign_keys_without_end_are_counted_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "MOST_EMPTY_NAMESPACES", 1000)
+    keys = [f"m/.cnt/ns/n{number}/.namespace" for number in range(5000)]
+    keys += [f"m/.cnt/vm/\x1b{number}" for number in range(5000)]
+    keys += [f"m/.cnt/ns/used/{SECOND}/file-{number}.blob" for number in range(5000)]
+
+    async def read() -> BucketContents:
+        return await list_contents(_ManyKeys(keys), BucketLayout("m"))
+
+    contents = trio.run(read)
+    assert (len(contents.namespaces), contents.namespaces_left_out) == (1002, 4000)
+    assert NamespaceId(("used",)) in contents.namespaces
+    assert len(contents.foreign) == 100
+    # What a manifest does not list is all that is remembered of files.
+    assert [dict(files) for files in contents.snapshots.values()] == [{}]

@@ -272,13 +272,14 @@ class TestResuming:
     def test_resumes(self, shared_mirror: Mirror, datastore: Path, objects: Objects, base: Path) -> None:
         self.interrupt(shared_mirror, base, after=40)
         chunks = sorted(base.glob(".chunks/*/*"))
-        assert len(chunks) == 40
+        # What was on its way when the store was gone is given up.
+        assert 40 - 8 <= len(chunks) <= 40
         self.leave_what_a_power_cut_leaves(base, chunks)
 
         tampering = Tampering()
         report = shared_mirror.restore(base, tampering=tampering)
         assert report.is_complete
-        assert report.chunks_kept == 38
+        assert report.chunks_kept == len(chunks) - 2
         kept = {f"{shared_mirror.prefix}/{path.relative_to(base)}" for path in chunks[2:]}
         assert not kept & set(tampering.gets), "a good chunk was downloaded again"
         assert entries_of(base) == entries_of(datastore)

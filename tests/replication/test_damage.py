@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import shutil
 import struct
 from collections.abc import Callable
 
@@ -12,6 +13,9 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs.datastore.manifest import Manifest, parse_manifest
+from mirrorfs.replication.comparing import adoption as adoption_module
+from mirrorfs.replication.publishing import publication as publication_module
 from mirrorfs.state.problems import Problem
 from tests.datastore.formats import plain_blob
 from tests.replication.datastore import (
@@ -273,3 +277,33 @@ async def test_a_chunk_with_a_sound_checksum_and_other_content_does_not_replace_
         await running.settled()
         assert running.problems() == {}
     world.check()
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, OverflowError])
+async def test_what_asks_for_too_much_is_a_problem_of_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Wherever that comes up: the uploader lives, and publishes what is sound."""
+
+    def parse_or_fail(data: bytes) -> Manifest:
+        manifest = parse_manifest(data)
+        if manifest.backup_id == "100":
+            raise error
+        return manifest
+
+    monkeypatch.setattr(publication_module, "parse_manifest", parse_or_fail)
+    world.datastore.back_up(FIRST, ["a"])
+    world.datastore.back_up("vm/200/2026-01-01T00:00:00Z", ["b"])
+    problems = await world.converge()
+    assert list(problems) == [FIRST]
+    assert f"more than this process can give ({error.__name__})" in problems[FIRST]
+    assert published(world.store.objects) == {"vm/200/2026-01-01T00:00:00Z"}
+
+
+async def test_adoption_takes_a_bucket_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adoption_module, "_CONTENTS_AT_ONCE", 2)
+    world.datastore.back_up(FIRST, ["a"])
+    assert await world.converge() == {}
+    shutil.rmtree(world.state_directory)
+    assert await world.converge() == {}
+    assert published(world.store.objects) == {FIRST}
