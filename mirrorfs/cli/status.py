@@ -135,7 +135,7 @@ def _describe(answer: Answer) -> list[str]:
         f"datastore   {answer['datastore']} -> s3://{answer['bucket']}/{answer['prefix']}",
         f"uploader    {uploader['refused'] or uploader['phase']}",
         f"store       {_describe_store(store, uploader['phase'])}",
-        f"snapshots   {len(published)} published, {len(answer.get('publishing', {}))} being published",
+        f"snapshots   {len(published)} published{_as_of(answer)}, {len(answer.get('publishing', {}))} being published",
         f"chunks      {answer['chunks']} in the bucket",
         f"chunk store {_describe_chunk_store(answer['chunk_store'])}",
     ]
@@ -173,6 +173,14 @@ def _describe_chunk_store(chunk_store: dict[str, str]) -> str:
     if chunk_store["in_use"] == "native":
         return "native: PBS works on .chunks of the backing directory itself"
     return f"fuse: {chunk_store['reason']}"
+
+
+def _as_of(answer: Answer) -> str:
+    """What is known of the bucket is known to be true only since it was last seen to be this mirror's."""
+    looked_at = answer["claim"]["looked_at"]
+    if answer["claim"]["is_current"]:
+        return ""
+    return " (as far as it is known without the store)" if looked_at is None else f" (as of {_time(looked_at)})"
 
 
 def _describe_quarantine(quarantined: dict[str, Any]) -> list[str]:

@@ -25,7 +25,8 @@ from mirrorfs.journal.view import NoJournal
 from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.replay.source import Source, find_place
 from mirrorfs.replication.engine import Engine, damage_of
-from mirrorfs.replication.ownership.claim import ClaimRefused
+from mirrorfs.replication.ownership.claim import ClaimRefused, ClaimUnreadable
+from mirrorfs.replication.ownership.watch import BucketLost
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.damage import open_state, set_state_aside
@@ -271,8 +272,11 @@ class Replay:
                 signal has asked for the end (SIGINT, SIGTERM).
             DatabaseError: journal or state cannot be read or written.
         """
-        with _single_errors(self.directory.state) as damage:
-            return trio.run(self._run)
+        try:
+            with _single_errors(self.directory.state) as damage:
+                return trio.run(self._run)
+        except BucketLost as error:
+            raise ReplayEnded(f"{error}. Run it again") from error
         set_state_aside(self.directory, str(damage[0]))
         raise ReplayEnded(f"{damage[0]}. It has been set aside; a new one is built from the bucket by the next run")
 
@@ -284,7 +288,7 @@ class Replay:
             try:
                 await self._begin(nursery)
                 await self._work()
-            except StoreError as error:
+            except (StoreError, ClaimUnreadable) as error:
                 raise ReplayEnded(str(error)) from error
             except ClaimRefused as error:
                 raise ReplayRefused(_for_a_run(str(error))) from error
@@ -374,7 +378,7 @@ def _single_errors(state_directory: str) -> Iterator[list[DatabaseCorrupt]]:
 
 def _first_of(group: BaseExceptionGroup) -> BaseException:
     """Return the one that says most to a person: what was refused before what broke off because of it."""
-    for kind in (KeyboardInterrupt, ReplayRefused, ReplayEnded, DatabaseError):
+    for kind in (KeyboardInterrupt, ReplayRefused, ReplayEnded, BucketLost, DatabaseError):
         matching = group.subgroup(kind)
         if matching is not None:
             found: BaseException = matching

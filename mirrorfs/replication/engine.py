@@ -23,6 +23,7 @@ from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.ownership.claim import claim_prefix
 from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, missed_snapshots
+from mirrorfs.replication.ownership.watch import BucketLost, OwnershipWatch
 from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
@@ -34,6 +35,10 @@ from mirrorfs.steps import reach
 log = logging.getLogger(__name__)
 
 _TREE_WORKERS = 4
+
+
+def _give_up(reason: str) -> None:
+    raise BucketLost(reason)
 
 
 class Engine:
@@ -48,10 +53,16 @@ class Engine:
         *,
         begin_after: int | None = None,
         is_distrusted: bool = False,
+        lost: Callable[[str], None] = _give_up,
+        stale: Callable[[str], None] = _give_up,
     ) -> None:
         """Put the parts together. `begin_after` is the record after which the journal is worked on, None for the one up
         to which the state has dealt with it. `is_distrusted`: the machine went down over this journal, and the state
         may have come back older than the bucket.
+
+        `lost` is told, as a sentence, that the bucket is not this mirror's any more, `stale` that what the state says
+        of it is not true any more: another engine that begins with this state finds out what is. Each has to end this
+        one, as the BucketLost does that is raised if they are not given.
         """
         self._settings = settings
         self.identity = identity
@@ -71,6 +82,7 @@ class Engine:
             observer=_reach_step_of_object,
         )
         self.bucket = Bucket(BucketLayout(settings.prefix), store)
+        self.watch = OwnershipWatch(self.bucket, state, lost=lost, stale=stale)
         self.worklist = Worklist()
         self.mirror = Mirror(
             self.tree,
@@ -80,6 +92,7 @@ class Engine:
             parallel=settings.parallel,
             newest=journal.last_sequence,
             retention=_retention(settings),
+            ownership=self.watch,
         )
         self.drain = Drain(
             journal,
@@ -102,10 +115,11 @@ class Engine:
         )
 
     async def claim(self, store: ObjectStore) -> None:
-        """Claim the prefix. Raises ClaimRefused and StoreError: see `claim_prefix`."""
-        self.identity = await claim_prefix(
-            replace(self.bucket, store=store), self.identity, self.state, take_over=self._settings.take_over
-        )
+        """Claim the prefix. Raises ClaimRefused, ClaimUnreadable and StoreError: see `claim_prefix`."""
+        bucket, take_over = replace(self.bucket, store=store), self._settings.take_over
+        claim = await claim_prefix(bucket, self.identity, self.state, take_over=take_over)
+        self.identity = replace(self.identity, mirror_id=claim.mirror_id)
+        self.watch.begin(claim)
 
     async def doubt(self) -> str | None:
         """Return why the mirror should not follow the datastore now, as a sentence; None when all looks well."""
@@ -163,6 +177,7 @@ class Engine:
             nursery.start_soon(self.drain.handle_tree)
         nursery.start_soon(self.drain.handle_chunk_removals)
         nursery.start_soon(self.drain.handle_snapshot_removals)
+        nursery.start_soon(self.watch.keep_looking)
         nursery.start_soon(self.mirror.clock.keep_checking)
         nursery.start_soon(self.mirror.grace.end_when_due)
         nursery.start_soon(self.mirror.locks.keep_locked)

@@ -31,6 +31,7 @@ from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, Item, SubtreeItem, item_of_problem, problem_name
+from mirrorfs.replication.work.ownership import Ownership
 from mirrorfs.replication.work.problems import Problems
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
@@ -51,6 +52,7 @@ class Mirror:
         *,
         parallel: int,
         newest: Callable[[], int],
+        ownership: Ownership,
         retention: RetentionSettings = _ALIGNED,
         now: Callable[[], float] = time.time,
         references_a_commit: int = CHUNKS_A_COMMIT,
@@ -58,7 +60,8 @@ class Mirror:
         """Put the parts together that make `bucket` equal to `tree`, as far as `state` knows them to differ.
 
         `parallel` bounds the chunks that are sent at once, and so the memory. `newest` tells the newest sequence that
-        the journal has given; it is called in a thread. `now` tells the Unix time by which something becomes old.
+        the journal has given; it is called in a thread. `ownership` is asked before anything is published or removed.
+        `now` tells the Unix time by which something becomes old.
         """
         self._tree = tree
         self.state = state
@@ -68,7 +71,7 @@ class Mirror:
         self.clock = StoreClock(bucket.store, bucket.layout.own_key(""), now)
 
         # Publishing, and what may have to go before something is published.
-        replica = Replica(bucket, state)
+        replica = Replica(bucket, state, ownership)
         self._groups = GroupMirror(tree, replica, state)
         self._namespaces = NamespaceMirror(tree, replica, state)
         self._chunks = ChunkMirror(
@@ -93,11 +96,14 @@ class Mirror:
             self.references,
             removal,
             self.problems,
+            ownership,
             parallel=parallel,
         )
 
         # Retention.
-        self.grace = Grace(bucket, state, self.references, self.clock, delete_after=retention.delete_after, now=now)
+        self.grace = Grace(
+            bucket, state, self.references, self.clock, ownership, delete_after=retention.delete_after, now=now
+        )
         self.locks = SnapshotLocks(
             bucket, state, self.references, self.clock, lock_for=retention.lock_for, parallel=parallel, now=now
         )
@@ -122,10 +128,11 @@ class Mirror:
             self._groups,
             self._namespaces,
             self.problems,
+            ownership,
             now=now,
         )
         self._chunk_removal = ChunkRemoval(
-            tree, bucket, state, self._chunks, self.problems, look_again=self._look_at_chunk
+            tree, bucket, state, self._chunks, self.problems, ownership, look_again=self._look_at_chunk
         )
 
         # Comparing.

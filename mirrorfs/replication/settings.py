@@ -9,6 +9,8 @@ from typing import Any
 DEFAULT_PARALLEL = 8
 DEFAULT_RETRY_CEILING = 60.0
 DEFAULT_UNSEEN_AFTER = 7 * 86400.0
+BEGIN_AGAIN = 75
+"""The exit code of an uploader that asks to be started again, as it has found its state to be older than the bucket."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.mirror import Mirror
+from mirrorfs.replication.ownership.watch import OwnershipWatch
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
 from mirrorfs.replication.work.commits import CommittedState
@@ -30,7 +31,12 @@ class UploaderStatus:
     """Collects the answer to `status`; its keys are documented in docs/operator.md and only ever added to."""
 
     def __init__(
-        self, settings: UploaderSettings, store: ObjectStore, state: CommittedState, clock: StoreClock
+        self,
+        settings: UploaderSettings,
+        store: ObjectStore,
+        state: CommittedState,
+        clock: StoreClock,
+        watch: OwnershipWatch,
     ) -> None:
         self.phase = "waiting for the store"
         self.refused: str | None = None
@@ -38,6 +44,7 @@ class UploaderStatus:
         self._store = store
         self._state = state
         self._clock = clock
+        self._watch = watch
         self._started = time.time()
         self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
@@ -49,6 +56,7 @@ class UploaderStatus:
             "prefix": self._settings.prefix,
             "uploader": {"pid": os.getpid(), "started": self._started, "phase": self.phase, "refused": self.refused},
             "store": self._store_answer(),
+            "claim": self._claim_answer(),
             "uploaded": self._uploaded_answer(),
             **self._state.view(lambda transaction: _state_answer(transaction, self._settings.retention)),
         }
@@ -75,6 +83,12 @@ class UploaderStatus:
             "publishing": publishing,
             "locks_obstacle": mirror.locks.obstacle,
         }
+
+    def _claim_answer(self) -> dict[str, Any]:
+        """Tell whether what is said of the bucket is known to be true, or only was before the last outage."""
+        condition = self._store.condition
+        is_current = condition.is_up and self._watch.has_looked_since(condition.since)
+        return {"looked_at": self._watch.looked_at, "is_current": is_current}
 
     def _store_answer(self) -> dict[str, Any]:
         condition = self._store.condition

@@ -18,9 +18,9 @@ from mirrorfs.output import say_json
 from mirrorfs.replication.comparing.differences import Difference, Remedy
 from mirrorfs.replication.control import Answer, Tell, serve_control
 from mirrorfs.replication.engine import Engine, damage_of
-from mirrorfs.replication.ownership.claim import ClaimRefused
+from mirrorfs.replication.ownership.claim import ClaimRefused, ClaimUnreadable
 from mirrorfs.replication.parent import FilesystemProcess
-from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.settings import BEGIN_AGAIN, UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.damage import open_state, set_state_aside
@@ -58,9 +58,20 @@ class Uploader:
         self._state = CommittedState(open_state(directory, doubtful=self._lock.abandoned))
         reach("uploader.state-opened")
         self._journal = JournalReader(directory.journal)
-        self._engine = Engine(settings, self._state, self._journal, self._checked_identity(directory))
+        self._everything, self._mirroring = trio.CancelScope(), trio.CancelScope()
+        self._begins_again = False
+        self._engine = Engine(
+            settings,
+            self._state,
+            self._journal,
+            self._checked_identity(directory),
+            lost=self._lose,
+            stale=self._begin_again,
+        )
         self._mirror, self._drain = self._engine.mirror, self._engine.drain
-        self._status = UploaderStatus(settings, self._engine.bucket.store, self._state, self._mirror.clock)
+        self._status = UploaderStatus(
+            settings, self._engine.bucket.store, self._state, self._mirror.clock, self._engine.watch
+        )
         self._parent = FilesystemProcess(self._drain.wake, _report)
         self._works = trio.Event()
         self._reconciling = trio.Lock()
@@ -76,7 +87,8 @@ class Uploader:
         """Mirror until standard input is closed.
 
         Raises:
-            SystemExit: the state was found damaged and has been set aside; the next uploader begins a new one.
+            SystemExit: the state was found damaged and has been set aside, or to be older than the bucket; the next
+                uploader begins anew.
         """
         try:
             await self._run()
@@ -87,10 +99,16 @@ class Uploader:
             self._give_up_state(damage)
             raise SystemExit(1) from group
         self._end()
+        if self._begins_again:
+            raise SystemExit(BEGIN_AGAIN)
 
     async def _run(self) -> None:
+        with self._everything:
+            await self._serve_and_mirror()
+
+    async def _serve_and_mirror(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_parent, nursery.cancel_scope)
+            nursery.start_soon(self._follow_parent)
             nursery.start_soon(self._state.run)
             nursery.start_soon(
                 serve_control,
@@ -99,7 +117,9 @@ class Uploader:
                 {"approve": self._answer_approve, "reconcile": self._answer_reconcile},
             )
             if await self._become_owner():
-                await self._mirror_for_ever(nursery)
+                with self._mirroring:
+                    async with trio.open_nursery() as working:
+                        await self._mirror_for_ever(working)
 
     def _give_up_state(self, damage: DatabaseCorrupt) -> None:
         try:
@@ -121,7 +141,7 @@ class Uploader:
         while True:
             try:
                 await self._engine.claim(store)
-            except (StoreUnavailable, StoreRejected, ConfirmationFailed) as error:
+            except (StoreUnavailable, StoreRejected, ConfirmationFailed, ClaimUnreadable) as error:
                 _report("store", state="waiting", reason=str(error))
                 if store is self._engine.bucket.store:
                     await trio.sleep(self._settings.retry_ceiling)
@@ -144,6 +164,18 @@ class Uploader:
         log.error("nothing is mirrored: %s", reason)
         report_refusal(reason)
         return False
+
+    def _lose(self, reason: str) -> None:
+        """Nothing more may be done to the bucket: it is not this mirror's any more."""
+        self._mirroring.cancel()
+        self._refuse(reason)
+
+    def _begin_again(self, reason: str) -> None:
+        """End; the next uploader begins with what the state does not know, or knows no more, of the bucket."""
+        log.warning("%s. Nothing is published or removed before that", reason)
+        self._begins_again = True
+        self._end_soon(BEGIN_AGAIN)
+        self._everything.cancel()
 
     async def _get_to_know_the_bucket(self) -> None:
         """Probe and adopt. Where a request is refused it is tried again: what refuses may stand in between."""
@@ -184,14 +216,19 @@ class Uploader:
             self._mirror.look_again_at_held()
             await self._mirror.look_again_at_refused()
 
-    async def _follow_parent(self, scope: trio.CancelScope) -> None:
+    async def _follow_parent(self) -> None:
         await self._parent.follow()
         log.info("the filesystem process is gone or asks to end: ending")
         reach("uploader.ending")
-        timer = threading.Timer(_END_SECONDS, os._exit, (0,))
+        self._end_soon(0)
+        self._everything.cancel()
+
+    @staticmethod
+    def _end_soon(code: int) -> None:
+        """End within seconds, whatever hangs."""
+        timer = threading.Timer(_END_SECONDS, os._exit, (code,))
         timer.daemon = True
         timer.start()
-        scope.cancel()
 
     async def _answer_status(self) -> Answer:
         if not self._works.is_set():
@@ -202,14 +239,16 @@ class Uploader:
 
     async def _answer_wait(self) -> Answer:
         """Answer when everything is settled, or when it is known that nothing will be."""
-        await self._unless_refused(self._settled)
+        await self._unless_refused(self._published)
         if self._status.refused is not None:
             return {"error": self._status.refused}
         return await self._answer_status()
 
-    async def _settled(self) -> None:
+    async def _published(self) -> None:
+        """Return when everything is settled, and the bucket has been seen to be ours after that."""
         await self._parent.catch_up()
         await self._drain.settled()
+        await self._engine.watch.confirm()
 
     async def _answer_approve(self, request: Mapping[str, Any], tell: Tell) -> Answer:
         """Approve of the removals that are held, of those below the paths in "below" if there are any."""

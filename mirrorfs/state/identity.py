@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from mirrorfs.database.errors import DatabaseError
-from mirrorfs.state.entries import BYTES, META, Entries, fields_form
+from mirrorfs.state.entries import BYTES, META, TEXT, Entries, fields_form, json_form
 
 if TYPE_CHECKING:
     from mirrorfs.database.environment import Database, Transaction
 
 _IDENTITY_KEY = b"identity"
 _EPOCHS_KEY = b"epochs"
+_IN_USE_KEY = b"in-use"
+_USED_BY_KEY = b"used-by"
 _STRANGERS_KEY = b"strangers"
+_EPOCHS_REMEMBERED = 8
 _SET = b"1"
 
 
@@ -35,14 +38,32 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Epochs:
-    """The epoch of the claim that this state wrote last, and of the one that it is about to write, if it is."""
+    """The epoch of the claim that this state wrote last, and of the one that it is about to write, if it is.
+
+    `earlier` are a few that it wrote before: a store may carry out a PUT long after whoever asked for it has died.
+    """
 
     current: str | None = None
     coming: str | None = None
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> frozenset[str | None]:
+        """Those that stand in the bucket as long as nobody else has written there."""
+        return frozenset({self.current, self.coming} - {None})
+
+    def followed_by(self, epoch: str) -> Epochs:
+        """Return what is known once the claim of `epoch` stands in the bucket."""
+        passed = [known for known in (self.coming, self.current) if known is not None and known != epoch]
+        return Epochs(epoch, earlier=(*passed, *self.earlier)[:_EPOCHS_REMEMBERED])
+
+
+def _epochs(value: dict[str, Any]) -> Epochs:
+    return Epochs(value["current"], value["coming"], tuple(value.get("earlier", ())))
 
 
 _IDENTITY = fields_form(Identity)
-_EPOCHS = fields_form(Epochs)
+_EPOCHS = json_form(_epochs, asdict)
 
 
 class IdentityRecords:
@@ -52,6 +73,7 @@ class IdentityRecords:
         self._identity = Entries(transaction, databases[META], _IDENTITY)
         self._epochs = Entries(transaction, databases[META], _EPOCHS)
         self._marks = Entries(transaction, databases[META], BYTES)
+        self._names = Entries(transaction, databases[META], TEXT)
 
     def get(self) -> Identity | None:
         """Tell what the state is about, None while it is new."""
@@ -69,10 +91,28 @@ class IdentityRecords:
         """Note which claims in the bucket are this state's own."""
         self._epochs.put(_EPOCHS_KEY, epochs)
 
-    def set_claimed(self, identity: Identity, epoch: str) -> None:
-        """Note what the state is about and that the claim of `epoch` stands in the bucket."""
+    def set_claimed(self, identity: Identity, epoch: str, in_use: str) -> None:
+        """Note what the state is about, and that the claim of `epoch` and `in_use` as `.in-use` stand in the bucket."""
         self.set(identity)
-        self.set_epochs(Epochs(epoch))
+        self.set_renewed(epoch)
+        self._names.put(_IN_USE_KEY, in_use)
+        self._names.delete(_USED_BY_KEY)
+
+    def set_renewed(self, epoch: str) -> None:
+        """Note that the claim of `epoch` stands in the bucket."""
+        self.set_epochs(self.epochs().followed_by(epoch))
+
+    def in_use(self) -> str | None:
+        """Tell under which host name this mirror has put `.in-use` into the bucket, None if it has not."""
+        return self._names.get(_IN_USE_KEY)
+
+    def used_by(self) -> str | None:
+        """Tell who was seen to use the name in the bucket since this state wrote there last, None if nobody was."""
+        return self._names.get(_USED_BY_KEY)
+
+    def set_used_by(self, host: str) -> None:
+        """Note that somebody else uses the name in the bucket, or did: what is known of the bucket holds no more."""
+        self._names.put(_USED_BY_KEY, host)
 
     def has_strangers(self) -> bool:
         """Tell whether somebody else may have put snapshots into the bucket that this state has found there."""

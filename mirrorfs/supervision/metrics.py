@@ -117,6 +117,16 @@ _MEASURES = (
         lambda answer: float(answer["uploader"]["refused"] is not None),
     ),
     _Measure(
+        "mirrorfs_bucket_looked_at_timestamp_seconds",
+        "When the bucket was last seen to be this mirror's, in seconds since the epoch; missing if it was not yet.",
+        _at("claim", "looked_at"),
+    ),
+    _Measure(
+        "mirrorfs_bucket_is_current",
+        "1 if the bucket was seen to be this mirror's since the last outage, so that what is published is known.",
+        _at("claim", "is_current"),
+    ),
+    _Measure(
         "mirrorfs_reconciled",
         "1 if the whole datastore has been looked through since the uploader was started.",
         lambda answer: float(answer.get("reconciled", False)),

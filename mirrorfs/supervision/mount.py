@@ -32,6 +32,7 @@ from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager
 from mirrorfs.supervision.registry import Registration, RunningMount, mount_of
 from mirrorfs.supervision.reloading import Reloading
 from mirrorfs.supervision.settings import MountSettings
+from mirrorfs.supervision.sole_mirror import MirroredAlready, root_id, sole_mirror
 from mirrorfs.supervision.trimming import Trimming
 from mirrorfs.supervision.unmounting import say_when_unmounted
 from mirrorfs.supervision.uploader_process import UploaderProcess
@@ -70,7 +71,10 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
         mount = OwnMount(settings.mountpoint)
         with Deadline(partial(_end_by_force, mount, journal)) as deadline:
             try:
-                with _other_file_systems(root_descriptor) as others:
+                with (
+                    _only_mirror(root_descriptor, settings.uploader.datastore),
+                    _other_file_systems(root_descriptor) as others,
+                ):
                     await _run(
                         settings,
                         mount,
@@ -87,6 +91,15 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
     finally:
         lock.release()
         os.close(root_descriptor)
+
+
+@contextmanager
+def _only_mirror(root_descriptor: int, datastore: str) -> Iterator[None]:
+    try:
+        with sole_mirror(root_descriptor, datastore):
+            yield
+    except MirroredAlready as error:
+        raise MountRefused(str(error)) from error
 
 
 @contextmanager
@@ -123,7 +136,13 @@ async def _run(
     )
     reloading = Reloading(settings, uploader)
     registration = Registration(
-        RunningMount(settings.uploader.datastore, settings.mountpoint, settings.uploader.state_directory, os.getpid())
+        RunningMount(
+            settings.uploader.datastore,
+            settings.mountpoint,
+            settings.uploader.state_directory,
+            os.getpid(),
+            root=root_id(root_descriptor),
+        )
     )
     interception = Interception(
         journal, durability, uploader.wake, registration.set_journal_broken_since, chunk_store.appeared

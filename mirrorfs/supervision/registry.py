@@ -39,6 +39,8 @@ class RunningMount:
     """major:minor of the mount's file system, by which it is known in every namespace."""
     chunks_are_native: bool = False
     chunks_reason: str = ""
+    root: str | None = None
+    """major:minor:inode of the datastore's own directory, by which it is known whatever its path is."""
 
 
 class Registration:

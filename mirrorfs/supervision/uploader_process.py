@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -18,7 +18,7 @@ from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.control import stream_lines
 from mirrorfs.replication.parent import CAUGHT_UP
-from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.settings import BEGIN_AGAIN, UploaderSettings
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,8 @@ class UploaderProcess:
             began = trio.current_time()
             self._is_to_begin_anew = False
             try:
-                condition = f"ended unexpectedly ({_describe(await self._run_once())})"
+                code = await self._run_once()
+                condition = "begins again" if code == BEGIN_AGAIN else f"ended unexpectedly ({_describe(code)})"
             except (OSError, RuntimeError) as error:
                 # No memory, no process, no thread (RuntimeError) or no descriptor to be had, or Python is upgraded.
                 condition = f"could not be run ({error})"
@@ -164,6 +165,9 @@ class UploaderProcess:
     def _hear(self, line: bytes, nursery: trio.Nursery) -> None:
         match _parse(line):
             case {"event": "store", "state": str(state), "reason": str(reason)}:
+                if state == "ready":
+                    # What is taken over once is not to be taken back from whoever takes it over later.
+                    self.settings = replace(self.settings, take_over=False)
                 self.store_answer = StoreAnswer(state, reason)
                 self.answered.set()
             case {"event": "done", "generation": str(generation), "sequence": int(sequence)}:

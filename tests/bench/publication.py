@@ -44,6 +44,7 @@ from tests.harness import formats
 from tests.harness.formats import MANIFEST_NAME, ManifestFile
 from tests.harness.names import chunk_path
 from tests.harness.writer import DatastoreWriter
+from tests.replication.unwatched import Unwatched
 from tests.stores.capabilities import HONEST
 
 _PARALLEL = 8
@@ -315,6 +316,7 @@ class _Uploader:
             worklist,
             parallel=_PARALLEL,
             newest=journal.last_sequence,
+            ownership=Unwatched(),
         )
         self._drain = Drain(journal, self._state, worklist, self._mirror)
 

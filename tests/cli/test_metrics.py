@@ -39,6 +39,7 @@ ANSWER: dict[str, Any] = {
         "confirmation": "put-checksum",
         "clock_difference": -7.5,
     },
+    "claim": {"looked_at": 1003.0, "is_current": False},
     "uploaded": {"objects": 12, "bytes": 3456, "bytes_per_second": 1.0},
     "snapshots": [
         {"snapshot": "vm/1/2026-01-01T00:00:00Z", "phase": "published", "since": 1.0},
@@ -146,6 +147,8 @@ def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: P
         "mirrorfs_store_changed_timestamp_seconds": 1001,
         "mirrorfs_store_last_error_timestamp_seconds": 1002,
         "mirrorfs_oldest_problem_timestamp_seconds": 400,
+        "mirrorfs_bucket_looked_at_timestamp_seconds": 1003,
+        "mirrorfs_bucket_is_current": 0,
         "mirrorfs_foreign_names": 3,
         "mirrorfs_quarantined_chunks": 4,
         "mirrorfs_removals_held": 1,

@@ -26,7 +26,7 @@ class MirrorUnderTest(Mirror):
         state, url = base / "state", f"s3://{bucket}/{name}"
         super().__init__(base / "datastore", state, url, endpoint_url, store.environment())
         self.base, self.store = base, store
-        self.datastore.mkdir(exist_ok=True)
+        self.datastore.mkdir(parents=True, exist_ok=True)
 
     @property
     def bucket(self) -> str:

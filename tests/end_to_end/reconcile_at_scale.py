@@ -29,6 +29,7 @@ from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.snapshots import SnapshotPhase
 from mirrorfs.state.state import State
+from tests.replication.unwatched import Unwatched
 from tests.stores.capabilities import HONEST
 
 _PARALLEL = 8
@@ -61,7 +62,13 @@ async def _reconcile(datastore: str, directory: str) -> dict[str, int]:
     worklist = Worklist()
     journal = JournalReader(f"{directory}/journal")
     mirror = Mirror(
-        tree, Bucket(BucketLayout("many"), store), state, worklist, parallel=_PARALLEL, newest=journal.last_sequence
+        tree,
+        Bucket(BucketLayout("many"), store),
+        state,
+        worklist,
+        parallel=_PARALLEL,
+        newest=journal.last_sequence,
+        ownership=Unwatched(),
     )
     drain = Drain(journal, state, worklist, mirror)
     before = _memory("VmRSS")

@@ -30,6 +30,7 @@ from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import Item, item_of
+from mirrorfs.replication.work.ownership import Ownership
 from mirrorfs.replication.work.worklist import WATCHED, Worklist
 from mirrorfs.state.counting import ReferenceHolder
 from mirrorfs.state.state import State, StateTransaction
@@ -41,6 +42,7 @@ from tests.replication.datastore import (
     difference,
     digest_of,
 )
+from tests.replication.unwatched import Unwatched
 from tests.stores.capabilities import HONEST
 
 _WORKERS = 3
@@ -263,6 +265,7 @@ class World:
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     now: float = field(default_factory=time.time)
     references_a_commit: int = 1
+    ownership: Ownership = field(default_factory=Unwatched)
     unseen_after: float = 0.0
     """What was not seen to go goes at once, where a test is about something else."""
 
@@ -283,6 +286,7 @@ class World:
             worklist,
             parallel=_WORKERS,
             newest=newest,
+            ownership=self.ownership,
             retention=replace(self.retention, unseen_after=self.unseen_after),
             now=lambda: self.now,
             references_a_commit=self.references_a_commit,

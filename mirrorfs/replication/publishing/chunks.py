@@ -78,6 +78,13 @@ class ChunkMirror:
             self._pins = [pin for pin in self._pins if pin is not digests]
             self._tell_unpinned(digests & self._kept_by_pins)
 
+    async def is_in_bucket(self, digest: bytes) -> bool:
+        """Look whether the object of a pinned chunk is there, which the state has as confirmed."""
+        if await self._bucket.store.head(self._bucket.layout.chunk_key(digest)) is not None:
+            return True
+        # If it is not confirmed any more, somebody has found that out before.
+        return bool(self._state.view(lambda transaction: transaction.chunks.unconfirmed([digest])))
+
     def _tell_unpinned(self, digests: set[bytes]) -> None:
         for digest in digests:
             if not self._is_pinned(digest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.publishing.replica import Replica
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
+from mirrorfs.replication.work.ownership import Ownership
 from mirrorfs.replication.work.problems import CannotMirror, Problems
 from mirrorfs.replication.work.stored import UNUSABLE
 from mirrorfs.state.counting import ReferenceHolder
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 _EXTRAS = (PROTECTED_NAME, CLIENT_LOG_NAME)
 # A snapshot may lack thousands of chunks; naming a few tells the administrator as much.
 _NAMED_CHUNKS = 3
+# Of each snapshot; what a state that is older than the bucket has wrong is mostly not wrong of one chunk alone.
+_CHUNKS_LOOKED_FOR = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class SnapshotPublication:
         references: References,
         removal: Removal,
         problems: Problems,
+        ownership: Ownership,
         *,
         parallel: int,
     ) -> None:
@@ -95,6 +100,7 @@ class SnapshotPublication:
         self._references = references
         self._removal = removal
         self._problems = problems
+        self._ownership = ownership
         self._parallel = parallel
         self._alone = Exclusion[SnapshotId]()
         self._blocked: defaultdict[bytes, set[SnapshotId]] = defaultdict(set)
@@ -194,6 +200,8 @@ class SnapshotPublication:
             await self._compare_closure(snapshot, known, local)
         await self._namespaces.settle_with_parents(snapshot.group.namespace)
         await self._settle_group(snapshot.group)
+        if not self._replica.is_confirmed(snapshot.manifest_path, local.data):
+            await self._ownership.confirm()
         reach("publication.before-manifest")
         await self._replica.put(snapshot.manifest_path, local.data)
         reach("publication.manifest-put")
@@ -269,6 +277,7 @@ class SnapshotPublication:
         async with self._chunks.pinned(closure.digests) as missing:
             await self._ensure_chunks(snapshot, missing)
             reach("publication.chunks-put")
+            await self._look_for_some(closure.digests.difference(missing))
             # Not before everything that takes its place is known to be good.
             if self._state.view(lambda transaction: _stands_in_the_way(transaction, snapshot, local.files)):
                 await self._removal.remove(snapshot)
@@ -289,6 +298,12 @@ class SnapshotPublication:
             ):
                 await self._ensure_chunks(snapshot, doubted)
             reach("publication.committed")
+
+    async def _look_for_some(self, digests: set[bytes]) -> None:
+        """Look for a few of the chunks that were there before: where one is gone, the state is not to be believed."""
+        for digest in random.sample(sorted(digests), min(_CHUNKS_LOOKED_FOR, len(digests))):
+            if not await self._chunks.is_in_bucket(digest):
+                await self._ownership.doubt(f"the chunk {digest.hex()} is not in the bucket, though it was confirmed")
 
     async def _ensure_chunks(self, snapshot: SnapshotId, digests: list[bytes]) -> None:
         failures: list[CannotMirror] = []

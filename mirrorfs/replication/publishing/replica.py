@@ -15,6 +15,7 @@ from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.outlook import GONE, NOT_MIRRORED, Forecast, Outlook
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.replication.work.ownership import Ownership
 from mirrorfs.replication.work.stored import read_manifest
 from mirrorfs.steps import reach
 
@@ -24,9 +25,10 @@ log = logging.getLogger(__name__)
 class Replica:
     """The part of the bucket that equals the datastore's tree without its chunks."""
 
-    def __init__(self, bucket: Bucket, state: CommittedState) -> None:
+    def __init__(self, bucket: Bucket, state: CommittedState, ownership: Ownership) -> None:
         self._bucket = bucket
         self._state = state
+        self._ownership = ownership
 
     async def put(self, path: str, data: bytes, *, same_as: str | None = None) -> None:
         """Have the object of datastore path `path` equal `data`, confirmed; does nothing where it does.
@@ -57,8 +59,14 @@ class Replica:
             await self._bucket.store.copy(
                 self._bucket.layout.content_key(source), key, size=len(data), crc32c=crc32c.crc32c(data)
             )
-        except (CopyUnsupported, ObjectMissing) as error:
+        except CopyUnsupported as error:
             log.debug("%s", error)
+            return False
+        except ObjectMissing as error:
+            log.debug("%s", error)
+            # Whoever deletes it notes that before.
+            if self.is_confirmed(source, data):
+                await self._ownership.doubt(f"the object of {source} is not in the bucket, though it was confirmed")
             return False
         return True
 

@@ -18,6 +18,7 @@ from mirrorfs.replication.publishing.chunks import ChunkMirror
 from mirrorfs.replication.retention.refusals import asked_again_at
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
+from mirrorfs.replication.work.ownership import Ownership
 from mirrorfs.replication.work.problems import Problems
 from mirrorfs.state.chunks import ChunkState
 from mirrorfs.state.state import StateTransaction
@@ -75,6 +76,7 @@ class ChunkRemoval:
         state: CommittedState,
         chunks: ChunkMirror,
         problems: Problems,
+        ownership: Ownership,
         *,
         look_again: Callable[[bytes], None],
         now: Callable[[], float] = time.time,
@@ -85,6 +87,7 @@ class ChunkRemoval:
         self._state = state
         self._chunks = chunks
         self._problems = problems
+        self._ownership = ownership
         self._look_again = look_again
         self._now = now
 
@@ -125,6 +128,7 @@ class ChunkRemoval:
         return refusal is None or refusal.retry_at <= self._now()
 
     async def _delete(self, unneeded: list[bytes]) -> list[bytes]:
+        await self._ownership.confirm_for_removal()
         reach("chunk-removal.before-doubt")
         doubted = await self._state.apply(lambda transaction: _doubt_unreferenced(transaction, unneeded))
         reach("chunk-removal.before-delete")

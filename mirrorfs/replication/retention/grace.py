@@ -21,6 +21,7 @@ from mirrorfs.replication.retention.recurrence import Recurrence
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
+from mirrorfs.replication.work.ownership import Ownership
 from mirrorfs.replication.work.stored import UNUSABLE, read_deletion, read_manifest
 from mirrorfs.state.contents import ContentState
 from mirrorfs.state.counting import ReferenceHolder
@@ -48,6 +49,7 @@ class Grace:
         state: CommittedState,
         references: References,
         clock: StoreClock,
+        ownership: Ownership,
         *,
         delete_after: float,
         now: Callable[[], float] = time.time,
@@ -57,6 +59,7 @@ class Grace:
         self._state = state
         self._references = references
         self._clock = clock
+        self._ownership = ownership
         self._delete_after = delete_after
         self._now = now
         self._recurrence = Recurrence()
@@ -203,6 +206,7 @@ class Grace:
                 # By the store's clock, by which they were dated; ours may be ahead by less than would be told.
                 moment = await self._clock.time()
                 moment = moment if self._clock.is_trusted else float("-inf")
+                await self._ownership.confirm_for_removal()
             for deleted in due:
                 await self._end_if_due(deleted.path, moment)
         except StoreError as error:

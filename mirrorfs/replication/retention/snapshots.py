@@ -22,6 +22,7 @@ from mirrorfs.replication.retention.wave import RemovalWaves
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import item_of_problem
+from mirrorfs.replication.work.ownership import Ownership
 from mirrorfs.replication.work.problems import CannotMirror, Problems
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.steps import reach
@@ -45,6 +46,7 @@ class SnapshotRetention:
         groups: GroupMirror,
         namespaces: NamespaceMirror,
         problems: Problems,
+        ownership: Ownership,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -59,6 +61,7 @@ class SnapshotRetention:
         self._groups = groups
         self._namespaces = namespaces
         self._problems = problems
+        self._ownership = ownership
         self._now = now
 
     async def remove(self, snapshots: Sequence[SnapshotId]) -> None:
@@ -68,7 +71,10 @@ class SnapshotRetention:
             async with self._problems.noting(snapshot.path):
                 if await trio.to_thread.run_sync(self._is_gone, snapshot):
                     gone.append(snapshot)
-        for snapshot in await self._waves.admit(await self._absences.pass_on(gone)):
+        admitted = await self._waves.admit(await self._absences.pass_on(gone))
+        if admitted:
+            await self._ownership.confirm_for_removal()
+        for snapshot in admitted:
             async with self._problems.noting(snapshot.path), self._publication.alone(snapshot):
                 # It may have come back while others were removed; then a record says so.
                 if await trio.to_thread.run_sync(self._is_gone, snapshot):
