@@ -13,7 +13,7 @@ from mirrorfs.filesystem.handshake import Handshake
 from mirrorfs.filesystem.interruption import interrupted_reads
 from mirrorfs.filesystem.mount_table import OwnMount, detach
 from mirrorfs.filesystem.operations import PassThrough
-from mirrorfs.filesystem.system_calls import open_file_system, unmount
+from mirrorfs.filesystem.system_calls import open_file_system, unmount, use_one_arena
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ async def serve(
     Raises MountError.
     """
     os.umask(0)
+    use_one_arena()
     session = _Session(operations, mount, leaving)
     session.mount(_all_options(source, options))
     try:
