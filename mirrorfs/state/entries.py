@@ -6,7 +6,7 @@ import itertools
 import json
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -50,9 +50,10 @@ def json_form(make: Callable[[Any], Value], take: Callable[[Value], Any]) -> For
     return Form(lambda value: json.dumps(take(value)).encode(), lambda stored: _decoded(stored, make))
 
 
-def fields_form(kind: Callable[..., Value]) -> Form[Value]:
+def fields_form(kind: type[Value]) -> Form[Value]:
     """Return the form of a dataclass whose fields are all known to json."""
-    return json_form(lambda fields: kind(**fields), lambda value: asdict(value))  # type: ignore[call-overload]
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return json_form(lambda stored: kind(**stored), lambda value: {name: getattr(value, name) for name in names})
 
 
 def time_form(about: str) -> Form[float]:
