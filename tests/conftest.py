@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.watchdog import MARK, killing_mounts_after
 
@@ -16,6 +17,10 @@ _HUNG_SECONDS = 50.0
 os.environ[MARK] = uuid.uuid4().hex
 
 pytest_plugins = ["tests.stores.fixtures"]
+
+# How long an example takes tells more of the machine than of the product.
+settings.register_profile("mirrorfs", deadline=None)
+settings.load_profile("mirrorfs")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,8 +25,6 @@ from tests.harness.writer import DatastoreWriter
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.seaweedfs import StoreServer
 
-pytestmark = pytest.mark.timeout(140)
-
 _MARK = "MIRRORFS_TEST_MIRROR"
 _NOBODY = 65534
 Finished = subprocess.CompletedProcess[str]

@@ -23,8 +23,6 @@ from tests.harness.formats import encode_blob
 from tests.harness.names import chunk_path
 from tests.stores.seaweedfs import StoreServer
 
-pytestmark = pytest.mark.timeout(140)
-
 NATIVE = {"in_use": "native", "reason": ""}
 # More than the kernel's queue of events holds; of each name two are told.
 _BEYOND_THE_QUEUE = 17_000

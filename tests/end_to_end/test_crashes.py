@@ -56,7 +56,6 @@ def steps(mirror: MirrorUnderTest) -> StepFile:
     return step_file
 
 
-@pytest.mark.timeout(140)
 @pytest.mark.parametrize("number", [1, 5, *(pytest.param(number, marks=pytest.mark.long) for number in (3, 8, 12))])
 @pytest.mark.parametrize("step", ["object.before-put", "object.after-put"])
 def test_uploader_killed_around_a_put(mirror: MirrorUnderTest, steps: StepFile, step: str, number: int) -> None:
@@ -68,7 +67,6 @@ def test_uploader_killed_around_a_put(mirror: MirrorUnderTest, steps: StepFile, 
     assert [name for name, _ in steps.fired] == [step], f"the work has no {step} number {number}"
 
 
-@pytest.mark.timeout(140)
 @pytest.mark.parametrize("number", [1, 3, 5])
 @pytest.mark.parametrize("step", ["object.before-delete", "object.after-delete"])
 def test_uploader_killed_around_a_delete(mirror: MirrorUnderTest, steps: StepFile, step: str, number: int) -> None:
@@ -86,7 +84,6 @@ def test_uploader_killed_around_a_delete(mirror: MirrorUnderTest, steps: StepFil
     assert [name for name, _ in steps.fired] == [step], f"the work has no {step} number {number}"
 
 
-@pytest.mark.timeout(140)
 @pytest.mark.parametrize(
     ("step", "number"),
     [
@@ -134,7 +131,6 @@ class _Killed(BaseException):
     """Ends the imitation of PBS where the mount was killed."""
 
 
-@pytest.mark.timeout(140)
 @pytest.mark.parametrize(
     "step",
     [
@@ -170,7 +166,6 @@ def test_mount_killed_during_a_backup(mirror: MirrorUnderTest, step: str) -> Non
     assert {before.path, after.path} <= set(mirror.published())
 
 
-@pytest.mark.timeout(140)
 def test_both_killed_then_mounted_again(mirror: MirrorUnderTest) -> None:
     mirror.mount()
     with DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
@@ -183,7 +178,6 @@ def test_both_killed_then_mounted_again(mirror: MirrorUnderTest) -> None:
     assert mirror.published() == sorted(snapshot.path for snapshot in made)
 
 
-@pytest.mark.timeout(140)
 def test_the_mount_goes_on_while_the_uploader_dies_again_and_again(mirror: MirrorUnderTest) -> None:
     mirror.mount()
     with audited(mirror), DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:

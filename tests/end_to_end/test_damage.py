@@ -10,16 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.harness.backup import WrittenSnapshot
 from tests.harness.content import ArchivePlan, BackupPlan, BlobPlan, ImagePlan
 from tests.harness.formats import decode_manifest_document, encode_manifest
 from tests.harness.names import chunk_path
 from tests.harness.writer import DatastoreWriter
-
-pytestmark = pytest.mark.timeout(140)
 
 _PLAIN_BLOB = bytes([66, 171, 56, 7, 190, 131, 112, 161])
 # Every kind of file; no chunk of zeros, which all backups would share.

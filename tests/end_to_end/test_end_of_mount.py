@@ -23,8 +23,6 @@ from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.end_to_end.test_crashes import TINY
 from tests.harness.writer import DatastoreWriter
 
-pytestmark = pytest.mark.timeout(140)
-
 
 def run(*command: str) -> None:
     subprocess.run(command, check=True, timeout=20)

@@ -26,8 +26,6 @@ from tests.hostile_documents import GIB, MIB, blobs, index_header
 from tests.recovery.mirror import objects_of
 from tests.stores.hostile_store import BUCKET, Body, HostileStore, Zeros
 
-pytestmark = pytest.mark.timeout(300)
-
 NAME = "mirror"
 TIME = "2026-11-22T10:00:00Z"
 MOST_MEMORY = 300 * MIB

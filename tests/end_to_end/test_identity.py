@@ -17,8 +17,6 @@ from tests.end_to_end.test_crashes import TINY
 from tests.harness.names import chunk_path
 from tests.harness.writer import DatastoreWriter
 
-pytestmark = pytest.mark.timeout(140)
-
 
 @pytest.fixture
 def base() -> Iterator[Path]:

@@ -25,7 +25,7 @@ _CHUNK_STORES = pytest.mark.parametrize("chunk_store", ["native", "fuse"])
 
 
 @_CHUNK_STORES
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_a_garbage_collection_of_2200_chunks_leaves_exactly_what_is_needed(
     mirror: MirrorUnderTest, chunk_store: str
 ) -> None:

@@ -22,7 +22,6 @@ def base() -> Iterator[Path]:
         yield Path(path)
 
 
-@pytest.mark.timeout(120)
 def test_backups_arrive_in_the_bucket_and_come_back_byte_for_byte(mirror: MirrorUnderTest, base: Path) -> None:
     mirror.mount()
     with mirror.writer() as writer:
@@ -43,7 +42,6 @@ def test_backups_arrive_in_the_bucket_and_come_back_byte_for_byte(mirror: Mirror
     assert mirror.compare(base / "restored").differences == ()
 
 
-@pytest.mark.timeout(120)
 def test_a_chunk_is_sent_once(proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy) -> None:
     mirror = proxied_mirror
     mirror.mount()
@@ -60,7 +58,6 @@ def test_a_chunk_is_sent_once(proxied_mirror: MirrorUnderTest, fault_proxy: Faul
     assert len(indexes) == len(set(indexes))
 
 
-@pytest.mark.timeout(120)
 def test_what_is_forgotten_goes_and_what_is_needed_stays(mirror: MirrorUnderTest) -> None:
     mirror.mount()
     with mirror.writer() as writer:
@@ -81,7 +78,6 @@ def test_what_is_forgotten_goes_and_what_is_needed_stays(mirror: MirrorUnderTest
     assert other.chunks - made[2].chunks
 
 
-@pytest.mark.timeout(120)
 def test_an_aborted_backup_leaves_nothing_below_cnt(mirror: MirrorUnderTest) -> None:
     mirror.mount()
     with mirror.writer() as writer:
@@ -92,7 +88,6 @@ def test_an_aborted_backup_leaves_nothing_below_cnt(mirror: MirrorUnderTest) -> 
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(120)
 def test_the_first_mount_mirrors_what_was_there_before(mirror: MirrorUnderTest) -> None:
     with mirror.writer() as writer:
         made = [writer.backup(group) for group in ("vm/1", "vm/1", "host/a")]
@@ -102,7 +97,6 @@ def test_the_first_mount_mirrors_what_was_there_before(mirror: MirrorUnderTest) 
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(120)
 def test_what_happened_while_not_mounted_is_found(mirror: MirrorUnderTest) -> None:
     mirror.mount()
     with mirror.writer() as writer:
@@ -121,7 +115,6 @@ def test_what_happened_while_not_mounted_is_found(mirror: MirrorUnderTest) -> No
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(120)
 def test_moved_groups_and_namespaces_are_published_under_their_new_names(mirror: MirrorUnderTest) -> None:
     mirror.mount()
     with mirror.writer() as writer:
@@ -135,7 +128,6 @@ def test_moved_groups_and_namespaces_are_published_under_their_new_names(mirror:
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(120)
 def test_a_lost_state_directory_costs_no_second_upload_and_no_chunk(
     proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy
 ) -> None:
@@ -158,7 +150,6 @@ def test_a_lost_state_directory_costs_no_second_upload_and_no_chunk(
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(60)
 def test_nothing_of_the_mount_is_readable_by_others_and_no_secret_is_anywhere(mirror: MirrorUnderTest) -> None:
     mirror.mount("--verbose")
     with mirror.writer() as writer:
@@ -176,7 +167,6 @@ def test_nothing_of_the_mount_is_readable_by_others_and_no_secret_is_anywhere(mi
             assert path.is_socket() or secret.encode() not in path.read_bytes()
 
 
-@pytest.mark.timeout(60)
 def test_a_separate_mount_point_leaves_the_datastore_path_free(mirror: MirrorUnderTest, base: Path) -> None:
     (base / "mountpoint").mkdir()
     mirror.succeed(*mirror.mount_arguments("--mountpoint", str(base / "mountpoint")))
@@ -188,7 +178,6 @@ def test_a_separate_mount_point_leaves_the_datastore_path_free(mirror: MirrorUnd
     mirror.succeed("umount", str(base / "mountpoint"))
 
 
-@pytest.mark.timeout(120)
 def test_a_datastore_restored_in_part_does_not_empty_the_mirror(mirror: MirrorUnderTest) -> None:
     mirror.mount()
     with mirror.writer() as writer:
@@ -210,7 +199,6 @@ def test_a_datastore_restored_in_part_does_not_empty_the_mirror(mirror: MirrorUn
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(120)
 def test_an_older_state_directory_does_not_publish_what_is_gone(mirror: MirrorUnderTest) -> None:
     mirror.mount()
     with mirror.writer() as writer:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ObjectLockRetentionTypeDef
 
-pytestmark = pytest.mark.timeout(140)
 
 _POLICIES = Path(__file__).parents[2] / "docs" / "policies"
 _NAME = "store1"

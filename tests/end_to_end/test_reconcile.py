@@ -8,14 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.end_to_end.test_crashes import TINY
 from tests.harness.writer import DatastoreWriter
 from tests.stores.fault_proxy import FaultProxy
-
-pytestmark = pytest.mark.timeout(140)
 
 _PAGE = 4096
 _NOBODYS_CHUNK = f".chunks/0000/{'00' * 32}"

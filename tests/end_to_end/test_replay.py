@@ -95,7 +95,6 @@ def host(mirror: MirrorUnderTest) -> DeadHost:
     return DeadHost(mirror)
 
 
-@pytest.mark.timeout(140)
 def test_a_dead_hosts_mirror_is_brought_to_its_end(host: DeadHost) -> None:
     mirror = host.mirror
     assert host.summary("--pending")["pending"] > 0
@@ -112,7 +111,6 @@ def test_a_dead_hosts_mirror_is_brought_to_its_end(host: DeadHost) -> None:
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(140)
 def test_an_empty_name_gets_all_of_it_and_goes_on_where_it_was(host: DeadHost) -> None:
     before = {path.name: path.read_bytes() for path in (host.state / "journal").iterdir()}
     other = f"{host.mirror.name}-other"
@@ -131,7 +129,6 @@ def test_an_empty_name_gets_all_of_it_and_goes_on_where_it_was(host: DeadHost) -
     assert host.summary()["pending"] > 0
 
 
-@pytest.mark.timeout(140)
 @pytest.mark.parametrize(
     ("step", "number"),
     [
@@ -162,7 +159,6 @@ def test_a_run_that_is_killed_is_gone_on_with(host: DeadHost, step: str, number:
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(140)
 def test_only_the_journal_is_left(host: DeadHost) -> None:
     shutil.rmtree(host.state / "state")
     # Who it was is not known any more: the rules are those of a mount on another machine.
@@ -183,7 +179,6 @@ def test_only_the_journal_is_left(host: DeadHost) -> None:
     assert host.mirror.audit() == []
 
 
-@pytest.mark.timeout(140)
 def test_only_the_state_is_left(host: DeadHost) -> None:
     shutil.rmtree(host.state / "journal")
     assert "has no journal" in host.refused("--journal-only")
@@ -196,7 +191,6 @@ def test_only_the_state_is_left(host: DeadHost) -> None:
     assert host.mirror.audit() == []
 
 
-@pytest.mark.timeout(140)
 def test_a_damaged_journal_is_driven_as_far_as_it_goes(host: DeadHost) -> None:
     file = host.state / "journal" / "data.mdb"
     os.truncate(file, os.path.getsize(file) // 2)
@@ -208,7 +202,6 @@ def test_a_damaged_journal_is_driven_as_far_as_it_goes(host: DeadHost) -> None:
     assert host.mirror.audit() == []
 
 
-@pytest.mark.timeout(140)
 def test_a_part_of_the_journal(host: DeadHost) -> None:
     done = host.mirror.run("replay", "list", str(host.state), "--json", "--kind", "manifest", "--path", "ct/*")
     sequence = next(json.loads(line)["sequence"] for line in done.stdout.splitlines() if '"record"' in line)
@@ -223,7 +216,6 @@ def test_a_part_of_the_journal(host: DeadHost) -> None:
     assert f"there is no record {last}" in host.refused("--from", str(last))
 
 
-@pytest.mark.timeout(140)
 def test_a_copy_that_may_only_be_read_stays_as_it_is(host: DeadHost) -> None:
     before = {path: path.read_bytes() for path in host.state.rglob("*") if path.is_file()}
     host.run("--work-dir", str(host.mirror.base / "work"))
@@ -235,7 +227,6 @@ def test_a_copy_that_may_only_be_read_stays_as_it_is(host: DeadHost) -> None:
     assert host.mirror.audit() == []
 
 
-@pytest.mark.timeout(140)
 def test_what_is_not_to_be_driven_is_refused(host: DeadHost) -> None:
     mirror = host.mirror
     elsewhere = mirror.base / "rescued"
@@ -253,7 +244,6 @@ def test_what_is_not_to_be_driven_is_refused(host: DeadHost) -> None:
     mirror.umount()
 
 
-@pytest.mark.timeout(140)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_says_how_to_go_on(
     proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy, number: signal.Signals
@@ -282,7 +272,6 @@ def actions(steps: list[dict[str, Any]]) -> dict[str, str]:
     return {step["name"]: step["action"] for step in steps if step["type"] == "step"}
 
 
-@pytest.mark.timeout(140)
 def test_a_plan_tells_what_a_run_does_and_does_nothing(host: DeadHost) -> None:
     mirror = host.mirror
     before, published = host.traces(), mirror.published()
@@ -309,7 +298,6 @@ def test_a_plan_tells_what_a_run_does_and_does_nothing(host: DeadHost) -> None:
     assert set(after.values()) <= {"nothing", "leave"}
 
 
-@pytest.mark.timeout(140)
 def test_a_plan_for_a_bucket_that_the_state_does_not_know(host: DeadHost) -> None:
     mirror = host.mirror
     empty = actions(host.plan("--to", f"{mirror.url}-new", *mirror.store_options()))
@@ -330,7 +318,6 @@ def test_a_plan_for_a_bucket_that_the_state_does_not_know(host: DeadHost) -> Non
     assert "'replay run' would be refused" in summary["notes"][0]
 
 
-@pytest.mark.timeout(140)
 def test_a_plan_names_what_cannot_be_mirrored(host: DeadHost) -> None:
     manifest = host.mirror.datastore / host.new[0].path / "index.json.blob"
     manifest.write_bytes(b"damaged")

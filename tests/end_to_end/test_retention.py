@@ -18,8 +18,6 @@ from tests.harness.scan import compare_datastores
 from tests.harness.writer import DatastoreWriter
 from tests.stores.seaweedfs import StoreServer
 
-pytestmark = pytest.mark.timeout(140)
-
 
 @pytest.fixture
 def memory() -> Iterator[Path]:

@@ -22,8 +22,6 @@ from tests.end_to_end.test_crashes import TINY
 from tests.harness.writer import DatastoreWriter
 from tests.stores.fault_proxy import FaultProxy
 
-pytestmark = pytest.mark.timeout(140)
-
 _PROMISED_SECONDS = 5.0
 _AT_ONCE_SECONDS = 1.0
 _DISTRUSTED = "it is begun anew"

@@ -15,8 +15,6 @@ from tests.harness.writer import DatastoreWriter
 from tests.stores.fault_proxy import FaultProxy, Rule
 from tests.stores.seaweedfs import StoreServer
 
-pytestmark = pytest.mark.timeout(140)
-
 # Far more than a few small backups take on a loaded machine, and less than any of the network's time limits.
 _NO_WAITING_SECONDS = 9.0
 _DOWN = "The object store is not usable."
@@ -198,7 +196,6 @@ def test_one_object_that_the_store_never_gets_right(proxied_mirror: MirrorUnderT
     assert mirror.audit() == []
 
 
-@pytest.mark.timeout(140)
 def test_a_store_that_is_down_when_mounting_gives_one_line(
     proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy
 ) -> None:

@@ -9,8 +9,6 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.fuzz.readers import READERS
 
-pytestmark = pytest.mark.timeout(60)
-
 _EXAMPLES = 120
 
 

@@ -23,8 +23,6 @@ from tests.harness.fault_disk import FaultDisk, FaultDiskError, PowerCut, Surviv
 from tests.harness.fault_disk_medium import SECTOR, CachedWrite, Medium, choose
 from tests.harness.fault_disk_server import overlaps, without
 
-pytestmark = pytest.mark.timeout(40)
-
 MIB = 1024 * 1024
 BLOCK = 4096
 

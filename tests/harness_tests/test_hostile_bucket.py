@@ -35,7 +35,6 @@ def world(store: StoreServer, shared_bucket: str, prefix: str, request: pytest.F
         shutil.rmtree(base, ignore_errors=True)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("world", [RetentionSettings(), _HOLDING], indirect=True, ids=str)
 def test_the_mirror_is_rid_of_it(world: World) -> None:
     choice = random.Random(4)
@@ -47,7 +46,6 @@ def test_the_mirror_is_rid_of_it(world: World) -> None:
     assert "Traceback" not in world.log()
 
 
-@pytest.mark.timeout(300)
 def test_what_stays_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing has the bucket read anew, it is not found."""
     monkeypatch.setattr(module, "_UNTIL_IT_IS_GONE", 0.0)

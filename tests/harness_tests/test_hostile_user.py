@@ -19,8 +19,6 @@ from tests.harness.statistics import Statistics
 from tests.harness.world import World, WorldSettings
 from tests.stores.seaweedfs import StoreServer
 
-pytestmark = pytest.mark.timeout(145)
-
 
 @pytest.fixture
 def place() -> Iterator[Path]:

@@ -83,7 +83,6 @@ def test_every_mutation_has_a_scene() -> None:
     assert set(SCENES) == set(MUTATIONS)
 
 
-@pytest.mark.timeout(140)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_broken_product_is_found(
     mutation: str, base: Path, store: StoreServer, shared_bucket: str, prefix: str
@@ -99,7 +98,6 @@ def test_broken_product_is_found(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(140)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_product_as_it_is_passes_the_same_scene(
     mutation: str, base: Path, store: StoreServer, shared_bucket: str, prefix: str

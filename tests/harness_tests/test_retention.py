@@ -187,7 +187,6 @@ def test_a_chunk_compressed_otherwise_is_the_same_chunk_with_other_bytes() -> No
 # -- a store that refuses ----------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(60)
 def test_single_keys_of_a_deletion_are_refused_and_the_others_deleted(store: StoreServer, bucket: str) -> None:
     with RefusingStore(store.access) as refusing:
         client = store.access.client(endpoint_url=refusing.endpoint_url)

@@ -35,6 +35,7 @@ _STOP_TIMEOUT = 10.0
 
 # Below the ephemeral range, so that no outgoing connection takes a port while the store is being restarted.
 _PORT_RANGE = range(20000, 32768)
+_WORKERS = 16
 _PORT_FLAGS = (
     "s3.port",
     "s3.port.grpc",
@@ -323,11 +324,17 @@ def _free_ports() -> dict[str, int]:
         return ports
 
 
+def _own_ports() -> range:
+    """The ports of this worker of pytest-xdist: no other one takes them while a store of ours is being restarted."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return _PORT_RANGE[number % _WORKERS :: _WORKERS]
+
+
 def _bound_to_free_port() -> socket.socket:
     while True:
         candidate = socket.socket()
         try:
-            candidate.bind(("127.0.0.1", random.choice(_PORT_RANGE)))
+            candidate.bind(("127.0.0.1", random.choice(_own_ports())))
         except OSError:
             candidate.close()
         else:
