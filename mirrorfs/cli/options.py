@@ -53,7 +53,7 @@ def store_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_store(endpoint_url: str | None, profile: str | None, region: str | None, **others: object) -> None:
         try:
-            store = StoreOptions(endpoint_url, profile, region)
+            store = StoreOptions(endpoint_url=endpoint_url, profile=profile, region=region)
         except MalformedURL as error:
             raise click.BadParameter(str(error), param_hint="--endpoint-url") from None
         command(store=store, **others)

@@ -4,6 +4,12 @@ It promises that an object which was put, copied or deleted without an error is 
 store was seen to give; that a store which is away is waited for, while one that refuses is an error with a sentence;
 and that no secret comes into an error or a log.
 
-Read store (what all others use), then retry (waiting out failures), capabilities (which proofs a store gives), client
-(one bucket through boto3, and S3's errors made ours), url (where the bucket is). errors has what a caller can meet.
+Read store (what all others use). Below it are reading, uploads, deletions and probe (asynchronous, one for each thing
+that is done with a bucket), all made of patience (requests in threads) and retry (waiting out failures); capabilities
+has which proofs a store gives, features what it does without.
+Below that, synchronous, is client (one bucket, each request tried once) with listing_requests and lock_requests. It asks
+through connection (boto3, which makes and signs requests) and transport (which sends them, under deadlines). Every
+answer passes examination, the one boundary; refusals says what an answer that is no success means, documents and
+listings read the XML, answers has the values that come out, masking keeps secrets out of what is quoted.
+url has where the bucket is and how it is reached, errors what a caller can meet.
 """

@@ -51,8 +51,13 @@ AT_ONCE = Patience(total=0.0)
 
 @dataclass(slots=True)
 class _Series:
-    """The tries of one operation, for `Condition` to tell a sick request from a sick store."""
+    """The tries of one operation, for `Condition` to tell a sick request from a sick store.
 
+    One that `writes` is only contradicted by others that write: a store that is full, or that a policy makes
+    read-only, goes on serving all else.
+    """
+
+    writes: bool = False
     outages_seen: int = 0
     successes_seen: int = 0
     reason: StoreReason | None = None
@@ -90,8 +95,9 @@ class Condition:
     """Whether the store serves, as seen by all callers together; logs each change once, and not each try.
 
     It is down after a failure that concerns the whole store, or a repeated one of the other kinds, with no success
-    of anybody in between; and up again with the first success of a request that began after that. A request that
-    fails while others succeed gets its own line and leaves the condition alone.
+    of anybody in between; and up again with the first success of a request that began after that. Where it is what is
+    put that it refuses, only a success of that kind counts. A request that fails while others succeed gets its own line
+    and leaves the condition alone.
     """
 
     def __init__(self) -> None:
@@ -100,7 +106,9 @@ class Condition:
         self._last_error: StoreUnavailable | None = None
         self._last_error_at: float | None = None
         self._down_at = 0.0
+        self._down_for_writes_only = False
         self._successes = 0
+        self._written = 0
         self._outages = 0
         self._recovery = trio.Event()
 
@@ -124,9 +132,11 @@ class Condition:
         """When `last_error` came, in Unix time."""
         return self._last_error_at
 
-    def begin(self) -> _Series:
-        """To be called before the first try of an operation."""
-        return _Series(outages_seen=self._outages, successes_seen=self._successes, began_in_outage=not self._is_up)
+    def begin(self, *, writes: bool = False) -> _Series:
+        """To be called before the first try of an operation; `writes` is for one that puts an object."""
+        series = _Series(writes, outages_seen=self._outages, began_in_outage=not self._is_up)
+        series.successes_seen = self._successes_like(series)
+        return series
 
     def begin_again(self, series: _Series) -> None:
         """To be called before each further try."""
@@ -135,7 +145,7 @@ class Condition:
 
     def failed(self, series: _Series, error: StoreUnavailable) -> None:
         """To be called when a try failed."""
-        series.note_failure(error.reason, self._successes)
+        series.note_failure(error.reason, self._successes_like(series))
         self._last_error, self._last_error_at = error, time.time()
         if series.began_in_outage and self._is_up:
             # It belongs to the outage that is over; that others are served by now makes it no special case.
@@ -143,14 +153,15 @@ class Condition:
         elif series.is_only_this_request:
             self._give_own_line(series, error)
         elif series.speaks_for_the_store:
-            self._go_down(error)
+            self._go_down(error, writes_only=series.writes and error.reason.concerns_writes)
 
     def succeeded(self, series: _Series) -> None:
         """To be called when the store has answered, be it with a refusal."""
-        if self._is_up:
-            self._successes += 1
+        proves_it = series.writes or not self._down_for_writes_only
+        if self._is_up or not proves_it:
+            self._count_success(series)
         elif series.outages_seen == self._outages:
-            self._successes += 1
+            self._count_success(series)
             self._come_up()
         else:
             # It began before the store went down, so it proves little; but it is a reason to look again at once.
@@ -158,20 +169,31 @@ class Condition:
         if series.has_own_line:
             log.info("What failed alone has now succeeded, after %d failures.", series.failures)
 
+    def _successes_like(self, series: _Series) -> int:
+        return self._written if series.writes else self._successes
+
+    def _count_success(self, series: _Series) -> None:
+        self._successes += 1
+        if series.writes:
+            self._written += 1
+
     async def wait_for_recovery(self, seconds: float) -> None:
         """Returns after the given time, or as soon as the store has recovered."""
         with trio.move_on_after(seconds):
             await self._recovery.wait()
 
-    def _go_down(self, error: StoreUnavailable) -> None:
+    def _go_down(self, error: StoreUnavailable, *, writes_only: bool) -> None:
         if not self._is_up:
             return
         self._is_up, self._since, self._down_at = False, time.time(), trio.current_time()
+        self._down_for_writes_only = writes_only
         self._outages += 1
-        log.warning("The object store is not usable. %s It is tried again until it is.", error)
+        what = " for what is to be stored" if writes_only else ""
+        log.warning("The object store is not usable%s. %s It is tried again until it is.", what, error)
 
     def _come_up(self) -> None:
         self._is_up, self._since = True, time.time()
+        self._down_for_writes_only = False
         log.info("The object store is usable again, after %.0f s.", trio.current_time() - self._down_at)
         self._wake()
 
@@ -193,13 +215,15 @@ class Persistence:
         self.condition = condition
         self._randomness = randomness or random.Random()  # noqa: S311 - it spreads retries, nothing is to be hidden
 
-    async def repeat(self, operation: Callable[[], Awaitable[Result]]) -> Result:
+    async def repeat(self, operation: Callable[[], Awaitable[Result]], *, writes: bool = False) -> Result:
         """Runs the operation until it succeeds or raises anything but StoreUnavailable, and hands that on.
+
+        `writes` is for one that puts an object.
 
         StoreUnavailable is raised only when the patience has a `total` and this is exhausted. Waiting can be
         cancelled at any time.
         """
-        series = self.condition.begin()
+        series = self.condition.begin(writes=writes)
         deadline: float | None = None
         while True:
             try:

@@ -17,7 +17,7 @@ from mirrorfs.datastore.errors import DatastoreError, contained
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME, BucketLayout
 from mirrorfs.datastore.limits import LONGEST_DELETION, LONGEST_RECORD
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotFileName, SnapshotId, classify
-from mirrorfs.objectstore.client import CheckBeginning, StoredObject, StoredVersion
+from mirrorfs.objectstore.answers import CheckBeginning, StoredObject, StoredVersion
 from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.recovery.errors import RestoreError

@@ -72,7 +72,7 @@ class Engine:
         self.datastore = Datastore(settings.datastore, self.tree, journal, settings.journal_sequence)
         self._client = S3Client(
             settings.bucket,
-            StoreOptions(settings.endpoint_url, settings.profile, settings.region),
+            StoreOptions(endpoint_url=settings.endpoint_url, profile=settings.profile, region=settings.region),
             parallelism=settings.parallel,
         )
         store = ObjectStore(

@@ -20,7 +20,8 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, JournalWriter
-from mirrorfs.objectstore.client import PutReceipt, S3Client, StoredObject
+from mirrorfs.objectstore.answers import PutReceipt, StoredObject
+from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.work.bucket import Bucket

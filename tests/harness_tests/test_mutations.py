@@ -19,7 +19,7 @@ _DIRECTORY = _REPOSITORY / "tests" / "harness" / "mutations"
 
 _UNCONFIRMED_PUT = """
 import trio
-from mirrorfs.objectstore.client import PutReceipt
+from mirrorfs.objectstore.answers import PutReceipt
 from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore
 

@@ -12,8 +12,9 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs.objectstore.answers import CheckBeginning, PutReceipt, StoredObject
 from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
-from mirrorfs.objectstore.client import CheckBeginning, PutReceipt, S3Client, StoredObject
+from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore

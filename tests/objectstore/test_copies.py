@@ -9,8 +9,8 @@ import crc32c
 import pytest
 import trio
 
+from mirrorfs.objectstore.answers import CheckBeginning, PutReceipt, StoredObject
 from mirrorfs.objectstore.capabilities import StoreCapabilities
-from mirrorfs.objectstore.client import CheckBeginning, PutReceipt, StoredObject
 from mirrorfs.objectstore.errors import (
     ConfirmationFailed,
     CopyUnsupported,

@@ -52,7 +52,7 @@ async def test_a_key_that_is_denied_alone_is_refused_and_does_not_hold_up_the_ot
     assert list(refused) == ["b"]
     assert isinstance(refused["b"], StoreRejected)
     assert "Could not delete b from bucket" in str(refused["b"])
-    assert "AccessDenied, while it deletes others" in str(refused["b"])
+    assert "AccessDenied: Access Denied, while it deletes others" in str(refused["b"])
     assert fault_proxy.count("POST") == 1
 
 

@@ -17,7 +17,7 @@ import botocore.compat
 import pytest
 import trio
 
-import mirrorfs.objectstore.client
+import mirrorfs.objectstore.refusals
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
@@ -128,7 +128,7 @@ async def test_unknown_profile(store: StoreServer, shared_bucket: str, credentia
 
 async def test_a_bad_endpoint_in_the_environment(credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
-    with pytest.raises(StoreRejected, match="Check AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreUnavailable, match="AWS_"):
         await open_store("bucket", StoreOptions(), patience=AT_ONCE).get("m/a", ENOUGH)
 
 
@@ -174,7 +174,8 @@ async def test_a_refusal_of_this_request_is_not_waited_for(
     fault_proxy.answer(status, code, "PUT")
     with pytest.raises(StoreRejected, match=f"answers {code}"):
         await open_at(fault_proxy.endpoint_url, shared_bucket).put("m/a", b"content")
-    assert fault_proxy.count("PUT") == 1
+    # Once with the header of a checksum, and, since it might have been that, once without.
+    assert fault_proxy.count("PUT") == 2
 
 
 async def test_a_web_server_that_is_no_store(fault_proxy: FaultProxy, shared_bucket: str, credentials: None) -> None:
@@ -211,14 +212,14 @@ async def test_repaired_credentials_are_found_without_a_restart(
     assert log_watcher.count("is usable again") == 1
 
 
-async def test_a_put_whose_answer_is_lost_is_sent_again(
+async def test_a_put_whose_answer_is_lost_is_looked_for_before_it_is_sent_again(
     fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
 ) -> None:
     objects = open_at(fault_proxy.endpoint_url, shared_bucket)
     objects.capabilities = HONEST
     fault_proxy.drop_after("PUT", times=1)
     await objects.put(f"{prefix}/a", b"content")
-    assert [seen.status for seen in fault_proxy.requests("PUT")] == [None, 200]
+    assert [seen.status for seen in fault_proxy.requests("PUT")] == [None]
     assert await objects.get(f"{prefix}/a", ENOUGH) == b"content"
 
 
@@ -343,7 +344,7 @@ async def test_a_wrong_clock_is_named_and_goes_on_when_it_is_right(
             "get_current_datetime",
             lambda: botocore.compat.get_current_datetime() + datetime.timedelta(minutes=minutes),
         )
-        wrong.setattr(mirrorfs.objectstore.client, "time", ShiftedTime(minutes * 60.0))
+        wrong.setattr(mirrorfs.objectstore.refusals, "time", ShiftedTime(minutes * 60.0))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(objects.put, f"{prefix}/a", b"content")
             await log_watcher.wait_for("is not usable")

@@ -4,31 +4,49 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import Any, NoReturn
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
 
-import botocore.awsrequest
-import botocore.exceptions
-import botocore.httpsession
 import crc32c
 import pytest
+import urllib3
 
-from mirrorfs.objectstore.client import Retention, S3Client
+from mirrorfs.objectstore.answers import Retention
+from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import open_at
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A request as it was about to go over the wire."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch, credentials: None) -> list[botocore.awsrequest.AWSPreparedRequest]:
+def sent(monkeypatch: pytest.MonkeyPatch, credentials: None) -> list[Sent]:
     """The requests that were about to be sent; none is."""
-    requests: list[botocore.awsrequest.AWSPreparedRequest] = []
+    requests: list[Sent] = []
 
-    def send(self: object, request: botocore.awsrequest.AWSPreparedRequest) -> NoReturn:
-        requests.append(request)
-        raise botocore.exceptions.EndpointConnectionError(endpoint_url=request.url)
+    def send(
+        self: urllib3.HTTPConnectionPool,
+        method: str,
+        url: str,
+        body: io.BytesIO | None,
+        headers: Mapping[str, str],
+        **_: object,
+    ) -> NoReturn:
+        requests.append(Sent(f"{self.scheme}://{self.host}{url}", dict(headers), b"" if body is None else body.read()))
+        raise urllib3.exceptions.ProtocolError("nothing is sent in this test")
 
-    monkeypatch.setattr(botocore.httpsession.URLLib3Session, "send", send)
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", send)
     return requests
 
 
@@ -36,17 +54,13 @@ def md5_of(body: bytes) -> str:
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
-def headers_of(request: botocore.awsrequest.AWSPreparedRequest) -> dict[str, str]:
-    return {
-        name.lower(): value.decode() if isinstance(value, bytes) else value for name, value in request.headers.items()
-    }
+def headers_of(request: Sent) -> dict[str, str]:
+    return {name.lower(): value for name, value in request.headers.items()}
 
 
 @pytest.mark.trio
 @pytest.mark.parametrize("endpoint", ["http://192.0.2.1", "https://192.0.2.1", "https://s3.example.org"])
-async def test_a_put_has_both_checksums_and_its_body_in_one_piece(
-    endpoint: str, sent: list[botocore.awsrequest.AWSPreparedRequest]
-) -> None:
+async def test_a_put_has_both_checksums_and_its_body_in_one_piece(endpoint: str, sent: list[Sent]) -> None:
     body = b"content" * 1000
     with pytest.raises(StoreUnavailable):
         await open_at(endpoint, "bucket", AT_ONCE).put("m/a", body)
@@ -59,25 +73,22 @@ async def test_a_put_has_both_checksums_and_its_body_in_one_piece(
     assert "x-amz-trailer" not in headers
     assert "transfer-encoding" not in headers
     assert "aws-chunked" not in headers.get("content-encoding", "")
-    sent_body: Any = request.body
-    assert (sent_body if isinstance(sent_body, bytes) else sent_body.read()) == body
+    assert request.body == body
 
 
 @pytest.mark.trio
-async def test_an_empty_put_does_not_wait_to_be_told_to_go_on(
-    sent: list[botocore.awsrequest.AWSPreparedRequest],
-) -> None:
+@pytest.mark.parametrize("body", [b"", b"content" * 1000])
+async def test_no_put_waits_to_be_told_to_go_on(sent: list[Sent], body: bytes) -> None:
+    # Many a proxy refuses the header (417), and some a store never answers it.
     with pytest.raises(StoreUnavailable):
-        await open_at("http://192.0.2.1", "bucket", AT_ONCE).put("m/a", b"")
+        await open_at("http://192.0.2.1", "bucket", AT_ONCE).put("m/a", body)
     (request,) = sent
     assert "expect" not in headers_of(request)
 
 
 @pytest.mark.trio
 @pytest.mark.parametrize("endpoint", ["http://192.0.2.1", "https://192.0.2.1"])
-async def test_a_delete_has_the_md5_that_many_stores_insist_on(
-    endpoint: str, sent: list[botocore.awsrequest.AWSPreparedRequest]
-) -> None:
+async def test_a_delete_has_the_md5_that_many_stores_insist_on(endpoint: str, sent: list[Sent]) -> None:
     with pytest.raises(StoreUnavailable):
         await open_at(endpoint, "bucket", AT_ONCE).delete(["m/a", "m/b"])
     (request,) = sent
@@ -87,7 +98,7 @@ async def test_a_delete_has_the_md5_that_many_stores_insist_on(
 
 @pytest.mark.parametrize("endpoint", ["http://192.0.2.1", "https://192.0.2.1"])
 def test_a_retention_has_the_md5_that_many_stores_insist_on_and_whole_seconds_in_utc(
-    endpoint: str, sent: list[botocore.awsrequest.AWSPreparedRequest]
+    endpoint: str, sent: list[Sent]
 ) -> None:
     with pytest.raises(StoreUnavailable):
         S3Client("bucket", StoreOptions(endpoint_url=endpoint)).put_retention(
@@ -102,7 +113,7 @@ def test_a_retention_has_the_md5_that_many_stores_insist_on_and_whole_seconds_in
 
 
 def test_a_copy_names_its_source_and_asks_for_nothing_else(
-    sent: list[botocore.awsrequest.AWSPreparedRequest],
+    sent: list[Sent],
 ) -> None:
     with pytest.raises(StoreUnavailable):
         S3Client("bucket", StoreOptions(endpoint_url="http://192.0.2.1")).copy_object("m/\u00e9 b+&", "m/a")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,13 +58,9 @@ def test_a_url_names_bucket_and_prefix(url: str, bucket: str, prefix: str) -> No
         "s3://backups/a\n",
         "s3://backups/a\x00b",
         "s3://ab/store1",
-        "s3://" + "b" * 64 + "/store1",
-        "s3://Backups/store1",
-        "s3://back_ups/store1",
+        "s3://" + "b" * 256 + "/store1",
         "s3://-backups/store1",
-        "s3://backups-/store1",
         "s3://.backups/store1",
-        "s3://back..ups/store1",
         "s3://192.0.2.1/store1",
         "s3://key:secret@backups/store1",
         "s3://abc/" + "n" * (MAX_PREFIX_LENGTH + 1),
@@ -130,3 +128,42 @@ def test_credentials_in_an_endpoint_are_refused_and_not_repeated() -> None:
     with pytest.raises(MalformedURL) as caught:
         StoreOptions(endpoint_url="https://AKIAEXAMPLE:hunter2@s3.example.org")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bucket", ["b" * 64, "Backups", "back_ups", "backups-", "back..ups", "B" * 255])
+def test_bucket_names_of_old_stores_are_taken(bucket: str) -> None:
+    assert parse_url(f"s3://{bucket}/store1") == StoreAddress(bucket, "store1")
+
+
+def test_no_part_of_an_endpoint_that_may_be_a_password_is_repeated() -> None:
+    for url in ("https://key:hunter2", "https://key:hunter2@host", "https://host:hunter2/", "key:hunter2@host"):
+        for option in ("endpoint_url", "proxy"):
+            named: Any = {option: url}
+            with pytest.raises(MalformedURL) as caught:
+                StoreOptions(**named)
+            assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"fingerprint": "aa:bb"},
+        {"fingerprint": "zz" * 32},
+        {"kms_key_id": "key"},
+        {"kms_key_id": "key", "encryption": "AES256"},
+        {"kms_key_id": "a b", "encryption": "aws:kms"},
+        {"storage_class": "COLD\r\nX: y"},
+        {"chunk_storage_class": ""},
+        {"region": "eu west"},
+        {"read_timeout": 0.0},
+        {"slowest_rate": -1.0},
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_refused_with_a_sentence(named: dict[str, Any]) -> None:
+    with pytest.raises(MalformedURL, match=r"\.$"):
+        StoreOptions(**named)
+
+
+def test_a_fingerprint_is_taken_as_pbs_shows_it() -> None:
+    StoreOptions(fingerprint=":".join(["aB"] * 32))
+    StoreOptions(fingerprint="ab" * 32)

@@ -11,9 +11,10 @@ import pytest
 import trio
 from botocore.exceptions import ClientError
 
-import mirrorfs.objectstore.client
+import mirrorfs.objectstore.transport
+from mirrorfs.objectstore.answers import StoredVersion
 from mirrorfs.objectstore.capabilities import LockMode, ObjectLockRule
-from mirrorfs.objectstore.client import S3Client, StoredVersion
+from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import (
     ObjectLocked,
     ObjectMissing,
@@ -348,7 +349,7 @@ class SlowTime:
 async def test_the_duration_of_the_request_is_allowed_for(
     objects: ObjectStore, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirrorfs.objectstore.client, "time", SlowTime())
+    monkeypatch.setattr(mirrorfs.objectstore.transport, "time", SlowTime())
     difference = await objects.clock_difference(f"{prefix}/")
     assert difference is not None
     assert -53 < difference < -47

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import trio
 
-from mirrorfs.objectstore.client import CheckBeginning, ListPage, S3Client, StoredObject
+from mirrorfs.objectstore.answers import CheckBeginning, ListPage, StoredObject
+from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import StoreReason, StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore

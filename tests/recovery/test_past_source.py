@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.objectstore.client import CheckBeginning, ListPage, S3Client, StoredVersion, VersionMarker, VersionPage
+from mirrorfs.objectstore.answers import CheckBeginning, ListPage, StoredVersion, VersionMarker, VersionPage
+from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore

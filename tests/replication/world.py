@@ -18,8 +18,8 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.datastore.tree import Tree
+from mirrorfs.objectstore.answers import CheckBeginning, StoredObject
 from mirrorfs.objectstore.capabilities import StoreCapabilities
-from mirrorfs.objectstore.client import CheckBeginning, StoredObject
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge, StoreError, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.comparing.differences import Difference

@@ -24,7 +24,7 @@ from mirrorfs.datastore.index import is_index_name
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import NAMESPACE_MARKER_NAME, SnapshotFileName, SnapshotId, classify
 from mirrorfs.datastore.tree import Tree
-from mirrorfs.objectstore.client import StoredObject
+from mirrorfs.objectstore.answers import StoredObject
 from mirrorfs.replication.comparing.adoption import Adoption
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.publishing.publication import SnapshotPublication

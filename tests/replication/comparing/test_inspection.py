@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from mirrorfs.datastore.names import SnapshotId
+from mirrorfs.objectstore.answers import StoredObject
 from mirrorfs.objectstore.capabilities import StoreCapabilities
-from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.errors import StoreRejected
 from mirrorfs.replication.comparing import inspection
 from mirrorfs.replication.comparing.differences import Difference, Remedy

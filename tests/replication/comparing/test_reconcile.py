@@ -13,8 +13,8 @@ import crc32c
 import pytest
 
 from mirrorfs.datastore.tree import ChunkFiles, Tree
+from mirrorfs.objectstore.answers import StoredObject
 from mirrorfs.objectstore.capabilities import StoreCapabilities
-from mirrorfs.objectstore.client import StoredObject
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.comparing.differences import Difference, Remedy
 from mirrorfs.replication.publishing.replica import holds

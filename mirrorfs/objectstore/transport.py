@@ -1,0 +1,410 @@
+"""Sends what boto3 has made and signed, and brings back the whole answer; it judges nothing of it.
+
+boto3 builds and signs requests, and finds credentials. Sending is done here, since a mirror needs what its own HTTP
+client has not: a deadline for each request, no redirects, the fingerprint of a certificate. And answers are examined
+here and in `examination`, since boto3 takes a page of a web server for an empty listing, and dies of an empty date.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import botocore.awsrequest
+import botocore.httpsession
+import botocore.utils
+import urllib3
+import urllib3.connection
+import urllib3.connectionpool
+import urllib3.exceptions
+import urllib3.util
+
+from mirrorfs.objectstore.answers import CheckBeginning
+from mirrorfs.objectstore.deadlines import Deadlines, RequestUnderWay
+from mirrorfs.objectstore.documents import number
+from mirrorfs.objectstore.errors import StoreReason
+from mirrorfs.objectstore.masking import shown_url
+from mirrorfs.objectstore.url import StoreOptions
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
+
+_PIECE = 256 * 1024
+_BEGINNING_SIZE = 4096
+_LARGEST_DOCUMENT = 64 * 1024 * 1024
+# What boto3 is given instead of the answer: it has nothing in it that could be misunderstood.
+_PLACEHOLDER = b"<Answered/>"
+_FINGERPRINT_SEEN = re.compile(r'got "?([0-9a-fA-F]+)"?')
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: names of headers in lower case, the body whole and as it was before any compression.
+
+    `elapsed` is the request's duration in seconds.
+    """
+
+    operation: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    elapsed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """How many bytes are taken of an object, and what is to be asked about its first ones."""
+
+    maximum: int
+    check_beginning: CheckBeginning | None = None
+
+
+class BodyTooLong(Exception):
+    """There is more than was to be taken; `announced` is how much, where that was said."""
+
+    def __init__(self, announced: int | None) -> None:
+        super().__init__(announced)
+        self.announced = announced
+
+
+class BodyRefused(Exception):
+    """What `check_beginning` has raised."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class TransportFailed(Exception):
+    """There was no answer. `may_be_done` tells whether the request may have arrived all the same."""
+
+    def __init__(self, cause: str, reason: StoreReason, *, may_be_done: bool = False) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.reason = reason
+        self.may_be_done = may_be_done
+
+
+class Transport:
+    """The connections to one endpoint. For several threads at once."""
+
+    def __init__(self, options: StoreOptions, ca_bundle: str | None, *, parallelism: int) -> None:
+        """`ca_bundle` is the path of the certificates to trust, where it is not the usual ones.
+
+        Raises OSError where that cannot be read.
+        """
+        self.deadlines = Deadlines()
+        self._options = options
+        self._answers = threading.local()
+        self._managers: dict[str | None, urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
+        self._pool_settings = _pool_settings(options, ca_bundle, parallelism)
+
+    def send(self, request: AWSPreparedRequest, event_name: str, **_: object) -> botocore.awsrequest.AWSResponse:
+        """A handler of boto3's event before-send: keeps the answer for `take`, and gives boto3 an empty one.
+
+        Raises TransportFailed.
+        """
+        self._answers.value = None
+        self._answers.value = self._exchange(request, event_name.rpartition(".")[2])
+        return botocore.awsrequest.AWSResponse(request.url, 200, cast(Any, {}), _Placeholder())
+
+    def limit_next_body(self, limit: BodyLimit | None) -> None:
+        """Says what is to be taken of the object that the next request of this thread reads."""
+        self._answers.limit = limit
+
+    def take(self) -> Answer:
+        """The answer to the last request that this thread has sent."""
+        answer: Answer = self._answers.value
+        self._answers.value = None
+        return answer
+
+    def close(self) -> None:
+        """Closes the connections that nobody uses."""
+        with self._lock:
+            for manager in self._managers.values():
+                manager.clear()
+
+    def _exchange(self, request: AWSPreparedRequest, operation: str) -> Answer:
+        body = _bytes_of(request.body)
+        began = time.monotonic()
+        description = f"{operation} {shown_url(request.url)}"
+        with self.deadlines.watching(description, self._seconds_for(len(body))) as under_way:
+            _current.request, _current.quiet_seconds = under_way, self._options.read_timeout
+            try:
+                status, headers, received = self._send_and_receive(request, body, under_way)
+            except _FAILURES as error:
+                if under_way.is_overdue:
+                    raise self._overdue(under_way) from None
+                raise self._failure(error, request.url) from None
+            finally:
+                _current.request = None
+        if under_way.is_overdue:
+            # The end of a connection that was broken is also the end of a body without an announced length.
+            raise self._overdue(under_way)
+        return Answer(operation, status, headers, received, time.monotonic() - began)
+
+    def _send_and_receive(
+        self, request: AWSPreparedRequest, body: bytes, under_way: RequestUnderWay
+    ) -> tuple[int, dict[str, str], bytes]:
+        headers = {name: _text(value) for name, value in request.headers.items()}
+        # A store that refuses, or never answers, "Expect: 100-continue" is not rare; a body sent in vain is.
+        headers.pop("Expect", None)
+        proxy = self._proxy_for(request.url)
+        pool = self._manager(proxy).connection_from_url(request.url)
+        target = urllib3.util.parse_url(request.url).request_uri
+        if proxy is not None and request.url.startswith("http:"):
+            target = request.url
+        if body:
+            headers["Content-Length"] = str(len(body))
+        response = pool.urlopen(
+            request.method,
+            target,
+            body=_Body(body, under_way) if body else None,
+            headers=headers,
+            retries=urllib3.util.Retry(False),
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        try:
+            under_way.progress()
+            limit: BodyLimit | None = getattr(self._answers, "limit", None)
+            announced = number(response.headers.get("Content-Length", ""))
+            if announced is not None and request.method != "HEAD":
+                under_way.extend(
+                    self._seconds_to_move(min(announced, _LARGEST_DOCUMENT if limit is None else limit.maximum))
+                )
+            received = (
+                b""
+                if request.method == "HEAD"
+                else _read_body(response, announced, limit if response.status == 200 else None, under_way)
+            )
+        except BaseException:
+            response.close()
+            raise
+        finally:
+            response.release_conn()
+        found = {name.lower(): ", ".join(response.headers.getlist(name)) for name in response.headers}
+        return response.status, found, received
+
+    def _seconds_for(self, size: int) -> float:
+        return self._options.request_timeout + self._seconds_to_move(size)
+
+    def _seconds_to_move(self, size: int) -> float:
+        return size / self._options.slowest_rate
+
+    def _proxy_for(self, url: str) -> str | None:
+        if self._options.proxy is not None:
+            return self._options.proxy
+        proxies = botocore.utils.get_environ_proxies(url)
+        return botocore.httpsession.ProxyConfiguration(proxies=proxies).proxy_url_for(url)
+
+    def _manager(self, proxy: str | None) -> urllib3.PoolManager:
+        with self._lock:
+            if proxy not in self._managers:
+                self._managers[proxy] = _make_manager(proxy, self._pool_settings)
+            return self._managers[proxy]
+
+    def _overdue(self, under_way: RequestUnderWay) -> TransportFailed:
+        seconds = under_way.deadline - under_way.began
+        return TransportFailed(f"it was not done in {seconds:.0f} s", StoreReason.UNREACHABLE, may_be_done=True)
+
+    def _failure(self, error: Exception, url: str) -> TransportFailed:
+        cause = innermost_cause(error)
+        if isinstance(error, urllib3.exceptions.ProxyError):
+            proxy = shown_url(self._proxy_for(url) or "")
+            if "407" in str(error):
+                cause = "it wants a name and password"
+            return TransportFailed(f"the proxy {proxy} does not let us through: {cause}", StoreReason.PROXY_FAILED)
+        if isinstance(error, urllib3.exceptions.SSLError):
+            fingerprint = _FINGERPRINT_SEEN.search(str(error))
+            if self._options.fingerprint is not None and fingerprint is not None:
+                cause = f"the certificate's fingerprint is {_with_colons(fingerprint[1])}, not the one that was given"
+            return TransportFailed(cause, StoreReason.TLS_FAILED)
+        if isinstance(error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError):
+            return TransportFailed(cause, StoreReason.UNREACHABLE)
+        if isinstance(error, urllib3.exceptions.HTTPError | OSError):
+            return TransportFailed(cause, StoreReason.UNREACHABLE, may_be_done=True)
+        # Its words would repeat the header, and so what is secret in it.
+        return TransportFailed(
+            "a header or the address of the request has a character that cannot be sent", StoreReason.LOCAL_SETTING
+        )
+
+
+_FAILURES = (urllib3.exceptions.HTTPError, OSError, ValueError, TypeError)
+
+
+def _pool_settings(options: StoreOptions, ca_bundle: str | None, parallelism: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "timeout": urllib3.Timeout(connect=options.connect_timeout, read=options.read_timeout),
+        "maxsize": parallelism,
+        "blocksize": _PIECE,
+    }
+    if options.fingerprint is not None:
+        # As in PBS: a certificate that is known needs nobody to vouch for it.
+        return {**settings, "cert_reqs": "CERT_NONE", "assert_fingerprint": options.fingerprint}
+    path = ca_bundle or str(botocore.httpsession.get_cert_path(True))
+    with open(path, "rb"):
+        # One that cannot be read would only be missed at the first request.
+        return {**settings, "cert_reqs": "CERT_REQUIRED", "ca_certs": path}
+
+
+def _make_manager(proxy: str | None, settings: Mapping[str, Any]) -> urllib3.PoolManager:
+    if proxy is None:
+        manager = urllib3.PoolManager(**settings)
+    else:
+        headers = botocore.httpsession.ProxyConfiguration().proxy_headers_for(proxy)
+        manager = urllib3.proxy_from_url(proxy, proxy_headers=headers, **settings)
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _PoolOverTLS}
+    return manager
+
+
+def _read_body(
+    response: urllib3.BaseHTTPResponse, announced: int | None, limit: BodyLimit | None, under_way: RequestUnderWay
+) -> bytes:
+    limit = limit or BodyLimit(_LARGEST_DOCUMENT)
+    is_compressed = response.headers.get("Content-Encoding", "identity") != "identity"
+    if announced is not None and announced > limit.maximum and not is_compressed:
+        raise BodyTooLong(announced)
+    pieces: list[bytes] = []
+    length = 0
+    checks_beginning = limit.check_beginning is not None and announced is not None
+    for piece in response.stream(_BEGINNING_SIZE if checks_beginning else _PIECE, decode_content=True):
+        under_way.progress()
+        pieces.append(piece)
+        length += len(piece)
+        if length > limit.maximum:
+            raise BodyTooLong(announced)
+        if checks_beginning:
+            break
+    if checks_beginning:
+        _check_beginning(b"".join(pieces), announced or 0, limit)
+        for piece in response.stream(_PIECE, decode_content=True):
+            under_way.progress()
+            pieces.append(piece)
+            length += len(piece)
+            if length > limit.maximum:
+                raise BodyTooLong(announced)
+    return b"".join(pieces)
+
+
+def _check_beginning(beginning: bytes, announced: int, limit: BodyLimit) -> None:
+    assert limit.check_beginning is not None
+    try:
+        limit.check_beginning(beginning[:_BEGINNING_SIZE], announced)
+    except Exception as error:  # noqa: BLE001 - it is handed to whoever gave the check
+        raise BodyRefused(error) from None
+
+
+_current = threading.local()
+
+
+class _Breakable(urllib3.connection.HTTPConnection):
+    """A connection that the deadline of the request it is used for can break."""
+
+    breakable: socket.socket | None = None
+
+    def _new_conn(self) -> socket.socket:
+        connection = super()._new_conn()
+        # TLS takes the socket over; what can be broken from outside is another handle of the same connection.
+        self.breakable = connection.dup()
+        _attach(self.breakable)
+        # urllib3 would send under the time-out for connecting, which is short for a line that is full.
+        connection.settimeout(getattr(_current, "quiet_seconds", None))
+        return connection
+
+    def request(self, *positional: Any, **named: Any) -> None:  # noqa: ANN401
+        _attach(self.breakable)
+        super().request(*positional, **named)
+
+    def close(self) -> None:
+        super().close()
+        breakable, self.breakable = self.breakable, None
+        if breakable is not None:
+            breakable.close()
+
+
+class _BreakableOverTLS(_Breakable, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _Pool(urllib3.connectionpool.HTTPConnectionPool):
+    ConnectionCls = _Breakable
+
+
+class _PoolOverTLS(urllib3.connectionpool.HTTPSConnectionPool):
+    ConnectionCls = _BreakableOverTLS
+
+
+def _attach(connection: socket.socket | None) -> None:
+    under_way: RequestUnderWay | None = getattr(_current, "request", None)
+    if under_way is not None:
+        under_way.attach(connection)
+
+
+class _Body(io.BytesIO):
+    """A body that tells of each piece that is taken from it."""
+
+    def __init__(self, body: bytes, under_way: RequestUnderWay) -> None:
+        super().__init__(body)
+        self._under_way = under_way
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._under_way.progress()
+        return super().read(size)
+
+
+class _Placeholder(io.BytesIO):
+    def __init__(self) -> None:
+        super().__init__(_PLACEHOLDER)
+
+    def stream(self, *_: object, **__: object) -> list[bytes]:
+        return [self.read()]
+
+
+def _bytes_of(body: Any) -> bytes:  # noqa: ANN401
+    if body is None:
+        return b""
+    if isinstance(body, str):
+        return body.encode()
+    return body if isinstance(body, bytes) else bytes(body.read())
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _with_colons(fingerprint: str) -> str:
+    return ":".join(fingerprint[at : at + 2] for at in range(0, len(fingerprint), 2)).lower()
+
+
+def innermost_cause(error: BaseException) -> str:
+    """In a few words what the operating system or the TLS library said, below all the wrapping."""
+    seen: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in seen:
+        seen.append(at)
+        at = _wrapped(at)
+    for candidate in reversed(seen):
+        if isinstance(candidate, TimeoutError | urllib3.exceptions.TimeoutError):
+            return "no answer in time"
+        if isinstance(candidate, OSError) and candidate.strerror:
+            return candidate.strerror
+    return "the connection broke off"
+
+
+def _wrapped(error: BaseException) -> BaseException | None:
+    inner = getattr(error, "kwargs", {}).get("error") or getattr(error, "reason", None)
+    if not isinstance(inner, BaseException):
+        inner = next((one for one in error.args if isinstance(one, BaseException)), None)
+    if isinstance(inner, BaseException):
+        return inner
+    return error.__cause__ or error.__context__

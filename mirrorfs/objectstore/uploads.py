@@ -1,0 +1,274 @@
+"""Uploads and copies: sent until the store is seen to hold what was sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import crc32c
+import trio
+
+from mirrorfs.objectstore.answers import MD5_ETAG, PutReceipt, StoredObject
+from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
+from mirrorfs.objectstore.errors import (
+    ChecksumRefused,
+    ConfirmationFailed,
+    CopyUnsupported,
+    ObjectLocked,
+    ObjectMissing,
+    ObjectTooLarge,
+    StoreReason,
+    StoreRejected,
+    StoreUnavailable,
+)
+from mirrorfs.objectstore.patience import PatientRequests
+from mirrorfs.objectstore.reading import Reading
+
+log = logging.getLogger(__name__)
+
+_PUTS_BEFORE_CONFIRMATION_FAILS = 5
+_ETAGS_THAT_TELL_A_CHANGE = 3
+_LAST_MODIFIED_TOLERANCE = 2.0
+"""In seconds: one that the headers have no digits for, and one that the clocks inside a store may differ by."""
+SAMPLE_BODY = b"mirrorfs asks what this store honours; this object is deleted at once.\n"
+"""What is put to find out how a store takes objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What must be found below a key: size and CRC32C of the content, its MD5 in hex and all of it where known."""
+
+    key: str
+    size: int
+    crc32c: int
+    md5: str | None = None
+    body: bytes | None = None
+
+    def is_met_by(self, found: bytes) -> bool:
+        """Whether these bytes are it."""
+        if self.body is not None:
+            return found == self.body
+        if self.md5 is not None and hashlib.md5(found, usedforsecurity=False).hexdigest() != self.md5:
+            return False
+        return len(found) == self.size and crc32c.crc32c(found) == self.crc32c
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What is being stored, with the checksums that must come out at the other end."""
+
+    key: str
+    body: bytes
+    crc32c: int
+    md5: bytes
+
+    @classmethod
+    def seal(cls, key: str, body: bytes) -> Sent:
+        """Calculates the checksums."""
+        return cls(key, body, crc32c.crc32c(body), hashlib.md5(body, usedforsecurity=False).digest())
+
+    @property
+    def expected(self) -> Expected:
+        """What must be found then."""
+        return Expected(self.key, len(self.body), self.crc32c, self.md5.hex(), self.body)
+
+
+class Uploads:
+    """The writing half of `ObjectStore`."""
+
+    def __init__(self, requests: PatientRequests, reading: Reading, capabilities: StoreCapabilities) -> None:
+        self.capabilities = capabilities
+        self.sample_key: str | None = None
+        self._requests = requests
+        self._reading = reading
+        self._etags_of_another_kind = 0
+
+    async def put(self, key: str, body: bytes) -> StoredObject:
+        """See `ObjectStore.put`."""
+        sent = await self._requests.in_thread(lambda: Sent.seal(key, body), may_abandon=True)
+        return await self._store(f"store {key} in", sent.expected, lambda: self._put_once(sent))
+
+    async def copy(self, source_key: str, key: str, *, size: int, crc32c: int, body_md5: bytes | None) -> StoredObject:
+        """See `ObjectStore.copy`."""
+        md5 = body_md5.hex() if body_md5 is not None else await self._md5_of_source(source_key)
+        expected = Expected(key, size, crc32c, md5)
+        return await self._store(f"copy {source_key} to {key} in", expected, lambda: self._copy_once(source_key, key))
+
+    async def _md5_of_source(self, source_key: str) -> str | None:
+        """What its ETag says, where that is needed."""
+        if self.capabilities.confirmation is not Confirmation.ETAG_MD5:
+            return None
+        source = await self._requests.read(lambda: self._requests.client.head_object(source_key))
+        if source is None:
+            raise ObjectMissing(f"copy {source_key} in {self._requests.place}", "there is no such object")
+        # Of an object that was put in parts, it is none.
+        return source.etag if MD5_ETAG.fullmatch(source.etag) else None
+
+    async def _put_once(self, sent: Sent) -> PutReceipt:
+        client = self._requests.client
+
+        def send() -> PutReceipt:
+            return client.put_object(sent.key, sent.body, crc32c=sent.crc32c, md5=sent.md5)
+
+        self._requests.observe("before-put", [sent.key])
+        receipt = await self._requests.repeat_write(_Sending(self, sent.expected, send).once)
+        self._requests.observe("after-put", [sent.key])
+        return receipt
+
+    async def _copy_once(self, source_key: str, key: str) -> PutReceipt:
+        client = self._requests.client
+        self._requests.observe("before-put", [key])
+        receipt = await self.write(lambda: client.copy_object(source_key, key))
+        self._requests.observe("after-put", [key])
+        return receipt
+
+    async def write(self, request: Callable[[], PutReceipt]) -> PutReceipt:
+        """Puts an object in one request, repeated while the store takes none."""
+        return await self._requests.repeat_write(lambda: self.try_to_write(request))
+
+    async def try_to_write(self, request: Callable[[], PutReceipt]) -> PutReceipt:
+        """Tries it once. A refusal that meets any object is an outage: StoreUnavailable."""
+        try:
+            return await self._requests.in_thread(request, may_abandon=False)
+        except (ChecksumRefused, CopyUnsupported, ObjectLocked):
+            raise
+        except StoreRejected as refusal:
+            if await self._refuses_a_sample_too(refusal):
+                raise StoreUnavailable(refusal.action, refusal.cause, StoreReason.REFUSES_WRITES) from None
+            raise
+
+    async def _refuses_a_sample_too(self, refusal: StoreRejected) -> bool:
+        """Whether a small object of our own meets the same refusal; that is deleted by each probe, and here."""
+        key = self.sample_key
+        if key is None or not refusal.code:
+            return False
+        sample, client = Sent.seal(key, SAMPLE_BODY), self._requests.client
+
+        def put() -> PutReceipt:
+            return client.put_object(key, sample.body, crc32c=sample.crc32c, md5=sample.md5)
+
+        try:
+            await self._requests.in_thread(put, may_abandon=False)
+        except StoreRejected as error:
+            return error.code == refusal.code
+        await self._requests.in_thread(lambda: client.delete_objects([key]), may_abandon=False)
+        return False
+
+    async def _store(self, action: str, expected: Expected, send: Callable[[], Awaitable[PutReceipt]]) -> StoredObject:
+        """Sends until what is expected is there. The action ends with a preposition that the bucket follows."""
+        for attempt in range(_PUTS_BEFORE_CONFIRMATION_FAILS):
+            if attempt > 0:
+                await self._requests.pause(attempt)
+            try:
+                receipt = await send()
+            except ChecksumRefused:
+                # The checksums are right, so the body was damaged on its way.
+                continue
+            if await self._confirm(expected, receipt):
+                return StoredObject(expected.key, expected.size, receipt.etag, expected.crc32c)
+        raise ConfirmationFailed(
+            f"{action} {self._requests.place}",
+            f"after each of {_PUTS_BEFORE_CONFIRMATION_FAILS} tries, other bytes than were sent are there, or none",
+            "Distrust this store, or what stands between, until it is known why.",
+        )
+
+    async def _confirm(self, expected: Expected, receipt: PutReceipt) -> bool:
+        if self.capabilities.confirmation is Confirmation.READ_BACK:
+            return await self.holds(expected)
+        head = await self._requests.read(lambda: self._requests.client.head_object(expected.key))
+        if head is not None and self.shows(head, expected, receipt):
+            self._etags_of_another_kind = 0
+            return True
+        if not await self.holds(expected):
+            return False
+        if head is not None and not _is_older(head, receipt) and head.size == expected.size:
+            self._notice_kind_of_etag(head, expected)
+        return True
+
+    def _notice_kind_of_etag(self, head: StoredObject, expected: Expected) -> None:
+        """Of an object that is known to be right. The bucket's encryption may have been changed meanwhile."""
+        if not self.capabilities.etag_is_md5 or expected.md5 is None or head.etag == expected.md5:
+            return
+        self._etags_of_another_kind += 1
+        if self._etags_of_another_kind >= _ETAGS_THAT_TELL_A_CHANGE:
+            self.capabilities = dataclasses.replace(self.capabilities, etag_is_md5=False)
+            log.warning(
+                "The store's ETags are no MD5s any more (was the bucket's encryption changed?); what is sent is "
+                "confirmed by %s from now on.",
+                self.capabilities.confirmation.value,
+            )
+
+    def shows(self, head: StoredObject, expected: Expected, receipt: PutReceipt) -> bool:
+        """Whether a HEAD proves that what is expected is there since the PUT of this receipt."""
+        if _is_older(head, receipt):
+            # Of the same content perhaps, but deleted since: an old view, which says nothing of this PUT.
+            return False
+        if head.size != expected.size:
+            return False
+        confirmation = self.capabilities.confirmation
+        if confirmation is Confirmation.HEAD_CHECKSUM and head.crc32c is not None:
+            return head.crc32c == expected.crc32c
+        # There are stores whose copies have no checksum.
+        compares_md5 = self.capabilities.etag_is_md5 and expected.md5 is not None
+        if compares_md5 and head.etag != expected.md5:
+            return False
+        match confirmation:
+            case Confirmation.HEAD_CHECKSUM | Confirmation.ETAG_MD5:
+                return compares_md5
+            case Confirmation.PUT_CHECKSUM:
+                return receipt.crc32c == expected.crc32c and head.etag == receipt.etag != ""
+            case Confirmation.READ_BACK:
+                return False
+
+    async def holds(self, expected: Expected) -> bool:
+        """Whether the object, read, is what is expected."""
+        try:
+            found = await self._reading.get(expected.key, expected.size, None, None)
+        except (ObjectMissing, ObjectTooLarge):
+            return False
+        return await self._requests.in_thread(lambda: expected.is_met_by(found), may_abandon=True)
+
+
+class _Sending:
+    """The tries of one PUT: when its answer was lost, the object is looked for before it is sent again."""
+
+    def __init__(self, uploads: Uploads, expected: Expected, send: Callable[[], PutReceipt]) -> None:
+        self._uploads = uploads
+        self._expected = expected
+        self._send = send
+        self._lost_since: float | None = None
+
+    async def once(self) -> PutReceipt:
+        """One try."""
+        if self._lost_since is not None:
+            receipt = await self._look()
+            if receipt is not None:
+                return receipt
+        began = trio.current_time()
+        try:
+            return await self._uploads.try_to_write(self._send)
+        except StoreUnavailable as error:
+            if error.may_be_done and self._lost_since is None:
+                self._lost_since = began
+            raise
+
+    async def _look(self) -> PutReceipt | None:
+        """A receipt for what has arrived after all; None where nothing proves that."""
+        assert self._lost_since is not None
+        requests, key = self._uploads._requests, self._expected.key
+        if self._uploads.capabilities.confirmation not in (Confirmation.HEAD_CHECKSUM, Confirmation.ETAG_MD5):
+            return None
+        head = await requests.in_thread(lambda: requests.client.head_object(key), may_abandon=True)
+        if head is None or head.modified_at is None or head.seen_at is None:
+            return None
+        receipt = PutReceipt(head.etag, None, head.seen_at - (trio.current_time() - self._lost_since))
+        return receipt if self._uploads.shows(head, self._expected, receipt) else None
+
+
+def _is_older(head: StoredObject, receipt: PutReceipt) -> bool:
+    if head.modified_at is None or receipt.began_at is None:
+        return False
+    return head.modified_at < receipt.began_at - _LAST_MODIFIED_TOLERANCE
