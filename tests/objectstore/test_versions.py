@@ -115,7 +115,7 @@ async def test_a_store_without_versions_says_so(
     fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
 ) -> None:
     fault_proxy.answer(501, "NotImplemented", "GET", "")
-    with pytest.raises(StoreRejected, match=r"list the versions of .* in bucket .* NotImplemented .* keeps only"):
+    with pytest.raises(StoreRejected, match=r"list the versions of .* in bucket .* NotImplemented.* keeps only"):
         await versions_of(open_at(fault_proxy.endpoint_url, shared_bucket), f"{prefix}/")
 
 
