@@ -126,7 +126,7 @@ async def test_a_store_that_lists_something_else_is_found_out(
     await objects.put(f"{prefix}/a", b"content")
     body = b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>"
     fault_proxy.answer(200, "", "GET", "", times=1, body=body)
-    with pytest.raises(StoreRejected, match="lists objects there, but no versions"):
+    with pytest.raises(StoreRejected, match="another kind of listing"):
         await versions_of(objects, f"{prefix}/")
 
 
@@ -328,7 +328,7 @@ async def test_an_answer_without_a_date_tells_no_time(
         fault_proxy.skew(0.0)
     else:
         # What the proxy answers by itself has no date.
-        fault_proxy.answer(200, "", "GET", "", body=b"<ListBucketResult></ListBucketResult>")
+        fault_proxy.answer(200, "", "GET", "", body=b"<ListBucketResult><Name>b</Name></ListBucketResult>")
     assert await open_at(fault_proxy.endpoint_url, shared_bucket).clock_difference() is None
 
 
@@ -363,7 +363,7 @@ async def test_the_duration_of_the_request_is_allowed_for(
         lambda objects: objects.delete_each(["m/a"]),
         lambda objects: objects.copy("m/a", "m/b", size=1, crc32c=0),
         lambda objects: objects.list_versions("m/").__anext__(),
-        lambda objects: objects.get("m/a", "null"),
+        lambda objects: objects.get("m/a", ENOUGH, "null"),
     ],
 )
 async def test_who_will_not_wait_is_told_why(
