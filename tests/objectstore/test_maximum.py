@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 
 import crc32c
 import pytest
 import trio
+import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorfs.datastore.errors import IndexFormatError
-from mirrorfs.objectstore import client as client_module
+from mirrorfs.objectstore import transport
+from mirrorfs.objectstore.client import S3Client
+from mirrorfs.objectstore.deadlines import RequestUnderWay
 from mirrorfs.objectstore.errors import ObjectTooLarge, StoreRejected
 from mirrorfs.objectstore.retry import AT_ONCE
-from mirrorfs.objectstore.store import ObjectStore, _Expected
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.transport import BodyLimit, BodyTooLong
+from mirrorfs.objectstore.uploads import Expected
 from mirrorfs.objectstore.url import StoreOptions
 from tests.stores.capabilities import HONEST
 from tests.stores.hostile_store import BUCKET, HostileStore, Zeros
@@ -36,7 +42,7 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileStore]:
 
 @pytest.fixture
 def objects(hostile: HostileStore) -> ObjectStore:
-    client = client_module.S3Client(BUCKET, StoreOptions(hostile.endpoint_url))
+    client = S3Client(BUCKET, StoreOptions(endpoint_url=hostile.endpoint_url))
     return ObjectStore(client, patience=AT_ONCE, capabilities=HONEST)
 
 
@@ -92,21 +98,20 @@ async def test_what_is_put_is_confirmed_beside_something_larger(hostile: Hostile
     receipt = await objects.put("a", b"content")
     assert receipt.size == 7
     hostile.objects["a"] = Zeros(GIB)
-    assert not await objects._holds(_Expected("a", 7, crc32c.crc32c(b"content"), None, b"content"))
+    assert not await objects._uploads.holds(Expected("a", 7, crc32c.crc32c(b"content"), None, b"content"))
     assert hostile.sent < 32 * MIB
 
 
 @given(st.binary(max_size=50), st.integers(0, 60), st.booleans(), st.booleans())
 async def test_the_law_of_reading(body: bytes, maximum: int, is_announced: bool, looks: bool) -> None:
     await trio.lowlevel.checkpoint()
-    stream = io.BytesIO(body)
+    response = urllib3.HTTPResponse(io.BytesIO(body), preload_content=False)
     seen: list[tuple[bytes, int]] = []
-    read = client_module._read_body(
-        stream,  # type: ignore[arg-type]
-        len(body) if is_announced else None,
-        maximum,
-        (lambda beginning, length: seen.append((beginning, length))) if looks else None,
-    )
+    limit = BodyLimit(maximum, (lambda beginning, length: seen.append((beginning, length))) if looks else None)
+    under_way = RequestUnderWay("GetObject", 60.0, time.monotonic)
+    try:
+        read: bytes | None = transport._read_body(response, len(body) if is_announced else None, limit, under_way)
+    except BodyTooLong:
+        read = None
     assert read == (body if len(body) <= maximum else None)
-    assert stream.tell() <= maximum + 1
     assert seen in ([], [(body, len(body))])
