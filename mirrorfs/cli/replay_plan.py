@@ -113,9 +113,7 @@ def _uploader(
         root_descriptor=-1,
         bucket=address.bucket if address is not None else _UNKNOWN if known is None else known.bucket,
         prefix=address.prefix if address is not None else _UNKNOWN if known is None else known.prefix,
-        endpoint_url=store.endpoint_url,
-        profile=store.profile,
-        region=store.region,
+        store=store,
         take_over=take_over,
     )
 

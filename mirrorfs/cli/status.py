@@ -17,6 +17,7 @@ from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.waiting import needs_an_administrator
 from mirrorfs.supervision.registry import RunningMount, find, running_mounts, state_directory_of
 
 _ANSWER_SECONDS = 10.0
@@ -58,7 +59,8 @@ def command(datastore: str | None, as_json: bool, watch: bool) -> None:
       mirrorfs status /mnt/datastore/store1 --watch
       mirrorfs status /mnt/datastore/store1 --json | jq .problems
 
-    Exit codes: 0 all is well or being worked on, 1 not mounted, or something cannot be mirrored, 2 wrong usage.
+    Exit codes: 0 all is well or being worked on; 1 not mounted, something cannot be mirrored, or nothing is for
+    a reason that you could end; 2 wrong usage.
     """
     require_root("ask a mirror for its status")
     if datastore is None:
@@ -76,7 +78,7 @@ def command(datastore: str | None, as_json: bool, watch: bool) -> None:
         if not watch:
             break
         time.sleep(_WATCH_SECONDS)
-    if answer["problems"] or answer["uploader"]["refused"] or answer["journal_broken_since"] is not None:
+    if answer["problems"] or needs_an_administrator(answer) or answer["journal_broken_since"] is not None:
         raise SystemExit(1)
 
 
@@ -159,6 +161,10 @@ def _describe(answer: Answer) -> list[str]:
     if answer["foreign"]["count"]:
         lines.append(f"foreign     {answer['foreign']['count']} names that are none of PBS's, passed through only")
         lines += [f"              {name!r}" for name in answer["foreign"]["examples"]]
+    for name in store.get("does_without", ()):
+        lines.append(f"store       does without {name}")
+    for request in store.get("requests_without_progress", ()):
+        lines.append(f"stalled     for {request['seconds']:.0f} s: {request['request']}")
     if answer.get("locks_obstacle"):
         lines.append(f"locks       {answer['locks_obstacle']}")
     lines += _describe_quarantine(answer["quarantined"])

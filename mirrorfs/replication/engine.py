@@ -18,7 +18,6 @@ from mirrorfs.journal.journal import JournalSource, Position
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
-from mirrorfs.objectstore.url import StoreOptions
 from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.ownership.claim import claim_prefix
@@ -70,10 +69,12 @@ class Engine:
         self.journal = journal
         self.tree = Tree(settings.root_descriptor)
         self.datastore = Datastore(settings.datastore, self.tree, journal, settings.journal_sequence)
+        layout = BucketLayout(settings.prefix)
         self._client = S3Client(
             settings.bucket,
-            StoreOptions(endpoint_url=settings.endpoint_url, profile=settings.profile, region=settings.region),
+            settings.store,
             parallelism=settings.parallel,
+            is_chunk=lambda key: layout.chunk_digest(key) is not None,
         )
         store = ObjectStore(
             self._client,
@@ -81,7 +82,7 @@ class Engine:
             patience=Patience(ceiling=settings.retry_ceiling),
             observer=_reach_step_of_object,
         )
-        self.bucket = Bucket(BucketLayout(settings.prefix), store)
+        self.bucket = Bucket(layout, store)
         self.watch = OwnershipWatch(self.bucket, state, lost=lost, stale=stale)
         self.worklist = Worklist()
         self.mirror = Mirror(

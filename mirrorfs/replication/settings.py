@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mirrorfs.objectstore.url import StoreOptions
+
 DEFAULT_PARALLEL = 8
 DEFAULT_RETRY_CEILING = 60.0
 DEFAULT_UNSEEN_AFTER = 7 * 86400.0
@@ -43,9 +45,7 @@ class UploaderSettings:
     root_descriptor: int
     bucket: str
     prefix: str
-    endpoint_url: str | None = None
-    profile: str | None = None
-    region: str | None = None
+    store: StoreOptions = field(default_factory=StoreOptions)
     parallel: int = DEFAULT_PARALLEL
     retry_ceiling: float = DEFAULT_RETRY_CEILING
     take_over: bool = False
@@ -66,4 +66,5 @@ class UploaderSettings:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> UploaderSettings:
         """Make settings of what `dataclasses.asdict` gave."""
-        return cls(**{**value, "retention": RetentionSettings(**value["retention"])})
+        parts = {"store": StoreOptions(**value["store"]), "retention": RetentionSettings(**value["retention"])}
+        return cls(**{**value, **parts})

@@ -17,6 +17,7 @@ from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.ownership.watch import OwnershipWatch
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
+from mirrorfs.replication.waiting import BEFORE_THE_FIRST_ANSWER, waiting_answer
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
@@ -38,7 +39,7 @@ class UploaderStatus:
         clock: StoreClock,
         watch: OwnershipWatch,
     ) -> None:
-        self.phase = "waiting for the store"
+        self.phase = BEFORE_THE_FIRST_ANSWER
         self.refused: str | None = None
         self._settings = settings
         self._store = store
@@ -55,6 +56,7 @@ class UploaderStatus:
             "bucket": self._settings.bucket,
             "prefix": self._settings.prefix,
             "uploader": {"pid": os.getpid(), "started": self._started, "phase": self.phase, "refused": self.refused},
+            "waiting": waiting_answer(self._store.condition, self.phase, self._started, time.time()),
             "store": self._store_answer(),
             "claim": self._claim_answer(),
             "uploaded": self._uploaded_answer(),
@@ -104,6 +106,10 @@ class UploaderStatus:
             "object_lock": self._store.capabilities.object_lock is not None,
             "clock_difference": self._clock.difference,
             "clock_is_trusted": self._clock.is_trusted,
+            "does_without": dict(self._store.done_without),
+            "requests_without_progress": [
+                {"request": request, "seconds": seconds} for request, seconds in self._store.requests_without_progress
+            ],
         }
 
     def _uploaded_answer(self) -> dict[str, Any]:

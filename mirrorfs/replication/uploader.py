@@ -76,6 +76,7 @@ class Uploader:
         self._works = trio.Event()
         self._reconciling = trio.Lock()
         self._refused = trio.Event()
+        self._last_obstacle: str | None = None
 
     def _checked_identity(self, directory: StateDirectory) -> Identity:
         expected = Identity(self._settings.datastore, self._settings.bucket, self._settings.prefix)
@@ -143,14 +144,27 @@ class Uploader:
                 await self._engine.claim(store)
             except (StoreUnavailable, StoreRejected, ConfirmationFailed, ClaimUnreadable) as error:
                 _report("store", state="waiting", reason=str(error))
+                self._note_obstacle(error)
                 if store is self._engine.bucket.store:
                     await trio.sleep(self._settings.retry_ceiling)
             except ClaimRefused as error:
                 return self._refuse(str(error))
             else:
+                self._status.refused = None
                 _report("store", state="ready", reason="")
                 return True
             store = self._engine.bucket.store
+
+    def _note_obstacle(self, error: StoreError | ClaimUnreadable) -> None:
+        """Say in log and status why nothing is mirrored; what the store's condition says is said by that."""
+        if isinstance(error, StoreUnavailable):
+            self._status.refused = None
+            if self._last_obstacle != str(error):
+                log.warning("nothing is mirrored yet: %s", error)
+        elif self._status.refused != str(error):
+            log.error("nothing is mirrored for now: %s", error)
+            self._status.refused = str(error)
+        self._last_obstacle = str(error)
 
     async def _is_doubtful(self) -> bool:
         doubt = await self._engine.doubt()
@@ -183,9 +197,7 @@ class Uploader:
             try:
                 await self._engine.get_to_know_the_bucket(self._tell_phase)
             except (StoreRejected, ConfirmationFailed) as error:
-                if self._status.refused != str(error):
-                    log.error("nothing is mirrored for now: %s", error)
-                self._status.refused = str(error)
+                self._note_obstacle(error)
                 await trio.sleep(self._settings.retry_ceiling)
             else:
                 self._status.refused = None

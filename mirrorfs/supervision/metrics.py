@@ -15,6 +15,7 @@ from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import printable
 from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.waiting import needs_an_administrator
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem
 from mirrorfs.state.snapshots import SnapshotPhase
 from mirrorfs.supervision.registry import RunningMount
@@ -125,6 +126,16 @@ _MEASURES = (
         "mirrorfs_bucket_is_current",
         "1 if the bucket was seen to be this mirror's since the last outage, so that what is published is known.",
         _at("claim", "is_current"),
+    ),
+    _Measure(
+        "mirrorfs_needs_administrator",
+        "1 if nothing is mirrored for a reason that an administrator could end ('mirrorfs status' says which).",
+        lambda answer: float(needs_an_administrator(answer)),
+    ),
+    _Measure(
+        "mirrorfs_store_requests_without_progress",
+        "Requests to the store for which nothing has come or gone for half a minute.",
+        lambda answer: float(len(answer["store"].get("requests_without_progress", ()))),
     ),
     _Measure(
         "mirrorfs_reconciled",

@@ -237,7 +237,7 @@ async def _first_answer(uploader: UploaderProcess, settings: MountSettings) -> s
 
 
 def _no_answer(settings: MountSettings) -> str:
-    endpoint = settings.uploader.endpoint_url or "its default endpoint"
+    endpoint = settings.uploader.store.endpoint_url or "its default endpoint"
     return (
         f"bucket {settings.uploader.bucket} at {endpoint} has not answered within {_FIRST_ANSWER_SECONDS:.0f} s. "
         "Check the endpoint URL, the network and firewalls on the way, and whether the store runs."

@@ -134,6 +134,8 @@ def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: P
         "mirrorfs_journal_broken": 0,
         "mirrorfs_uploader_start_time_seconds": 1000,
         "mirrorfs_uploader_refused": 0,
+        "mirrorfs_needs_administrator": 0,
+        "mirrorfs_store_requests_without_progress": 0,
         "mirrorfs_reconciled": 1,
         "mirrorfs_lag_seconds": 4.5,
         "mirrorfs_backlog_items": 8,
@@ -179,6 +181,7 @@ def test_an_uploader_that_waits_for_its_store_tells_less(datastore: str, tmp_pat
         found = values(printed(datastore))
     assert (found["mirrorfs_uploader_up"], found["mirrorfs_reconciled"]) == (1, 0)
     assert (found["mirrorfs_store_up"], found["mirrorfs_uploader_refused"]) == (0, 1)
+    assert found["mirrorfs_needs_administrator"] == 1
     assert not {"mirrorfs_lag_seconds", "mirrorfs_backlog_items", "mirrorfs_snapshots_publishing"} & set(found)
     assert "mirrorfs_store_last_error_timestamp_seconds" not in found
 

@@ -10,7 +10,7 @@ import trio
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.manifest import parse_manifest
 from mirrorfs.datastore.names import NamespaceId
-from mirrorfs.objectstore.client import StoredObject
+from mirrorfs.objectstore.answers import StoredObject
 from mirrorfs.recovery import catalog as catalog_module
 from mirrorfs.recovery.catalog import BucketContents, PublishedSnapshot, list_contents, read_catalog
 from mirrorfs.recovery.source import PresentSource
