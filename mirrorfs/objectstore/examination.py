@@ -6,6 +6,7 @@ else becomes a StoreError here, by `refusals`.
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _as_error(answer: Answer) -> Answer:
     status = 503 if code in ("SlowDown", "ServiceUnavailable") else 404 if code.startswith("NoSuch") else 500
     if code.startswith(("Invalid", "AccessDenied", "NotImplemented", "MethodNotAllowed")):
         status = 403 if code == "AccessDenied" else 400
-    return Answer(answer.operation, status, answer.headers, answer.body, answer.elapsed)
+    return dataclasses.replace(answer, status=status)
 
 
 def _refuse_other_bodies(asked: Asked, answer: Answer, secrets: Collection[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,10 +57,9 @@ class ListingRequests:
         The date is in whole seconds and taken for that of the middle of the request, so this is right to half of the
         request's duration and a second.
         """
-        at = time.time()
         answer = self._list("ask for the time of", prefix, {"MaxKeys": 1})[1]
         date = http_moment(answer.headers.get("date", ""))
-        return None if date is None else date - (at + answer.elapsed / 2)
+        return None if date is None else date - (answer.sent_at + answer.elapsed / 2)
 
     def list_page(self, prefix: str, token: str | None) -> ListPage:
         """A part of the flat listing of all keys that begin with the prefix; the token is of the part before."""

@@ -47,7 +47,7 @@ _FINGERPRINT_SEEN = re.compile(r'got "?([0-9a-fA-F]+)"?')
 class Answer:
     """What came back: names of headers in lower case, the body whole and as it was before any compression.
 
-    `elapsed` is the request's duration in seconds.
+    `elapsed` is the request's duration in seconds, `sent_at` the Unix time by this machine's clock when it began.
     """
 
     operation: str
@@ -55,6 +55,7 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
     elapsed: float = 0.0
+    sent_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class Transport:
 
     def _exchange(self, request: AWSPreparedRequest, operation: str) -> Answer:
         body = _bytes_of(request.body)
-        began = time.monotonic()
+        began, sent_at = time.monotonic(), time.time()
         description = f"{operation} {shown_url(request.url)}"
         with self.deadlines.watching(description, self._seconds_for(len(body))) as under_way:
             _current.request, _current.quiet_seconds = under_way, self._options.read_timeout
@@ -148,7 +149,7 @@ class Transport:
         if under_way.is_overdue:
             # The end of a connection that was broken is also the end of a body without an announced length.
             raise self._overdue(under_way)
-        return Answer(operation, status, headers, received, time.monotonic() - began)
+        return Answer(operation, status, headers, received, time.monotonic() - began, sent_at)
 
     def _send_and_receive(
         self, request: AWSPreparedRequest, body: bytes, under_way: RequestUnderWay
