@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import trio
@@ -33,6 +34,7 @@ from mirrorfs.state.state import State
 
 # Several records in a row are often of one snapshot.
 _REMEMBERED = 1000
+_RECORDS_AT_ONCE = 200
 _NOTHING = "nothing"
 _LEAVE = "leave"
 _COMPARE = "compare"
@@ -109,8 +111,9 @@ class Plan:
             doubt = await engine.doubt()
             if doubt is not None:
                 self.notes.append(f"'replay run' would be refused: {doubt.replace('mount once with', 'give')}")
-            for record in self._records(engine):
-                for step in await trio.to_thread.run_sync(self._of_record, engine, record):
+            records = self._records(engine)
+            while steps := await trio.to_thread.run_sync(self._of_records, engine, records):
+                for step in steps:
                     await self._add(tell, step)
             if not self._settings.only_journal:
                 await self._compare(engine, tell)
@@ -178,6 +181,10 @@ class Plan:
             return iter(())
         return journal.records(engine.drain.position.sequence if first is None else first - 1)
 
+    def _of_records(self, engine: Engine, records: Iterator[Record]) -> list[Step]:
+        """Return the steps of the next records; none at the end, since each has one."""
+        return [step for record in islice(records, _RECORDS_AT_ONCE) for step in self._of_record(engine, record)]
+
     def _of_record(self, engine: Engine, record: Record) -> list[Step]:
         item, name = item_of(record.path), os.fsdecode(record.path)
         if item is None:
@@ -193,7 +200,7 @@ class Plan:
 
     def _differences(self, engine: Engine, item: Item) -> list[Difference]:
         if item not in self._recent:
-            self._recent[item] = engine.mirror.survey.all_differences(item)
+            self._recent[item] = list(engine.mirror.survey.differences(item))
             if len(self._recent) > _REMEMBERED:
                 self._recent.popitem(last=False)
         return self._recent[item]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import trio
 
@@ -16,6 +17,8 @@ from mirrorfs.replication.publishing.outlook import Forecast, Outlook
 from mirrorfs.replication.publishing.publication import SnapshotPublication
 from mirrorfs.replication.work.items import ChunkItem, Item, SubtreeItem
 
+# So many are looked at in one visit to a thread.
+_ITEMS_AT_ONCE = 100
 _REMEDIES = {
     Outlook.SEND: Remedy.SEND,
     Outlook.COMPARE: Remedy.COMPARE,
@@ -55,17 +58,17 @@ class Survey:
     async def _tell(self, report: Report, found: Found) -> None:
         for difference in self._unreadable(found):
             await report(difference)
-        for item in found.items:
-            for difference in await trio.to_thread.run_sync(self.all_differences, item):
+        items = iter(found.items)
+        while batch := list(islice(items, _ITEMS_AT_ONCE)):
+            for difference in await trio.to_thread.run_sync(self._all_differences, batch):
                 await report(difference)
 
     def _unreadable(self, found: Found) -> Iterator[Difference]:
         for directory, reason in found.unreadable.items():
             yield Difference(self._layout.content_key(f"{directory}/"), reason, Remedy.NONE)
 
-    def all_differences(self, item: Item) -> list[Difference]:
-        """Return what `differences` yields."""
-        return list(self.differences(item))
+    def _all_differences(self, items: Iterable[Item]) -> list[Difference]:
+        return [difference for item in items for difference in self.differences(item)]
 
     def differences(self, item: Item) -> Iterator[Difference]:
         """Yield what is to be done about an item; of a directory, about each item in it. Blocks for the disk."""
