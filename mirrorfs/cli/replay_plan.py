@@ -19,6 +19,7 @@ from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say, say_json
 from mirrorfs.replay.listing import damage_as_json, describe_damage
 from mirrorfs.replay.plan import Plan, PlanSettings, Step
+from mirrorfs.replay.run import ReplayEnded
 from mirrorfs.replay.source import Source
 from mirrorfs.replication.settings import UploaderSettings
 
@@ -123,7 +124,7 @@ def _told_errors() -> Iterator[None]:
     failures: list[Exception] = []
     try:
         yield
-    except* (StoreError, DatabaseError) as group:
+    except* (StoreError, DatabaseError, ReplayEnded) as group:
         failures.extend(group.exceptions)
     if failures:
         raise Failure(f"the plan is not complete: {failures[0]}") from failures[0]

@@ -22,6 +22,7 @@ from mirrorfs.datastore.names import GroupFileName, SnapshotDirectoryName, class
 from mirrorfs.journal.journal import JournalSource, Record
 from mirrorfs.journal.view import NoJournal
 from mirrorfs.replay.listing import path_as_json
+from mirrorfs.replay.run import end_on_signal
 from mirrorfs.replay.source import Source
 from mirrorfs.replication.comparing.differences import Difference
 from mirrorfs.replication.engine import Engine
@@ -103,10 +104,12 @@ class Plan:
     async def tell(self, tell: Tell) -> None:
         """Tell each step: the journal's names in order, then what comparing the datastore would find beside them.
 
-        Raises StoreError where the bucket cannot be read, DatabaseError for journal and state.
+        Raises StoreError where the bucket cannot be read, DatabaseError for journal and state, ReplayEnded if a signal
+        has asked for the end; all of them in a group.
         """
         journal = self._source.journal or NoJournal()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_on_signal)
             engine = await self._engine(nursery, journal)
             doubt = await engine.doubt()
             if doubt is not None:

@@ -284,7 +284,7 @@ class Replay:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._state.run)
             nursery.start_soon(self._keep_telling)
-            nursery.start_soon(_end_on_signal)
+            nursery.start_soon(end_on_signal)
             try:
                 await self._begin(nursery)
                 await self._work()
@@ -353,7 +353,8 @@ class Replay:
         return Outcome(self.directory.path, store.uploaded_objects, store.uploaded_bytes, published, problems, held)
 
 
-async def _end_on_signal() -> None:
+async def end_on_signal() -> None:
+    """Raise ReplayEnded when SIGINT or SIGTERM come, so that what is open is closed."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             raise ReplayEnded("Interrupted")

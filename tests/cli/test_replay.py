@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from mirrorfs.state.identity import Identity
 from mirrorfs.state.problems import Problem
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
 from mirrorfs.state.state import State, StateTransaction
+from tests.harness.mirror import PROGRAM
 
 DIGEST = bytes(range(32))
 CHUNK = f".chunks/0001/{DIGEST.hex()}"
@@ -396,3 +398,27 @@ def test_an_export_follows_no_link_that_somebody_has_put_there(tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert precious.read_bytes() == b"precious"
     assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") >= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_plan_that_is_interrupted_leaves_nothing(state_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+    journal = JournalWriter(str(state_dir / "journal"))
+    journal.append_all([b".chunks/%04x/%064x" % (0, chunk) for chunk in range(50_000)])
+    journal.close()
+    shutil.rmtree(state_dir / "state")
+    (tmp_path / "datastore" / ".chunks").mkdir(parents=True)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [*PROGRAM, "replay", "plan", state_dir, "--datastore", tmp_path / "datastore"],
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert told.decode().splitlines() == ["Error: the plan is not complete: Interrupted"]
+    assert os.listdir(scratch) == []
