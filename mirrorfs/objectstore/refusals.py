@@ -96,6 +96,8 @@ _WORDS = (
     ),
     (StoreReason.ADDRESSING, re.compile(r"virtual[- ]host|path[- ]style", re.I)),
 )
+# Those that are also seen without a body. A 404 without one is mostly that of an ingress which knows no such host.
+_STATUSES_OF_S3 = frozenset({400, 401, 403, 405, 409, 411, 412, 416, 429, 500, 501, 502, 503, 504, 507})
 _STATUSES_WITH_WORDS = frozenset({400, 401, 402, 403, 409})
 _REASONS_OF_STATUS = {
     401: StoreReason.WRONG_KEY,
@@ -216,8 +218,9 @@ def _origin(target: str) -> str:
 def _may_be_without_body(answer: Answer) -> bool:
     """Whether S3 itself may have sent this error: the answer to a HEAD has no body, and some refusals have none."""
     if answer.operation == "HeadObject":
-        return "html" not in answer.headers.get("content-type", "").lower()
-    return kind_of(answer.body) == "nothing" and answer.status != 404
+        is_page = "html" in answer.headers.get("content-type", "").lower()
+        return not is_page and (answer.status == 404 or answer.status in _STATUSES_OF_S3)
+    return kind_of(answer.body) == "nothing" and answer.status in _STATUSES_OF_S3
 
 
 def _not_s3(asked: Asked, answer: Answer, trace: str) -> StoreError:

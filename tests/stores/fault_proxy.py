@@ -25,6 +25,7 @@ from xml.sax.saxutils import escape
 
 from tests.stores.fault_memory import HORIZON, NAMESPACE, ChangeMemory, Version, deleted_keys
 from tests.stores.fault_rules import WEATHER, Fault, Rule, Shape, Storm
+from tests.stores.odd_answers import ODD_ANSWERS
 
 __all__ = ["WEATHER", "Fault", "FaultProxy", "Rule", "SeenRequest"]
 
@@ -164,6 +165,11 @@ class FaultProxy:
         """403 AccessDenied on everything, for so many seconds or until the rule is released."""
         ends_at = None if seconds is None else time.monotonic() + seconds
         return self._add(Rule(Fault.DENY, "*", "*", None, 403, "AccessDenied", ends_at=ends_at))
+
+    def odd(self, name: str, method: str = "*", key_pattern: str = "*", *, times: int | None = None) -> Rule:
+        """See Fault.ODD; `name` is one of ODD_ANSWERS."""
+        assert name in ODD_ANSWERS
+        return self._add(Rule(Fault.ODD, method, key_pattern, times, odd=name))
 
     def corrupt_answer(self, key_pattern: str = "?*", *, times: int | None = None) -> Rule:
         """See Fault.CORRUPT_ANSWER; for a GET."""
@@ -569,6 +575,8 @@ class _Handler(_ForwardingHandler):
         body = self.rfile.read(request.length)
         if rule is None:
             return self._forward(request, body)
+        if rule.fault is Fault.ODD:
+            return self._odd(rule, request, body)
         if rule.fault is Fault.STALE_LIST:
             answer = self._forward(request, body, listing_age=rule.seconds)
             rule.reached.set()
@@ -576,6 +584,21 @@ class _Handler(_ForwardingHandler):
         if rule.fault in _FAULTS_AFTER:
             return self._spoil(rule, request, self._forward(request, body))
         return self._prevent(rule, request, body)
+
+    def _odd(self, rule: Rule, request: _Request, body: bytes) -> _Answer:
+        """An answer of the catalogue, in the store's place or of what it has answered."""
+        odd = ODD_ANSWERS[rule.odd]
+        answer = _Answer(200, [], b"") if odd.instead else self._forward(request, body)
+        if answer.status not in (200, 204):
+            return answer
+        self._count(rule)
+        status, named, content = odd.change(
+            answer.status, {name.lower(): value for name, value in answer.headers}, answer.body
+        )
+        if request.method == "HEAD":
+            return _Answer(status, list(named.items()), b"")
+        headers = [(name, value) for name, value in named.items() if name != "content-length"]
+        return _Answer(status, headers, b"").with_body(content)
 
     def _prevent(self, rule: Rule, request: _Request, body: bytes) -> _Answer:
         """For the faults that come before the store sees the request."""

@@ -10,6 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tests.stores.odd_answers import ODD_ANSWERS
+
 _LONGEST_HOLD = 60.0
 _LONGEST_STALENESS = 5.0
 _SHORTEST_STALENESS = 0.3
@@ -33,6 +35,7 @@ class Fault(Enum):
     STALE_HEAD = "a HEAD of an object is answered as `Rule.seconds` ago"
     STALE_LIST = "a ListObjectsV2 is answered as `Rule.seconds` ago: without new keys, with deleted ones"
     SKEW = "the Date header of the answer is off by `Rule.seconds`"
+    ODD = "the answer is one that S3 does not give: `Rule.odd` of the catalogue in odd_answers"
     DELAY = "the request is forwarded after `Rule.seconds`"
     HOLD = "the request is forwarded when the rule is released, unless its sender is gone by then"
     HOLD_AFTER = "the store has done it; the answer is forwarded when the rule is released"
@@ -57,6 +60,7 @@ WEATHER = (
     Fault.LOSE,
     Fault.STALE_HEAD,
     Fault.STALE_LIST,
+    Fault.ODD,
     Fault.DELAY,
 )
 """The kinds that a storm can bring: those that end by themselves."""
@@ -92,8 +96,18 @@ class Shape:
                 return self.method == "HEAD" and self.key != ""
             case Fault.STALE_LIST:
                 return self.is_listing
+            case Fault.ODD:
+                return bool(self.odd_answers())
             case _:
                 return True
+
+    def odd_answers(self) -> list[str]:
+        """The names of the odd answers that can be given to such a request."""
+        if self.key:
+            kind = self.method if self.is_of_content else ""
+        else:
+            kind = "listing" if self.is_listing else "delete" if self.method == "POST" else ""
+        return [odd.name for odd in ODD_ANSWERS.values() if kind in odd.requests]
 
 
 @dataclass(slots=True)
@@ -114,6 +128,7 @@ class Rule:
     retry_after: str | None = None
     body: bytes | None = None
     ends_at: float | None = None
+    odd: str = ""
     reached: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -163,6 +178,7 @@ class Storm:
         happens = randomness.random() < self._probability
         choice, wait = randomness.random(), randomness.uniform(0.0, self._longest_delay)
         staleness = randomness.uniform(_SHORTEST_STALENESS, _LONGEST_STALENESS)
+        oddity = randomness.random()
         kinds = [fault for fault in self._kinds if shape.can_meet(fault)]
         if not happens or not kinds:
             return None
@@ -173,6 +189,9 @@ class Storm:
                 rule.status, rule.code, rule.retry_after = 503, "SlowDown", str(max(1, round(wait)))
             case Fault.DENY:
                 rule.status, rule.code, rule.ends_at = 403, "AccessDenied", time.monotonic() + wait / 4
+            case Fault.ODD:
+                names = shape.odd_answers()
+                rule.odd = names[int(oddity * len(names))]
             case Fault.DELAY:
                 rule.seconds = wait
             case Fault.STALE_HEAD | Fault.STALE_LIST:

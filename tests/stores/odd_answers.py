@@ -120,7 +120,7 @@ ODD_ANSWERS: Mapping[str, OddAnswer] = {
         OddAnswer("no length of a HEAD", frozenset({"HEAD"}), _without("content-length")),
         OddAnswer("no sizes in a listing", _LISTING, _body(rb"<Size>\d*</Size>", b"")),
         OddAnswer("odd dates in a listing", _LISTING, _body(rb"<LastModified>[^<]*<", b"<LastModified><")),
-        OddAnswer("IsTruncated in capitals", _LISTING, _body(rb"(<IsTruncated>)(\w)", rb"\1 \2")),
+        OddAnswer("IsTruncated with a blank", _LISTING, _body(rb"(<IsTruncated>)(\w)", rb"\1 \2")),
         OddAnswer("no keys in a result", _DELETE, _body(rb"<Deleted>.*</Deleted>", b"")),
         # -- writes them otherwise
         OddAnswer("an ETag in capitals", _READS | _PUT, _etag(lambda etag: f'"{etag.upper()}"')),

@@ -132,7 +132,7 @@ _CHILDREN = Replacement("mirrorfs.interpreter", "", "environment", _hand_on)
 _CHUNKS = "mirrorfs.replication.publishing.chunks"
 
 MUTATIONS: dict[str, tuple[Replacement, ...]] = {
-    "skip-confirmation": (Replacement("mirrorfs.objectstore.store", "ObjectStore", "_confirm", _believe_every_put),),
+    "skip-confirmation": (Replacement("mirrorfs.objectstore.uploads", "Uploads", "_confirm", _believe_every_put),),
     "publish-early": (
         Replacement("mirrorfs.state.chunks", "ChunkRecords", "unconfirmed", _take_all_for_confirmed),
         Replacement(_CHUNKS, "ChunkMirror", "ensure", _do_not_wait_for_chunk),
