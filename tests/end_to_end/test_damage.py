@@ -207,8 +207,9 @@ def test_a_damaged_snapshot_that_is_forgotten_is_no_problem_any_more(mirror: Mir
         made = [writer.backup(f"vm/{number}") for number in range(len(DAMAGES))]
         for damage, snapshot in zip(DAMAGES, made, strict=True):
             spoil(mirror.datastore / damage.path(snapshot), damage)
-        mirror.mount()
-        assert mirror.run("wait", str(mirror.datastore)).returncode == 1
+    mirror.mount()
+    assert mirror.run("wait", str(mirror.datastore)).returncode == 1
+    with writer_of(mirror) as writer:
         for snapshot in made:
             writer.forget(snapshot.name)
         writer.collect_garbage(age_seconds=0, safety_seconds=0)

@@ -29,7 +29,7 @@ class Forgetful:
         return PutReceipt(etag="of something else", crc32c=None)
     def head_object(self, key):
         return None
-    def get_object(self, key):
+    def get_object(self, key, *limits):
         raise ObjectMissing("read", "there is none")
 
 async def main():
