@@ -98,13 +98,16 @@ def _owners(world: World, choice: random.Random) -> Planted:
 
 
 def _try_a_hostile_claim(world: World, choice: random.Random) -> None:
-    """A mirror that cannot read whose the name is says so, and leaves it alone, until somebody has looked at it."""
+    """A mirror that cannot read whose the name is mounts, says so, and leaves all alone until it can."""
     documents = [*DOCUMENTS.values(), _zeros(choice, 100_000, MIB), json.dumps({"epoch": "x" * 70_000}).encode()]
     before = world.read_object(CLAIM)
-    world.plant({CLAIM: choice.choice(documents)})
-    sentence = world.mirror.mount()
-    if sentence is None or CLAIM not in sentence:
-        world.statistics.violate([f"P2 a mirror with a claim that it cannot read says: {sentence}"])
+    document = choice.choice(documents)
+    world.plant({CLAIM: document})
+    done = world.mirror.run(*world.mirror.mount_arguments())
+    if done.returncode or CLAIM not in done.stderr:
+        world.statistics.violate([f"P2 a mirror with a claim that it cannot read says: {done.stderr}"])
+    if world.read_object(CLAIM) != document:
+        world.statistics.violate(["P2 a claim that could not be read was written over"])
     world.mirror.umount()
     world.mirror.detach_dead()
     world.unplant(CLAIM, before)
