@@ -63,6 +63,13 @@ def _take_all_for_confirmed(original: Method) -> Method:
     return unconfirmed
 
 
+def _look_for_none(original: Method) -> Method:
+    async def look_for_some(self: object, digests: object) -> None:
+        return None
+
+    return look_for_some
+
+
 def _send_some_chunks_slowly(original: Method) -> Method:
     """Every fourth, by its name, as over a slow line: else they are often there before anybody can miss them."""
 
@@ -137,6 +144,9 @@ MUTATIONS: dict[str, tuple[Replacement, ...]] = {
         Replacement("mirrorfs.state.chunks", "ChunkRecords", "unconfirmed", _take_all_for_confirmed),
         Replacement(_CHUNKS, "ChunkMirror", "ensure", _do_not_wait_for_chunk),
         Replacement(_CHUNKS, "ChunkMirror", "settle", _send_some_chunks_slowly),
+        Replacement(
+            "mirrorfs.replication.publishing.publication", "SnapshotPublication", "_look_for_some", _look_for_none
+        ),
     ),
     "delete-without-reference-check": (
         Replacement("mirrorfs.state.chunks", "ChunkRecords", "get", _see_no_reference),
