@@ -347,6 +347,7 @@ def test_the_names_of_the_kinds_are_those_of_the_tables() -> None:
         "lose",
         "stale-head",
         "stale-list",
+        "odd",
         "delay",
     ]
 
