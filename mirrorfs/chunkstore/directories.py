@@ -10,8 +10,8 @@ from enum import Enum
 
 from mirrorfs.chunkstore.system_calls import open_by_handle
 
-# A datastore has 65,536; a file system may hold many datastores.
-_MOST_KNOWN = 400_000
+# A datastore has 65,536; a file system may hold many, and other directories with such names. About 25 MB.
+_MOST_KNOWN = 150_000
 _name = re.compile(rb"[0-9a-f]{4}")
 
 

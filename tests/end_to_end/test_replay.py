@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mirrorfs.journal.journal import JournalWriter
 from tests.end_to_end.mirrors import PROGRAM, MirrorUnderTest
 from tests.harness.auditor import Auditor, audit_continuously
 from tests.harness.backup import WrittenSnapshot
@@ -327,3 +328,15 @@ def test_a_plan_names_what_cannot_be_mirrored(host: DeadHost) -> None:
     assert "manifest" in step["why"]
     told = host.refused()
     assert f"{host.new[0].path}: {step['why']}" in told
+
+
+@pytest.mark.timeout(140)
+def test_a_plan_tells_where_names_of_chunks_are_compared(host: DeadHost) -> None:
+    """As a mount has it done that may not have heard of all of their changes."""
+    journal = JournalWriter(str(host.state / "journal"))
+    journal.append(b".chunks")
+    journal.close()
+    planned = {step["name"]: step for step in host.plan() if step["type"] == "step"}
+    assert planned[".chunks"]["action"] == "compare"
+    host.run()
+    assert host.mirror.published() == host.present
