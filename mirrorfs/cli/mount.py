@@ -70,7 +70,7 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
 @click.option(
     "--chunk-store",
     type=click.Choice([choice.value for choice in Choice]),
-    default=Choice.FUSE.value,
+    default=Choice.AUTO.value,
     help="How PBS reaches its chunks. native: on the backing directory itself, at the disk's speed; fuse: through the "
     "mount, as all else; auto: native where kernel and file system can, else fuse ('mirrorfs status' tells which).",
 )

@@ -32,7 +32,7 @@ class MountSettings:
     mount_options: tuple[str, ...] = ()
     require_store: bool = False
     while_in_use: bool = False
-    chunk_store: Choice = Choice.FUSE
+    chunk_store: Choice = Choice.AUTO
     invocation: Invocation | None = None
 
     def encode(self) -> bytes:

@@ -156,7 +156,7 @@ def test_a_state_directory_in_use(filled: MirrorUnderTest) -> None:
     other.mkdir()
     done = filled.run("mount", str(other), *filled.mount_arguments()[2:])
     check_refused(done, str(filled.state), f"in use by another mirrorfs (process {filled.mount_pid()})")
-    assert len(mounts_in(filled.base)) == 1
+    assert sum("fuse.mirrorfs" in mount for mount in mounts_in(filled.base)) == 1
     filled.umount()
 
 
@@ -711,7 +711,7 @@ def test_a_dead_mount(filled: MirrorUnderTest) -> None:
     made = back_up(filled.datastore, "vm/2")
     filled.wait()
     assert made in filled.published()
-    assert len(mounts_in(filled.base)) == 1
+    assert sum("fuse.mirrorfs" in mount for mount in mounts_in(filled.base)) == 1
     filled.kill_mount()
     assert "unmounted now" in filled.succeed("umount", path)
     assert mounts_in(filled.base) == []

@@ -128,7 +128,7 @@ def test_what_was_mounted_over_it_stays(mirror: MirrorUnderTest) -> None:
             assert has_ended(process)
         assert source_at(mirror.datastore) == b"something-else"
     finally:
-        run("umount", str(mirror.datastore))
+        run("umount", "--recursive", str(mirror.datastore))
     assert condition_of(str(mirror.datastore)) is Condition.DEAD
     mirror.mount()
     mirror.wait()
@@ -200,7 +200,7 @@ def test_a_plain_umount_that_does_not_end_it_is_told(mirror: MirrorUnderTest, tm
     mirror.create()
     mirror.mount()
     with neighbour(*namespace_of_its_own()) as other, watched(mirror.mount_pid()) as process:
-        run("umount", str(mirror.datastore))
+        run("umount", "--recursive", str(mirror.datastore))
         wait_for_log(mirror, "was unmounted by somebody else")
         assert f"in the mount namespace of sh (process {other.pid})" in mirror.log
         assert not has_ended(process, 0)
