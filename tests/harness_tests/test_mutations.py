@@ -19,6 +19,7 @@ _DIRECTORY = _REPOSITORY / "tests" / "harness" / "mutations"
 
 _UNCONFIRMED_PUT = """
 import trio
+import mirrorfs.replication.publishing.publication  # what is mutated there, too, becomes active
 from mirrorfs.objectstore.answers import PutReceipt
 from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing
 from mirrorfs.objectstore.store import ObjectStore

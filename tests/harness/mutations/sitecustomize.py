@@ -137,16 +137,18 @@ def _hand_on(original: Method) -> Method:
 _CHILDREN = Replacement("mirrorfs.interpreter", "", "environment", _hand_on)
 
 _CHUNKS = "mirrorfs.replication.publishing.chunks"
+_PUBLICATION = "mirrorfs.replication.publishing.publication"
 
 MUTATIONS: dict[str, tuple[Replacement, ...]] = {
-    "skip-confirmation": (Replacement("mirrorfs.objectstore.uploads", "Uploads", "_confirm", _believe_every_put),),
+    "skip-confirmation": (
+        Replacement("mirrorfs.objectstore.uploads", "Uploads", "_confirm", _believe_every_put),
+        Replacement(_PUBLICATION, "SnapshotPublication", "_look_for_some", _look_for_none),
+    ),
     "publish-early": (
         Replacement("mirrorfs.state.chunks", "ChunkRecords", "unconfirmed", _take_all_for_confirmed),
         Replacement(_CHUNKS, "ChunkMirror", "ensure", _do_not_wait_for_chunk),
         Replacement(_CHUNKS, "ChunkMirror", "settle", _send_some_chunks_slowly),
-        Replacement(
-            "mirrorfs.replication.publishing.publication", "SnapshotPublication", "_look_for_some", _look_for_none
-        ),
+        Replacement(_PUBLICATION, "SnapshotPublication", "_look_for_some", _look_for_none),
     ),
     "delete-without-reference-check": (
         Replacement("mirrorfs.state.chunks", "ChunkRecords", "get", _see_no_reference),
