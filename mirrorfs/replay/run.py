@@ -303,6 +303,10 @@ class Replay:
         await engine.claim(engine.impatient_store())
         await engine.get_to_know_the_bucket(self._set_phase)
         await self._refuse_doubtful()
+        if self._settings.uploader.allow_removals:
+            # What an earlier run has held, and listed, for a reason that no option of a mount overrules: the name was
+            # taken over, and these snapshots were another's. Here the option is the answer to that list.
+            await engine.mirror.approve_removals()
         # A position that has skipped records would say of them that they are dealt with.
         await engine.begin(nursery, None if self._skips_records else _ignore)
 

@@ -19,6 +19,7 @@ ANSWER = {
     "prefix": "n",
     "uploader": {"refused": None, "phase": "mirroring"},
     "store": {"up": True, "place": "s3://b", "confirmation": "put-checksum", "clock_is_trusted": True},
+    "claim": {"looked_at": 1_700_000_000.0, "is_current": True},
     "uploaded": {"objects": 0, "bytes": 0, "bytes_per_second": 0.0},
     "snapshots": [],
     "chunks": 0,

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -222,7 +223,6 @@ def test_no_fuse_device(untouched: MirrorUnderTest) -> None:
         "s3://bucket//name",
         "s3://bucket/../name",
         "s3://bucket/na me",
-        "s3://Bucket/name",
         "s3://127.0.0.1/name",
         f"s3://bucket/{'n' * 300}",
     ],
@@ -305,17 +305,18 @@ def _no_credentials(mirror: MirrorUnderTest) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "cause", "hint"),
+    ("spoil", "cause", "hint", "code"),
     [
-        (_no_bucket, "NoSuchBucket", "create the bucket"),
-        (_wrong_key, "InvalidAccessKeyId", "Check the access key"),
-        (_wrong_secret, "SignatureDoesNotMatch", "Check the access key"),
-        (_nobody_listens, "Connection refused", "whether the store runs"),
-        (_no_credentials, "Unable to locate credentials", "AWS_ACCESS_KEY_ID"),
+        (_no_bucket, "NoSuchBucket", "create the bucket", 1),
+        (_wrong_key, "InvalidAccessKeyId", "Check the access key", 1),
+        (_wrong_secret, "SignatureDoesNotMatch", "Check the access key", 1),
+        # That may be over soon, without anybody doing anything.
+        (_nobody_listens, "Connection refused", "whether the store runs", 0),
+        (_no_credentials, "Unable to locate credentials", "AWS_ACCESS_KEY_ID", 1),
     ],
 )
 def test_a_store_that_cannot_be_used(
-    filled: MirrorUnderTest, spoil: Callable[[MirrorUnderTest], None], cause: str, hint: str
+    filled: MirrorUnderTest, spoil: Callable[[MirrorUnderTest], None], cause: str, hint: str, code: int
 ) -> None:
     spoil(filled)
     refused = filled.run(*filled.mount_arguments("--require-store"))
@@ -330,7 +331,7 @@ def test_a_store_that_cannot_be_used(
     eventually(lambda: not filled.status()["store"]["up"])
     assert cause in filled.status()["store"]["last_error"]
     shown = filled.run("status", str(filled.datastore))
-    assert shown.returncode == 0
+    assert shown.returncode == code
     assert cause in shown.stdout
     late = filled.run("wait", str(filled.datastore), "--timeout", "0.5")
     check_refused(late, "not everything is published after 0.5 s", cause, hint)
@@ -395,7 +396,7 @@ def test_it_goes_on_by_itself_when_what_stands_between_has_been_repaired(
     assert mounts_in(mirror.base)
     made = back_up(mirror.datastore, "vm/2")
     if kind == "answer":
-        eventually(lambda: "InvalidRequest" in (mirror.status()["uploader"]["refused"] or ""))
+        eventually(lambda: "InvalidRequest" in (mirror.status()["store"]["last_error"] or ""))
     fault_proxy.clear()
     eventually(lambda: made in mirror.published())
     assert mirror.run("status", str(mirror.datastore)).returncode == 0
@@ -481,19 +482,27 @@ def test_a_prefix_in_use_by_a_proxmox_backup_server(filled: MirrorUnderTest) -> 
     check_refused(filled.run(*filled.mount_arguments()), "of unknown name")
 
 
+def _is_in_status(mirror: MirrorUnderTest, what: str) -> bool:
+    return what in mirror.run("status", str(mirror.datastore)).stdout
+
+
 def test_a_claim_that_nobody_can_read(untouched: MirrorUnderTest) -> None:
     key = f"{untouched.name}/.mirrorfs/claim.json"
-    for body in (b'{"mirror_id": "x", "of_tomorrow": 1}', b"\xff\xfe", b"<html>log in</html>"):
+    for body, what, code in (
+        (b'{"mirror_id": "x", "of_tomorrow": 1}', "not a claim", 1),
+        (b"\xff\xfe", "not a claim", 1),
+        # Perhaps not the store's own answer, and over soon.
+        (b"<html>log in</html>", "a portal", 0),
+    ):
         untouched.store.access.client().put_object(Bucket=untouched.bucket, Key=key, Body=body)
         # It may be another's word, or a newer one: the mount comes up, and says what replication waits for.
         done = untouched.run(*untouched.mount_arguments())
         assert done.returncode == 0, done.stderr
         assert key in done.stderr
-        assert "not a claim" in done.stderr
+        assert what in done.stderr
         assert "delete" not in done.stderr
-        status = untouched.run("status", str(untouched.datastore))
-        assert status.returncode == 1
-        assert "not a claim" in status.stdout
+        eventually(partial(_is_in_status, untouched, what))
+        assert untouched.run("status", str(untouched.datastore)).returncode == code
         found = untouched.store.access.client().get_object(Bucket=untouched.bucket, Key=key)["Body"].read()
         assert found == body
         untouched.umount()

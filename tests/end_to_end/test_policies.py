@@ -135,7 +135,9 @@ def test_a_mirror_works_with_its_policy_through_all_its_life(
     assert mirror.status()["problems"] == []
     assert mirror.status()["retention"]["refused"]["count"] == 0
     assert "refused" not in mirror.log
-    assert "access denied" not in mirror.log.lower()
+    # Whether the bucket keeps versions or locks is asked, and need not be answered.
+    denied = [line for line in mirror.log.splitlines() if "access denied" in line.lower()]
+    assert [line for line in denied if "does without" not in line] == []
 
 
 @pytest.mark.parametrize("policy", ["mirror", "mirror-protected"])
