@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -70,12 +71,19 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    """A scene with one directory of chunks."""
-    made = Scene(tmp_path / "datastore", monkeypatch)
-    before = len(os.listdir("/proc/self/fd"))
-    yield made
-    assert len(os.listdir("/proc/self/fd")) == before, "descriptors stay open"
-    os.close(made.root)
+    """A scene with one directory of chunks, on a file system of its own: events of all of one are heard."""
+    place = tmp_path / "datastore"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "scene", str(place)], check=True, timeout=20)
+    try:
+        made = Scene(place, monkeypatch)
+        before = len(os.listdir("/proc/self/fd"))
+        yield made
+        after = len(os.listdir("/proc/self/fd"))
+        os.close(made.root)
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True, timeout=20)
+    assert after == before, "descriptors stay open"
 
 
 def fail(*_: object) -> int:
