@@ -11,5 +11,5 @@ Below that, synchronous, is client (one bucket, each request tried once) with li
 asks through connection (boto3, which makes and signs requests) and transport (which sends them, under deadlines). Every
 answer passes examination, the one boundary; refusals says what an answer that is no success means, documents and
 listings read the XML, answers has the values that come out, masking keeps secrets out of what is quoted.
-url has where the bucket is and how it is reached, errors what a caller can meet.
+checksums calculates what is compared, url has where the bucket is and how it is reached, errors what a caller can meet.
 """

@@ -10,10 +10,9 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crc32c import crc32c as calculate_crc32c
-
 from mirrorfs.objectstore import documents, listings
 from mirrorfs.objectstore.answers import MD5_ETAG, CheckBeginning, PutReceipt, StoredObject
+from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import (
     BodyDamaged,
     CopyUnsupported,

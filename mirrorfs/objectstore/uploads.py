@@ -8,11 +8,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import crc32c
 import trio
 
 from mirrorfs.objectstore.answers import MD5_ETAG, PutReceipt, StoredObject
 from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
+from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import (
     ChecksumRefused,
     ConfirmationFailed,
@@ -53,7 +53,7 @@ class Expected:
             return found == self.body
         if self.md5 is not None and hashlib.md5(found, usedforsecurity=False).hexdigest() != self.md5:
             return False
-        return len(found) == self.size and crc32c.crc32c(found) == self.crc32c
+        return len(found) == self.size and calculate_crc32c(found) == self.crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Sent:
     @classmethod
     def seal(cls, key: str, body: bytes) -> Sent:
         """Calculates the checksums."""
-        return cls(key, body, crc32c.crc32c(body), hashlib.md5(body, usedforsecurity=False).digest())
+        return cls(key, body, calculate_crc32c(body), hashlib.md5(body, usedforsecurity=False).digest())
 
     @property
     def expected(self) -> Expected:

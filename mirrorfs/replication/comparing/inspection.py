@@ -15,7 +15,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-import crc32c
 import trio
 
 from mirrorfs.concurrency import for_each
@@ -25,6 +24,7 @@ from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import NAMESPACE_MARKER_NAME, SnapshotFileName, SnapshotId, classify
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.answers import StoredObject
+from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.replication.comparing.adoption import Adoption
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.publishing.publication import SnapshotPublication
@@ -313,7 +313,7 @@ class BucketInspection:
             data = self._tree.read(known.path)
         except (OSError, DatastoreError):
             return None
-        if (len(data), crc32c.crc32c(data)) != (known.size, known.crc32c):
+        if (len(data), calculate_crc32c(data)) != (known.size, known.crc32c):
             return None
         return hashlib.md5(data, usedforsecurity=False).hexdigest()
 

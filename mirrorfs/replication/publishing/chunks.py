@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
-import crc32c
 import trio
 
 from mirrorfs.datastore.blob import check_chunk
@@ -15,6 +14,7 @@ from mirrorfs.datastore.errors import BlobError, DatastoreError
 from mirrorfs.datastore.limits import LONGEST_CHUNK
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.datastore.tree import ChunkFile, Tree
+from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import ConfirmationFailed, CopyUnsupported, ObjectMissing, StoreRejected
 from mirrorfs.replication.publishing.outlook import GONE, NOT_MIRRORED, Forecast, Outlook
 from mirrorfs.replication.publishing.replica import holds
@@ -181,7 +181,7 @@ class ChunkMirror:
     async def _upload(self, digest: bytes, known: ChunkState | None) -> None:
         async with self._in_memory:
             data = await trio.to_thread.run_sync(self._read, digest)
-            checksum = crc32c.crc32c(data)
+            checksum = calculate_crc32c(data)
             if known is not None and (known.size, known.crc32c) == (len(data), checksum):
                 return
             try:
@@ -271,7 +271,7 @@ class ChunkMirror:
                 await trio.to_thread.run_sync(lambda: check_chunk(data, digest, content=True))
             except (ObjectMissing, StoreRejected, BlobError):
                 return False
-            await self._confirm(digest, len(data), crc32c.crc32c(data))
+            await self._confirm(digest, len(data), calculate_crc32c(data))
         return True
 
     def _read(self, digest: bytes) -> bytes:

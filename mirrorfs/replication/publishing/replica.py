@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 
-import crc32c
 import trio
 
 from mirrorfs.datastore.manifest import Manifest
 from mirrorfs.datastore.names import SnapshotId
+from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.outlook import GONE, NOT_MIRRORED, Forecast, Outlook
@@ -49,7 +49,9 @@ class Replica:
             if not await self._copy(same_as, key, data):
                 await self._bucket.store.put(key, data)
             reach("content.after-put")
-        await self._state.apply(lambda transaction: transaction.contents.confirm(path, len(data), crc32c.crc32c(data)))
+        await self._state.apply(
+            lambda transaction: transaction.contents.confirm(path, len(data), calculate_crc32c(data))
+        )
         reach("content.recorded")
 
     async def _copy(self, source: str | None, key: str, data: bytes) -> bool:
@@ -57,7 +59,7 @@ class Replica:
             return False
         try:
             await self._bucket.store.copy(
-                self._bucket.layout.content_key(source), key, size=len(data), crc32c=crc32c.crc32c(data)
+                self._bucket.layout.content_key(source), key, size=len(data), crc32c=calculate_crc32c(data)
             )
         except CopyUnsupported as error:
             log.debug("%s", error)
@@ -75,7 +77,7 @@ class Replica:
         known = self._state.view(lambda transaction: transaction.contents.get(path))
         if known is None or not known.confirmed:
             return False
-        return data is None or (known.size, known.crc32c) == (len(data), crc32c.crc32c(data))
+        return data is None or (known.size, known.crc32c) == (len(data), calculate_crc32c(data))
 
     async def published_manifest(self, snapshot: SnapshotId) -> Manifest:
         """Read the manifest object of a snapshot. Raises UNUSABLE."""
@@ -113,7 +115,7 @@ async def holds(store: ObjectStore, key: str, data: bytes) -> bool:
     if held is None or held.size != len(data):
         return False
     if store.capabilities.rejects_wrong_crc32c and held.crc32c is not None:
-        return held.crc32c == crc32c.crc32c(data)
+        return held.crc32c == calculate_crc32c(data)
     if store.capabilities.etag_is_md5:
         digest = await trio.to_thread.run_sync(lambda: hashlib.md5(data, usedforsecurity=False).hexdigest())
         return held.etag.strip('"') == digest

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-import crc32c
-
 from mirrorfs.datastore.deletion import Deletion
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME
 from mirrorfs.datastore.limits import LONGEST_RECORD, longest_file
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotId
+from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge, StoreError
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.retention.clock import StoreClock, utc
@@ -138,7 +137,7 @@ class Grace:
             data = await self._bucket.store.get(source, maximum)
         except ObjectTooLarge as error:
             raise ObjectMissing(f"copy {source}", "it is not what was published") from error
-        if content.confirmed and (len(data), crc32c.crc32c(data)) != (content.size, content.crc32c):
+        if content.confirmed and (len(data), calculate_crc32c(data)) != (content.size, content.crc32c):
             raise ObjectMissing(f"copy {source}", "it is not what was published")
         return data
 
