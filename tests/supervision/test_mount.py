@@ -66,7 +66,11 @@ def test_it_speaks_to_the_service_manager_and_ends_soon_though_the_uploader_is_s
     datastore: Path, tmp_path: Path
 ) -> None:
     stub = tmp_path / "uploader"
-    stub.write_text(f"#!{sys.executable}\nimport os, signal\nassert 'NOTIFY_SOCKET' not in os.environ\n{_STUCK}")
+    stub.write_text(
+        f"#!{sys.executable}\nimport os, signal, sys\nassert 'NOTIFY_SOCKET' not in os.environ\n"
+        f"if 'mirrorfs.replication' not in sys.argv:\n"
+        f"    os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n{_STUCK}"
+    )
     stub.chmod(0o755)
     settings = MountSettings(str(datastore), UploaderSettings(str(datastore), str(tmp_path / "state"), -1, "b", "n"))
     program = (
