@@ -153,6 +153,10 @@ STEPS: Final[tuple[str, ...]] = (
     "problem.recorded",
     "problem.cleared",
     "foreign.recorded",
+    # Whoever brings something back into a living datastore.
+    "insertion.before-rename",
+    "insertion.inserted",
+    # The uploader, and whoever else changes objects.
     "object.before-put",
     "object.after-put",
     "object.before-delete",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mirrorfs.steps import STEPS, VARIABLE
 
-MOUNT_STEPS = tuple(step for step in STEPS if not step.startswith("recreation."))
+MOUNT_STEPS = tuple(step for step in STEPS if not step.startswith(("recreation.", "insertion.")))
 """The steps that a mount or its uploader may reach; at the others tests of `mirrorfs replay` kill."""
 
 
