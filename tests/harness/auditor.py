@@ -23,6 +23,9 @@ of a manifest are looked for directly once, and only what is seen to be absent i
 All this holds for deleted snapshots that are kept (`.mirrorfs/deleted/`) as for published ones: they have
 manifests too.
 
+What the harness itself has taken away, as somebody else who uses the bucket, is no violation as long as the manifest
+that lacks it is the one that stood there then; a manifest that was put since is judged as any other.
+
 P5: the auditor remembers the last audit. A chunk that stood there then, is gone now (also when it is back by the time
 it is looked for), and was referenced all the time by a manifest of one version, was deleted against the promise. That
 a chunk was put again is no such proof: another compression of it replaces the object.
@@ -35,7 +38,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,9 +142,12 @@ class Auditor:
         with self._one_at_a_time, ThreadPoolExecutor(self._threads) as pool:
             return self._audit_bucket(self._take_listings(pool), pool)
 
-    def audit_datastore(self, path: str | os.PathLike[str], grace: Grace | None = None) -> list[Violation]:
+    def audit_datastore(
+        self, path: str | os.PathLike[str], grace: Grace | None = None, strangers: Collection[str] = ()
+    ) -> list[Violation]:
         """Everything, against a datastore's directory (the mount or what is behind it). For quiet times: what has not
-        been carried over yet is a violation of P2. `grace` says which deleted snapshots are to be kept.
+        been carried over yet is a violation of P2. `grace` says which deleted snapshots are to be kept. Below the paths
+        of `strangers` somebody else has put what the datastore has not, and it is no matter here.
 
         A snapshot that is damaged in the datastore may be in the bucket (from better days) or not.
         """
@@ -151,7 +157,13 @@ class Auditor:
                 listings = self._take_listings(pool)
                 violations = self._audit_bucket(listings, pool)
                 comparison = DatastoreComparison(
-                    self._reader, listings, datastore, inspector, deep=self._deep, listings_lag=self._listings_lag
+                    self._reader,
+                    listings,
+                    datastore,
+                    inspector,
+                    deep=self._deep,
+                    listings_lag=self._listings_lag,
+                    strangers=strangers,
                 )
                 violations += comparison.run(pool)
                 violations += comparison.published_in_spite_of_damage(self._past.unpublished)
@@ -323,6 +335,8 @@ class Auditor:
         last = self.bucket.head(manifest_key)
         if first is None or first != last or not _is_same_object(first, listings.content[manifest_key]):
             return
+        if self.bucket.was_taken(key, manifest_key, first):
+            return
         stood = key in self._past.listings.chunks and self._stood_all_the_time(manifest_key, listings)
         if came is None or again is None:
             yield Violation("P1", key, f"missing, though {manifest_key} needs it")
@@ -443,6 +457,7 @@ def audit_until_converged(
     *,
     timeout_seconds: float,
     grace: Grace | None = None,
+    strangers: Collection[str] = (),
     pause_seconds: float = 0.25,
     on_sample: Callable[[list[Violation]], None] | None = None,
 ) -> list[Violation]:
@@ -456,7 +471,7 @@ def audit_until_converged(
         while True:
             is_last = over.is_set()
             try:
-                violations = auditor.audit_datastore(path, grace)
+                violations = auditor.audit_datastore(path, grace, strangers)
             except (ClientError, BotoCoreError):
                 if is_last:
                     raise

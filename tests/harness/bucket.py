@@ -35,17 +35,24 @@ class ObjectVersion:
     put_at: int
 
 
+Taken = dict[str, dict[str, ObjectVersion]]
+"""By key: the manifests, with their versions, that stood when the object was taken away. Of one that was put since,
+nobody may say that somebody else is to blame for what it lacks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """What stands in s3://bucket/name/. Keys given and returned are relative to that prefix.
 
-    Listings overlook objects with these ETags: what the harness itself has put there as somebody else.
+    Listings overlook objects with these ETags: what the harness itself has put there as somebody else. `taken` holds
+    what it has taken away as somebody else, and from whom.
     """
 
     client: S3Client
     bucket: str
     name: str
     overlooked: set[str] = field(default_factory=set, compare=False)
+    taken: Taken = field(default_factory=dict, compare=False)
 
     @property
     def prefix(self) -> str:
@@ -81,6 +88,10 @@ class Bucket:
                 return None
             raise
         return ObjectVersion(_etag(answer), len(body), _put_at(answer)), body
+
+    def was_taken(self, key: str, manifest_key: str, version: ObjectVersion) -> bool:
+        """Whether somebody else has taken an object away from a manifest of this version."""
+        return self.taken.get(key, {}).get(manifest_key) == version
 
     def head(self, key: str) -> ObjectVersion | None:
         """None when it is not there."""

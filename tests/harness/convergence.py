@@ -4,7 +4,7 @@ quarantined chunks whose good objects must stay, and damaged files that must not
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,11 +54,13 @@ class DatastoreComparison:
         *,
         deep: bool,
         listings_lag: bool,
+        strangers: Collection[str] = (),
     ) -> None:
         self._reader, self._bucket, self._listings = reader, reader.bucket, listings
         self._content = without_deleted(listings.content)
         self._datastore, self._inspector = datastore, inspector
         self._deep, self._listings_lag = deep, listings_lag
+        self._strangers = strangers
 
     def run(self, pool: ThreadPoolExecutor) -> list[Violation]:
         """All violations of P2, and damaged files that were uploaded (P6)."""
@@ -78,7 +80,7 @@ class DatastoreComparison:
         allowed = {f"{CONTENT}{path}" for group in datastore.groups for path in datastore.group_paths(group)}
         violations = [*self._audit_markers(markers)]
         for key in sorted(set(listed) - required - markers - allowed):
-            if not _belongs_to_any(key, datastore.damaged) and self._bucket.head(key) is not None:
+            if not _belongs_to_any(key, (*datastore.damaged, *self._strangers)) and self._bucket.head(key) is not None:
                 violations.append(Violation("P2", key, f"stands in the bucket, but {_why_not(key, datastore)}"))
         compared = sorted(required | (allowed & set(listed)))
         differences = pool.map(lambda key: self._differs(key, required), compared)

@@ -6,15 +6,19 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+from pathlib import Path
 
 from tests.harness.accidents import accident, put_an_older_state_back, some_operations
+from tests.harness.elsewhere import HOST, run_elsewhere
 from tests.harness.formats import MANIFEST_NAME
-from tests.harness.mirror import PROGRAM, Mirror
+from tests.harness.machine import QUESTIONS
+from tests.harness.mirror import Mirror
+from tests.harness.operations import run_backup
 from tests.harness.world import World
 
 _FEWEST_FOR_A_LOSS = 4
 _WAIT_SECONDS = 60.0
-_COMMAND_SECONDS = 90.0
+_CONTENT = ".cnt/"
 
 
 @accident(weight=2)
@@ -24,17 +28,8 @@ def clone_of_the_host(world: World, choice: random.Random) -> None:
     world.disarm_step()
     world.settle()
     with world.without_mirror():
-        script = 'hostname clone && exec "$0" "$@"'
-        done = subprocess.run(
-            ["unshare", "--uts", "sh", "-c", script, *PROGRAM, *world.mirror.mount_arguments()],
-            env=world.mirror.environment(),
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode != 1 or "on clone" not in done.stderr:
+        done = run_elsewhere(world.mirror, *world.mirror.mount_arguments())
+        if done.returncode != 1 or f"on {HOST}" not in done.stderr:
             world.statistics.violate([f"P5 a clone was not refused by name: {done.returncode} {done.stderr.strip()}"])
             world.mirror.umount()
             world.mirror.detach_dead()
@@ -85,3 +80,59 @@ def newest_snapshots_lost(world: World, choice: random.Random) -> None:
     if world.clock.jumps == 0 and world.read_object(f".cnt/{lost}/{MANIFEST_NAME}") is None:
         world.statistics.violate([f"P5 .cnt/{lost}: it was not seen to go, nobody has approved, and it is gone"])
     world.statistics.count_fault("newest snapshot of a group lost")
+
+
+@accident(weight=3)
+def rollback(world: World, choice: random.Random) -> None:
+    """The datastore, the state, or both are put back as they were a while ago, as by a snapshot of their disks."""
+    world.settle()
+    parts = choice.choice((("datastore",), ("state",), ("datastore", "state")))
+    places = {"datastore": world.backing, "state": world.mirror.state}
+    base = world.older_state.parent / "rollback"
+    base.mkdir()
+    with world.without_mirror():
+        for part in parts:
+            _copy(places[part], base / part)
+        before = world.model.copied()
+    some_operations(world, choice)
+    run_backup(world, choice)
+    world.settle()
+    asked = world.statistics.checks[QUESTIONS]
+    with world.without_mirror():
+        world.let_late_requests_end()
+        published = _published(world)
+        for part in parts:
+            _put_back(base / part, places[part])
+        if "datastore" in parts:
+            world.model.put_back(before)
+        if "state" in parts:
+            world.administrator.forget()
+    shutil.rmtree(base)
+    world.mirror.wait(_WAIT_SECONDS)
+    # Where the mount asked, and was told that all of it was meant, nothing is held.
+    if world.clock.jumps == 0 and world.statistics.checks[QUESTIONS] == asked:
+        world.statistics.violate(
+            f"P5 .cnt/{path}: the datastore was put back to before it, nobody has approved, and it is gone"
+            for path in sorted(published - _published(world))
+        )
+    world.statistics.count_fault(f"rollback of {' and '.join(parts)}")
+    some_operations(world, choice)
+
+
+def _published(world: World) -> set[str]:
+    suffix = f"/{MANIFEST_NAME}"
+    keys = world.route.bucket().list(_CONTENT)
+    return {key[len(_CONTENT) : -len(suffix)] for key in keys if key.endswith(suffix)}
+
+
+def _copy(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--archive", str(source), str(target)], check=True, capture_output=True)
+
+
+def _put_back(copied: Path, target: Path) -> None:
+    for entry in target.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    subprocess.run(["cp", "--archive", f"{copied}/.", str(target)], check=True, capture_output=True)

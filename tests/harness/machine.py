@@ -17,6 +17,7 @@ from tests.harness.steps import StepFile
 from tests.harness.wall_clock import WallClock
 
 REMOVALS_OPTION = "--allow-removals"
+QUESTIONS = "mounts that asked whether removals were meant"
 _POWER = "power"
 
 
@@ -75,7 +76,7 @@ class Machine:
         sentence = self.mirror.mount()
         if sentence is None or REMOVALS_OPTION not in sentence:
             return sentence
-        self._statistics.checks["mounts that asked whether removals were meant"] += 1
+        self._statistics.checks[QUESTIONS] += 1
         return self.mirror.mount(REMOVALS_OPTION)
 
     def kill_mount(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.harness.backup import WrittenSnapshot
@@ -120,6 +120,31 @@ class Model:
         """What was not durable is open again."""
         self.healed.clear()
         self.open_scopes |= self.unsynced
+
+    def copied(self) -> Model:
+        """What PBS believes to hold now, to be put back later."""
+        return replace(
+            self,
+            snapshots=dict(self.snapshots),
+            namespaces=set(self.namespaces),
+            open_scopes=set(self.open_scopes),
+            unsynced=set(self.unsynced),
+            unsynced_moves=dict(self.unsynced_moves),
+            rotten=set(self.rotten),
+            healed=set(self.healed),
+        )
+
+    def put_back(self, before: Model) -> None:
+        """The disk is what it was when `before` was copied: what has left since is back, what has come is gone."""
+        for path in sorted(self.snapshots.keys() - before.snapshots.keys()):
+            self.departures.left(path)
+        for path, held in before.snapshots.items():
+            if path not in self.snapshots or self.snapshots[path].files != held.files:
+                self.departures.came(path)
+        self.snapshots, self.namespaces = dict(before.snapshots), set(before.namespaces)
+        self.open_scopes, self.unsynced = set(before.open_scopes), set(before.unsynced)
+        self.unsynced_moves = dict(before.unsynced_moves)
+        self.rotten, self.healed = set(before.rotten), set(before.healed)
 
     # -- questions -----------------------------------------------------------------------------------------
 

@@ -11,13 +11,17 @@ MUTATIONS = (
     "delete-without-reference-check",
     "drop-journal-record",
     "no-syncfs",
+    "share-the-name",
+    "stumble",
 )
 """skip-confirmation: a PUT counts as confirmed when it was answered.
 publish-early: a manifest does not wait for its chunks, every fourth of which takes seconds.
 delete-without-reference-check: the object of a chunk that is gone locally goes, whoever needs it.
 drop-journal-record: a third of all names (by their CRC-32) never gets into the journal; a reconcile at the next start
 makes that good, so look while the mount is up.
-no-syncfs: the rename of a manifest is answered without any sync."""
+no-syncfs: the rename of a manifest is answered without any sync.
+share-the-name: whoever else claims the name in the bucket, the mirror goes on.
+stumble: the uploader ends by an error that nobody expected, each time that it is begun."""
 
 COUNT_IN_SMALL_PARTS = "count-in-small-parts"
 """A variation, which breaks nothing: the references of a snapshot are counted three at a time, as those of one with

@@ -14,7 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.harness import hostile_bucket, hostile_user, identity_accidents  # noqa: F401 - what is imported can be drawn
+from tests.harness import (  # noqa: F401 - what is imported can be drawn
+    hostile_bucket,
+    hostile_user,
+    identity_accidents,
+    prefix_accidents,
+)
 from tests.harness.accidents import any_accident
 from tests.harness.machine import WorldEnded
 from tests.harness.mutation import COUNT_IN_SMALL_PARTS, environment_of

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import Self
 
-from tests.harness.bucket import Bucket
+from tests.harness.bucket import Bucket, Taken
+from tests.harness.formats import MANIFEST_NAME
 from tests.harness.refusing_store import RefusingStore
 from tests.harness.statistics import Statistics
 from tests.stores.fault_proxy import FaultProxy
@@ -24,6 +25,7 @@ class StoreRoute:
         self._refusing: RefusingStore | None = None
         self._injected_before: dict[str, int] = {}
         self._planted: set[str] = set()
+        self._taken: Taken = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -72,7 +74,7 @@ class StoreRoute:
 
     def _read_at(self, endpoint_url: str) -> Bucket:
         client = self._store.access.client(endpoint_url=endpoint_url)
-        return Bucket(client, self._bucket, self._name, self._planted)
+        return Bucket(client, self._bucket, self._name, self._planted, self._taken)
 
     def plant(self, objects: Mapping[str, bytes]) -> None:
         """Put objects below the prefix, past everything, as somebody else; the audits overlook just these."""
@@ -88,6 +90,25 @@ class StoreRoute:
             client.delete_object(Bucket=self._bucket, Key=f"{self._name}/{key}")
         else:
             client.put_object(Bucket=self._bucket, Key=f"{self._name}/{key}", Body=body)
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        """Put objects below the prefix, past everything, one after the other; the audits judge them as any."""
+        client = self._store.access.client()
+        for key, body in objects.items():
+            client.put_object(Bucket=self._bucket, Key=f"{self._name}/{key}", Body=body)
+
+    def take(self, keys: Collection[str]) -> None:
+        """Take objects away, past everything, as somebody else: no manifest that stands now is to blame for that."""
+        bucket, client = self.bucket(), self._store.access.client()
+        manifests = [key for key in bucket.list() if key.endswith(f"/{MANIFEST_NAME}")]
+        versions = {key: version for key in manifests if (version := bucket.head(key)) is not None}
+        self._taken.update(dict.fromkeys(keys, versions))
+        for key in keys:
+            client.delete_object(Bucket=self._bucket, Key=f"{self._name}/{key}")
+
+    def forget_takings(self) -> None:
+        """From now on the mirror answers again for what is not there."""
+        self._taken.clear()
 
     def quieten(self) -> None:
         """End what befalls requests, and count what has befallen them."""

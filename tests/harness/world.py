@@ -8,9 +8,9 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.harness.administrator import Administrator
 from tests.harness.auditor import audit_until_converged
 from tests.harness.backup import BackupRefused
 from tests.harness.completion import Completion
+from tests.harness.crash_loop import crash_loops
 from tests.harness.deleted import Grace
 from tests.harness.disks import Disks
 from tests.harness.formats import MANIFEST_NAME
@@ -238,6 +239,28 @@ class World:
         """Take a planted object away: what was there before stands there again."""
         self._route.put_back(key, before)
 
+    @property
+    def route(self) -> StoreRoute:
+        """The way to the store, for whoever uses the bucket as somebody else."""
+        return self._route
+
+    def other_mirror(self, base: Path) -> Mirror:
+        """Another machine's mirror to the same place in the bucket: with a datastore and a state of its own."""
+        return replace(self.mirror, datastore=base / "datastore", state=base / "state")
+
+    def audit_beside(self, strangers: Collection[str]) -> None:
+        """Hold the mirror to its word, but for what others have put below these paths: nobody has approved yet that it
+        goes."""
+        violations = audit_until_converged(
+            self.auditor,
+            self.backing,
+            timeout_seconds=_ENDING_SECONDS,
+            grace=self._grace(),
+            strangers=strangers,
+        )
+        self.statistics.checks["bucket against the datastore, beside strangers (P2, P5)"] += 1
+        self.statistics.violate(violations)
+
     def read_object(self, key: str) -> bytes | None:
         """What stands below the mirror's prefix, read past everything."""
         found = self._route.bucket().get(key)
@@ -369,6 +392,7 @@ class World:
         elif grace.delete_after:
             patience = max(patience, _ENDING_SECONDS)
         violations = audit_until_converged(self.auditor, self.backing, timeout_seconds=patience, grace=grace)
+        self.statistics.violate(crash_loops(self.mirror.log))
         self.statistics.checks["bucket against the datastore (P2, P5)"] += 1
         if violations or (answer is not None and not self.look().damaged and not self.model.rotten - self.model.healed):
             self.statistics.violate([*violations, *([] if answer is None else [f"P2 wait says: {answer}"])])

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.identity_accidents import clone_of_the_host, newest_snapshots_lost, second_mirror_over_one_directory
+from tests.harness.identity_accidents import (
+    clone_of_the_host,
+    newest_snapshots_lost,
+    rollback,
+    second_mirror_over_one_directory,
+)
 from tests.harness.operations import run_backup
+from tests.harness.prefix_accidents import server_that_claims_collects_and_leaves, take_over_while_running
 from tests.harness.soak import MEMORY
 from tests.harness.statistics import Statistics
 from tests.harness.world import World, WorldSettings
@@ -26,7 +32,17 @@ def base() -> Iterator[Path]:
         yield Path(path)
 
 
-@pytest.mark.parametrize("happening", [clone_of_the_host, second_mirror_over_one_directory, newest_snapshots_lost])
+@pytest.mark.parametrize(
+    "happening",
+    [
+        clone_of_the_host,
+        second_mirror_over_one_directory,
+        newest_snapshots_lost,
+        rollback,
+        take_over_while_running,
+        server_that_claims_collects_and_leaves,
+    ],
+)
 def test_it_happens_and_nothing_is_violated(
     happening: Callable[[World, random.Random], None], base: Path, store: StoreServer, shared_bucket: str, prefix: str
 ) -> None:

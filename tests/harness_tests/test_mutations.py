@@ -114,12 +114,52 @@ trio.run(Durability(os.open(sys.argv[1], os.O_RDONLY), journal).reach)
 print("held" if journal.synced else "broken")
 """
 
+_TAKEN_OVER = """
+import trio
+from mirrorfs.replication.ownership.claim import Claim
+from mirrorfs.replication.ownership.watch import OwnershipWatch
+
+class State:
+    def view(self, question):
+        return None
+
+async def main():
+    watch = OwnershipWatch(None, State(), lost=print, stale=print)
+    claim = Claim("id", "host", "machine", "/datastore", "epoch")
+    watch.begin(claim)
+    verdict = watch._judge(Claim("id", "other", "machine", "/datastore", "epoch"), None)
+    print("broken" if verdict.lost is None else "held")
+
+trio.run(main)
+"""
+
+_TREE = """
+import trio
+from mirrorfs.replication.work.drain import Drain
+
+class Over(Exception):
+    pass
+
+class Nothing:
+    def __getattr__(self, name):
+        raise Over
+
+try:
+    trio.run(Drain.handle_tree, Nothing())
+except Over:
+    print("held")
+except ValueError:
+    print("broken")
+"""
+
 _SCRIPTS = {
     "skip-confirmation": _UNCONFIRMED_PUT,
     "publish-early": _EARLY_MANIFEST,
     "delete-without-reference-check": _CORRUPT_CHUNK,
     "drop-journal-record": _JOURNAL,
     "no-syncfs": _DURABILITY,
+    "share-the-name": _TAKEN_OVER,
+    "stumble": _TREE,
 }
 
 

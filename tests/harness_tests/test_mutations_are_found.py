@@ -12,6 +12,7 @@ import pytest
 
 from tests.harness.mutation import MUTATIONS, environment_of
 from tests.harness.operations import OPERATIONS, rot_a_chunk, run_backup
+from tests.harness.prefix_accidents import take_over_while_running
 from tests.harness.soak import MEMORY
 from tests.harness.statistics import Statistics
 from tests.harness.world import World, WorldSettings
@@ -63,12 +64,20 @@ def power_goes_right_after_the_answer(world: World) -> None:
     world.settle()
 
 
+def taken_over_while_running(world: World) -> None:
+    """Another machine claims the name."""
+    run_backup(world, random.Random(1))
+    take_over_while_running(world, random.Random(1))
+
+
 SCENES: dict[str, tuple[Scene, tuple[str, ...]]] = {
     "skip-confirmation": (requests_are_lost, ("P1", "P6")),
     "publish-early": (backups, ("P1",)),
     "delete-without-reference-check": (chunk_is_quarantined, ("P1", "P5")),
     "drop-journal-record": (names_change, ("P2",)),
     "no-syncfs": (power_goes_right_after_the_answer, ("P3",)),
+    "share-the-name": (taken_over_while_running, ("P5",)),
+    "stumble": (backups, ("P2 crash loop",)),
 }
 
 

@@ -118,6 +118,22 @@ def _promise_durability(original: Method) -> Method:
     return reach
 
 
+def _see_nobody_else(original: Method) -> Method:
+    def judge(self: object, *found: object) -> object:
+        from mirrorfs.replication.ownership.watch import Verdict  # the module that is being mutated
+
+        return Verdict()
+
+    return judge
+
+
+def _stumble(original: Method) -> Method:
+    async def handle_tree(self: object) -> None:
+        raise ValueError("stumbled on purpose")
+
+    return handle_tree
+
+
 def _count_few(original: Method) -> Method:
     def __init__(self: object, *arguments: object, **more: object) -> None:
         original(self, *arguments, **{**more, "chunks_a_commit": _FEW_CHUNKS})
@@ -156,6 +172,10 @@ MUTATIONS: dict[str, tuple[Replacement, ...]] = {
     ),
     "drop-journal-record": (Replacement("mirrorfs.journal.journal", "JournalWriter", "append_all", _lose_names),),
     "no-syncfs": (Replacement("mirrorfs.filesystem.interception", "Durability", "reach", _promise_durability),),
+    "share-the-name": (
+        Replacement("mirrorfs.replication.ownership.watch", "OwnershipWatch", "_judge", _see_nobody_else),
+    ),
+    "stumble": (Replacement("mirrorfs.replication.work.drain", "Drain", "handle_tree", _stumble),),
 }
 
 
