@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,22 @@ from mirrorfs.objectstore.refusals import MISSING_CODES, UNSUPPORTED_CODES, Aske
 from mirrorfs.objectstore.transport import Answer, BodyLimit
 from mirrorfs.objectstore.url import StoreOptions
 
+log = logging.getLogger(__name__)
+
 MAX_KEYS_PER_DELETE = 1000
 """https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html"""
 _KEYS_PER_DELETE_ONE_BY_ONE = 20
 _ETAGS_THAT_TELL_THE_KIND = 3
+_EXPLAIN_NOTHING = frozenset(
+    {
+        StoreReason.UNREACHABLE,
+        StoreReason.PROXY_FAILED,
+        StoreReason.TLS_FAILED,
+        StoreReason.NOT_S3,
+        StoreReason.NO_CREDENTIALS,
+        StoreReason.LOCAL_SETTING,
+    }
+)
 # The longest index that PBS makes, and more; what is longer is read by nobody.
 _OF_UNKNOWN_SIZE = BodyLimit(1024 * 1024 * 1024)
 # What a store answers to a header that it does not know or want; the object itself is not what it refuses.
@@ -229,7 +242,13 @@ class S3Client(LockRequests):
             if isinstance(error, StoreUnavailable) and not error.reason.concerns_one_request:
                 raise
             failure = error
-        is_listed = self.shows(key)
+        try:
+            is_listed = self.shows(key)
+        except StoreUnavailable as error:
+            # The same refusal with words, or a question that could not be put: that explains nothing.
+            if not isinstance(failure, ObjectMissing) and error.reason in _EXPLAIN_NOTHING:
+                raise failure from None
+            raise
         if not isinstance(failure, ObjectMissing):
             raise failure
         # An old view of it perhaps, or the word of somebody who is no S3: the object itself decides.
@@ -299,18 +318,33 @@ class S3Client(LockRequests):
         for key, refusal in found.refused.items():
             if refusal.code not in MISSING_CODES and key in keys:
                 failures[key] = self._refused(key, Refusal(refusal.code, request.quoted(refusal.message)), answer)
-        for key in keys:
-            if key not in found.gone and key not in found.refused and self.head_object(key) is not None:
-                words = next(iter(found.of_unknown_keys), None)
-                failures[key] = (
-                    StoreUnavailable(self._deleting(key), "the store says nothing about it", StoreReason.SERVER_ERROR)
-                    if words is None
-                    else self._refused(key, Refusal(words.code, request.quoted(words.message)), answer)
-                )
+        words = next(iter(found.of_unknown_keys), None)
+        for key in self._not_known_to_be_gone([key for key in keys if key not in found.gone | found.refused.keys()]):
+            failures[key] = (
+                StoreUnavailable(self._deleting(key), "the store says nothing about it", StoreReason.SERVER_ERROR)
+                if words is None
+                else self._refused(key, Refusal(words.code, request.quoted(words.message)), answer)
+            )
         if keys and all(_is_denied(failures.get(key)) for key in keys):
             # A store that looks at the permission key by key denies them all so, where others deny the request.
             self._connection.forget_credentials()
         return failures
+
+    def _not_known_to_be_gone(self, keys: Sequence[str]) -> Sequence[str]:
+        """Those of the keys that are there; and all from the first on that cannot be looked for.
+
+        What was said of the others is to be told all the same.
+        """
+        there: list[str] = []
+        for at, key in enumerate(keys):
+            try:
+                is_there = self.head_object(key) is not None
+            except StoreError as error:
+                log.info("It is not known whether an object was deleted. %s", error)
+                return [*there, *keys[at:]]
+            if is_there:
+                there.append(key)
+        return there
 
     def _refused(self, key: str, refusal: Refusal, answer: Answer) -> StoreError:
         return translated(Asked(self._deleting(key), key), refusal, answer)

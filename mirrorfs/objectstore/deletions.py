@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mirrorfs.objectstore.errors import StoreError, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.patience import PatientRequests
+
+log = logging.getLogger(__name__)
 
 _ANSWERS_BEFORE_A_KEY_IS_REFUSED = 8
 
@@ -78,7 +81,12 @@ class Deletions:
         """
         if self.own_key is None or not all(map(is_denied, failures)):
             return False
-        return not await self._delete_once([self.own_key])
+        try:
+            return not await self._delete_once([self.own_key])
+        except StoreError as error:
+            # The denial that was to be explained is still what is told.
+            log.info("Whether others can be deleted is not known. %s", error)
+            return False
 
     async def _delete_once(self, keys: Sequence[str]) -> Mapping[str, StoreError]:
         return await self._requests.in_thread(lambda: self._requests.client.delete_objects(keys), may_abandon=False)

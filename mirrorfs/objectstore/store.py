@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
@@ -16,6 +17,8 @@ from mirrorfs.objectstore.reading import Reading
 from mirrorfs.objectstore.retry import FOR_EVER, Condition, Patience
 from mirrorfs.objectstore.uploads import Uploads
 from mirrorfs.objectstore.url import StoreOptions
+
+log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 30.0
 
@@ -191,11 +194,16 @@ class ObjectStore:
         await self._requests.change(lambda: self._client.put_retention(key, wanted))
 
     async def retained_until(self, key: str) -> float | None:
-        """Until when, in Unix time, the latest version of an object is kept; None where it has no retention.
+        """Until when, in Unix time, the latest version of an object is kept; None where no retention is known.
 
-        It may be past. Raises ObjectMissing.
+        It may be past. This is asked when a deletion was refused, so it is asked once, and never raises: that refusal
+        is what is to be told, whatever becomes of this question.
         """
-        found = await self._requests.read(lambda: self._client.get_retention(key))
+        try:
+            found = await self._requests.in_thread(lambda: self._client.get_retention(key), may_abandon=True)
+        except StoreError as error:
+            log.info("It is not known until when an object is kept. %s", error)
+            return None
         return None if found is None else found.until
 
     async def check_bucket(self) -> None:

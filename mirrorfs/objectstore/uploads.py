@@ -20,6 +20,7 @@ from mirrorfs.objectstore.errors import (
     ObjectLocked,
     ObjectMissing,
     ObjectTooLarge,
+    StoreError,
     StoreReason,
     StoreRejected,
     StoreUnavailable,
@@ -141,7 +142,10 @@ class Uploads:
             raise
 
     async def _refuses_a_sample_too(self, refusal: StoreRejected) -> bool:
-        """Whether a small object of our own meets the same refusal; that is deleted by each probe, and here."""
+        """Whether a small object of our own meets the same refusal; that is deleted by each probe, and here.
+
+        Where that cannot be told, it is the first refusal that counts.
+        """
         key = self.sample_key
         if key is None or not refusal.code:
             return False
@@ -152,9 +156,9 @@ class Uploads:
 
         try:
             await self._requests.in_thread(put, may_abandon=False)
-        except StoreRejected as error:
-            return error.code == refusal.code
-        await self._requests.in_thread(lambda: client.delete_objects([key]), may_abandon=False)
+            await self._requests.in_thread(lambda: client.delete_objects([key]), may_abandon=False)
+        except StoreError as error:
+            return isinstance(error, StoreRejected) and error.code == refusal.code
         return False
 
     async def _store(self, action: str, expected: Expected, send: Callable[[], Awaitable[PutReceipt]]) -> StoredObject:
@@ -261,7 +265,11 @@ class _Sending:
         requests, key = self._uploads._requests, self._expected.key
         if self._uploads.capabilities.confirmation not in (Confirmation.HEAD_CHECKSUM, Confirmation.ETAG_MD5):
             return None
-        head = await requests.in_thread(lambda: requests.client.head_object(key), may_abandon=True)
+        try:
+            head = await requests.in_thread(lambda: requests.client.head_object(key), may_abandon=True)
+        except StoreRejected as error:
+            log.info("Whether an object has arrived is not known, so it is sent again. %s", error)
+            return None
         if head is None or head.modified_at is None or head.seen_at is None:
             return None
         receipt = PutReceipt(head.etag, None, head.seen_at - (trio.current_time() - self._lost_since))

@@ -3,19 +3,71 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import pytest
 import trio
+from botocore.awsrequest import AWSPreparedRequest
 
+from mirrorfs.objectstore.client import S3Client
+from mirrorfs.objectstore.connection import Connection
+from mirrorfs.objectstore.deadlines import RequestUnderWay
 from mirrorfs.objectstore.retry import Patience
 from mirrorfs.objectstore.store import ObjectStore, open_store
+from mirrorfs.objectstore.transport import Transport
 from mirrorfs.objectstore.url import StoreOptions
 from tests.stores.seaweedfs import StoreServer
 from tests.stores.server import StoreAccess
 
 QUICK = Patience(first=0.05, ceiling=0.2)
 """For outages of a fraction of a second."""
+SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
+
+Given = tuple[int, Mapping[str, str], bytes]
+
+
+@dataclass
+class Script:
+    """What is answered: to each request what `answer` says of it; and the requests that came."""
+
+    answer: Callable[[AWSPreparedRequest, bytes], Given] = lambda request, body: (200, {}, b"")
+    requests: list[AWSPreparedRequest] = field(default_factory=list)
+
+    def always(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
+        self.answer = lambda request, sent: (status, headers or {}, body)
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials of nobody."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, keys: None) -> Script:
+    """Answers in the place of the network."""
+    script = Script()
+
+    def send(
+        self: Transport, request: AWSPreparedRequest, body: bytes, under_way: RequestUnderWay
+    ) -> tuple[int, dict[str, str], bytes]:
+        script.requests.append(request)
+        status, headers, received = script.answer(request, body)
+        return status, {name.lower(): value for name, value in headers.items()}, received
+
+    monkeypatch.setattr(Transport, "_send_and_receive", send)
+    # To read credentials and profile again after each refusal takes most of the time, and is for other tests.
+    monkeypatch.setattr(Connection, "_forget", lambda self, made: None)
+    return script
+
+
+@pytest.fixture
+def client(script: Script) -> S3Client:
+    """A client that `script` answers."""
+    return S3Client("bucket", StoreOptions(endpoint_url="http://192.0.2.1"))
 
 
 class LogWatcher(logging.Handler):

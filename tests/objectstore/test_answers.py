@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +15,17 @@ from hypothesis import strategies as st
 
 from mirrorfs.objectstore.answers import Retention, VersionMarker
 from mirrorfs.objectstore.client import S3Client
-from mirrorfs.objectstore.connection import Connection
-from mirrorfs.objectstore.deadlines import RequestUnderWay
 from mirrorfs.objectstore.errors import ObjectMissing, StoreError, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.features import Feature
-from mirrorfs.objectstore.transport import Transport
 from mirrorfs.objectstore.url import StoreOptions
+from tests.objectstore.conftest import ACCESS_KEY, SECRET, Given, Script
 from tests.stores.odd_answers import ODD_ANSWERS, PAGE, XHTML, OddAnswer
 
-SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
-ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
 BODY = b"content"
 MD5 = hashlib.md5(BODY).hexdigest()
 DATE = "Fri, 27 Nov 2026 12:00:00 GMT"
 
-Given = tuple[int, Mapping[str, str], bytes]
-
-
-@dataclass
-class Script:
-    """What is answered: to each request what `answer` says of it; and the requests that came."""
-
-    answer: Callable[[AWSPreparedRequest, bytes], Given] = lambda request, body: (200, {}, b"")
-    requests: list[AWSPreparedRequest] = field(default_factory=list)
-
-    def always(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
-        self.answer = lambda request, sent: (status, headers or {}, body)
-
-
-@pytest.fixture(autouse=True)
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Answers in the place of the network."""
-    script = Script()
-
-    def send(
-        self: Transport, request: AWSPreparedRequest, body: bytes, under_way: RequestUnderWay
-    ) -> tuple[int, dict[str, str], bytes]:
-        script.requests.append(request)
-        status, headers, received = script.answer(request, body)
-        return status, {name.lower(): value for name, value in headers.items()}, received
-
-    monkeypatch.setattr(Transport, "_send_and_receive", send)
-    # To read credentials and profile again after each refusal takes most of the time, and is for other tests.
-    monkeypatch.setattr(Connection, "_forget", lambda self, made: None)
-    return script
-
-
-@pytest.fixture
-def client(script: Script) -> S3Client:
-    return S3Client("bucket", StoreOptions(endpoint_url="http://192.0.2.1"))
+pytestmark = pytest.mark.usefixtures("keys")
 
 
 REQUESTS: Mapping[str, Callable[[S3Client], Any]] = {
