@@ -20,9 +20,10 @@ from mirrorfs.cli.options import PATH
 from mirrorfs.cli.view_options import Moment
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.database.errors import DatabaseError
+from mirrorfs.datastore.patterns import MalformedPattern
 from mirrorfs.output import say, say_json
 from mirrorfs.replay.exchange import Export, export_values, import_journal
-from mirrorfs.replay.listing import Filter, Line, Listing, MalformedPattern, describe_damage
+from mirrorfs.replay.listing import Filter, Line, Listing, describe_damage
 from mirrorfs.replay.names import KINDS, describe_knowledge
 from mirrorfs.replay.source import Source, find_place
 

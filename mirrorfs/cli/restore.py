@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
 import rich.filesize
-import trio
 
+from mirrorfs.cli.bucket_reading import Stores, read_bucket
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.screen import Bar
 from mirrorfs.cli.selection_options import selection_options, usage
 from mirrorfs.cli.view_options import view_options
 from mirrorfs.datastore.names import SnapshotId
-from mirrorfs.objectstore.client import S3Client
-from mirrorfs.objectstore.errors import StoreError
-from mirrorfs.objectstore.retry import Patience
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say
-from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.moment import format_moment
 from mirrorfs.recovery.ownership import Owner, default_owner, parse_owner
 from mirrorfs.recovery.restore import Problem, RestoreObserver, RestoreReport, restore_datastore
 from mirrorfs.recovery.selection import Plan, Selection
 from mirrorfs.recovery.source import View
 
-# A wrong key or name shows when the bucket is listed, and somebody waits for it to be told.
-_LISTING_PATIENCE = Patience(total=10.0)
-_DOWNLOAD_PATIENCE = Patience(ceiling=30.0, total=600.0)
 _LINES_OF_CHECKING = 8
 
 
@@ -100,11 +93,9 @@ def _run(
     options: StoreOptions,
     progress: _Progress,
 ) -> RestoreReport:
-    client = S3Client(address.bucket, options, parallelism=parallel)
-
-    async def run() -> RestoreReport:
-        return await restore_datastore(
-            ObjectStore(client, parallelism=parallel, patience=_DOWNLOAD_PATIENCE),
+    def read(stores: Stores) -> Awaitable[RestoreReport]:
+        return restore_datastore(
+            stores.reading,
             address,
             target,
             owner=owner,
@@ -112,28 +103,16 @@ def _run(
             view=view,
             parallelism=parallel,
             observer=progress,
-            listing_store=ObjectStore(client, patience=_LISTING_PATIENCE),
+            listing_store=stores.listing,
         )
 
-    interruptions: list[BaseException] = []
-    try:
-        with progress.shown():
-            try:
-                return trio.run(run)
-            except* KeyboardInterrupt as group:
-                interruptions.extend(group.exceptions)
-    except RestoreError as error:
-        raise Failure(str(error)) from None
-    except StoreError as error:
-        raise Failure(_going_on(str(error), view, progress)) from None
-    raise Failure(_going_on("Interrupted.", view, progress))
+    def going_on() -> str:
+        if not progress.has_begun:
+            return ""
+        how = "" if view.as_of is None else f", with --as-of {format_moment(view.as_of)},"
+        return f" Give the same command again{how} to go on."
 
-
-def _going_on(reason: str, view: View, progress: _Progress) -> str:
-    if not progress.has_begun:
-        return reason
-    how = "" if view.as_of is None else f", with --as-of {format_moment(view.as_of)},"
-    return f"{reason} Give the same command again{how} to go on."
+    return read_bucket(address, options, parallel, read, shown=progress.shown(), going_on=going_on)
 
 
 def _conclude(report: RestoreReport, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The options that say what of a bucket is meant: namespaces, groups, snapshots, the latest ones."""
+"""The options that say what of a bucket is meant: namespaces, groups, snapshots, times, the latest ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 
 import click
 
+from mirrorfs.cli.view_options import Moment
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
+from mirrorfs.datastore.patterns import PathPattern, is_pattern
 from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.moment import format_moment
 from mirrorfs.recovery.selection import Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -35,7 +38,7 @@ def selection_options(name: str) -> Callable[[Callable[..., None]], Callable[...
             envvar=f"MIRRORFS_{name.upper()}_GROUP",
             multiple=True,
             metavar="PATH",
-            help="Only this group, e.g. vm/100 or ns/a/vm/100.",
+            help="Only this group, e.g. vm/100 or ns/a/vm/100, or those like a pattern: 'vm/10*' (* also matches /).",
         )
         @click.option(
             "--snapshot",
@@ -43,7 +46,14 @@ def selection_options(name: str) -> Callable[[Callable[..., None]], Callable[...
             envvar=f"MIRRORFS_{name.upper()}_SNAPSHOT",
             multiple=True,
             metavar="PATH",
-            help="Only this snapshot, e.g. vm/100/2026-11-22T10:00:00Z.",
+            help="Only this snapshot, e.g. vm/100/2026-11-22T10:00:00Z, or those like a pattern: 'vm/*/2026-11-*'.",
+        )
+        @click.option("--since", type=Moment(), metavar="TIME", help="Of these only those of this time or later.")
+        @click.option(
+            "--until",
+            type=Moment(),
+            metavar="TIME",
+            help="Of these only those of this time or earlier (3d, 12h, '2026-11-22 10:00', RFC 3339).",
         )
         @click.option(
             "--latest", type=click.IntRange(min=1), metavar="N", help="Of each group only the N newest of these."
@@ -58,16 +68,27 @@ def selection_options(name: str) -> Callable[[Callable[..., None]], Callable[...
             namespaces: tuple[str, ...],
             groups: tuple[str, ...],
             snapshots: tuple[str, ...],
+            since: float | None,
+            until: float | None,
             latest: int | None,
             renamed: bool,
             **others: object,
         ) -> None:
+            if since is not None and until is not None and since > until:
+                raise click.UsageError(
+                    f"nothing is of {format_moment(since)} or later, and of {format_moment(until)} or earlier: "
+                    "exchange --since and --until"
+                )
             selection = Selection(
                 tuple(usage(_parse_namespace, text) for text in namespaces),
-                tuple(usage(GroupId.parse, text) for text in groups),
-                tuple(usage(SnapshotId.parse, text) for text in snapshots),
+                tuple(usage(GroupId.parse, text) for text in groups if not is_pattern(text)),
+                tuple(usage(SnapshotId.parse, text) for text in snapshots if not is_pattern(text)),
                 latest,
                 renamed,
+                tuple(usage(PathPattern, text) for text in groups if is_pattern(text)),
+                tuple(usage(PathPattern, text) for text in snapshots if is_pattern(text)),
+                since,
+                until,
             )
             command(selection=selection, **others)
 

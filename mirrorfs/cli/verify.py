@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
 import rich.filesize
-import trio
 
-from mirrorfs.cli.errors import Failure
+from mirrorfs.cli.bucket_reading import Stores, read_bucket
 from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.screen import Bar, Column, Row, show_table
 from mirrorfs.cli.selection_options import selection_options
 from mirrorfs.datastore.names import SnapshotId
-from mirrorfs.objectstore.client import S3Client
-from mirrorfs.objectstore.errors import StoreError
-from mirrorfs.objectstore.retry import Patience
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say, say_json
-from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.selection import Selection
 from mirrorfs.recovery.source import View
 from mirrorfs.recovery.verification import (
@@ -33,9 +28,6 @@ from mirrorfs.recovery.verification import (
     verify_bucket,
 )
 
-# As for a restore: a wrong key shows at once, a long reading outlasts a store that is restarted.
-_LISTING_PATIENCE = Patience(total=10.0)
-_READING_PATIENCE = Patience(ceiling=30.0, total=600.0)
 _LINE_SECONDS = 30.0
 _SHOWN_DAMAGES = 100
 _SHOWN_SNAPSHOTS = 5
@@ -95,6 +87,7 @@ def command(
       mirrorfs verify s3://backups/main
       mirrorfs verify s3://backups/main --deep --resume /var/tmp/verify-main
       mirrorfs verify s3://backups/main --sample 5 --latest 1
+      mirrorfs verify s3://backups/main --group 'vm/*' --since 7d
       mirrorfs verify s3://backups/main --json | jq '.damages[].path'
 
     \b
@@ -136,11 +129,9 @@ def _run(
     options: StoreOptions,
     progress: _Progress,
 ) -> VerificationReport:
-    client = S3Client(address.bucket, options, parallelism=parallel)
-
-    async def run() -> VerificationReport:
-        return await verify_bucket(
-            ObjectStore(client, parallelism=parallel, patience=_READING_PATIENCE),
+    def read(stores: Stores) -> Awaitable[VerificationReport]:
+        return verify_bucket(
+            stores.reading,
             address,
             selection=selection,
             view=view,
@@ -148,20 +139,13 @@ def _run(
             resume=resume,
             parallelism=parallel,
             observer=progress,
-            listing_store=ObjectStore(client, patience=_LISTING_PATIENCE),
+            listing_store=stores.listing,
         )
 
-    again = "" if resume is None else " Give the same command again to go on."
-    interruptions: list[BaseException] = []
-    try:
-        with progress.shown():
-            try:
-                return trio.run(run)
-            except* KeyboardInterrupt as group:
-                interruptions.extend(group.exceptions)
-    except (RestoreError, StoreError) as error:
-        raise Failure(f"{error}{again if progress.has_begun else ''}") from None
-    raise Failure(f"Interrupted.{again}")
+    def going_on() -> str:
+        return " Give the same command again to go on." if resume is not None and progress.has_begun else ""
+
+    return read_bucket(address, options, parallel, read, shown=progress.shown(), going_on=going_on)
 
 
 def _show(report: VerificationReport, depth: Depth) -> None:

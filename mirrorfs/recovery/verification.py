@@ -191,10 +191,7 @@ async def verify_bucket(
         "url": str(address),
         "percent": depth.percent,
         "deleted": view.deleted,
-        "namespaces": [namespace.path for namespace in selection.namespaces],
-        "groups": [group.path for group in selection.groups],
-        "snapshots": [snapshot.path for snapshot in selection.snapshots],
-        "latest": selection.latest,
+        **selection.described(),
     }
     return await verification.run(plan, depth, CheckpointFile(resume if depth.percent else None, what), selection)
 

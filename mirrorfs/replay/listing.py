@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fnmatch
 import os
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mirrorfs.datastore.names import chunk_path
+from mirrorfs.datastore.patterns import PathPattern
 from mirrorfs.journal.journal import Record
 from mirrorfs.journal.view import JournalDamage, was_closed_cleanly
 from mirrorfs.replay.names import kind_of, knowledge_of
@@ -20,10 +20,6 @@ from mirrorfs.state.chunks import ChunkState
 from mirrorfs.state.contents import ContentState
 
 _STATE_BATCH = 1000
-
-
-class MalformedPattern(Exception):
-    """A pattern that cannot match what it is meant to; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,7 @@ class Filter:
     def __post_init__(self) -> None:
         """Raises MalformedPattern."""
         for pattern in self.patterns:
-            self._compiled.append(_compiled(pattern))
+            self._compiled.append(PathPattern(pattern).compiled())
 
     @property
     def is_given(self) -> bool:
@@ -65,14 +61,6 @@ class Filter:
         if self.only_pending and dealt_with:
             return False
         return self.passes_name(record.path, kind)
-
-
-def _compiled(pattern: str) -> re.Pattern[bytes]:
-    if pattern.startswith("/"):
-        raise MalformedPattern(f"{pattern!r} begins with '/': paths are relative to the datastore, as in 'vm/100/*'")
-    if "[" in pattern and re.search(r"\[[!]?\]?[^\]]*\Z", pattern):
-        raise MalformedPattern(f"{pattern!r} has a '[' without its ']'")
-    return re.compile(fnmatch.translate(pattern).encode("utf-8", "surrogateescape"), re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from mirrorfs.cli import restore, snapshots
+from mirrorfs.cli import bucket_reading, restore, snapshots
 from mirrorfs.objectstore.retry import AT_ONCE
 from tests.recovery.mirror import Mirror, entries_of, upload
 
@@ -20,7 +20,7 @@ PRECISELY_ONE_LINE = re.compile(r"Error: [^\n]+\n")
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "_LISTING_PATIENCE", AT_ONCE)
+    monkeypatch.setattr(bucket_reading, "_LISTING_PATIENCE", AT_ONCE)
     monkeypatch.setattr(snapshots, "_PATIENCE", AT_ONCE)
 
 
@@ -43,7 +43,7 @@ def test_restore(shared_mirror: Mirror, datastore: Path, base: Path, few_directo
 
 
 def test_restore_of_a_part_into_the_hands_of_somebody(shared_mirror: Mirror, base: Path, few_directories: None) -> None:
-    options = ("--namespace", "a/b", "--group", "host/web", "--snapshot", SECOND, "--latest", "1", "--owner", "1:2")
+    options = ("--namespace", "a/b", "--group", "h*t/w?b", "--snapshot", SECOND, "--latest", "1", "--owner", "1:2")
     result = run(restore.command, shared_mirror, str(base), *options)
     assert result.exit_code == 0
     assert "Restored 3 snapshots" in result.stdout
@@ -67,10 +67,15 @@ def test_an_incomplete_restore_says_so(own_mirror: Mirror, base: Path, few_direc
         ("--namespace", "a/../b"),
         ("--owner", "nobody-knows-them:root"),
         ("--latest", "0"),
+        ("--group", "vm/[1"),
+        ("--snapshot", "/vm/*"),
+        ("--since", "yesterday"),
+        ("--until", "2999-01-01T00:00:00Z"),
+        ("--since", "1h", "--until", "2h"),
         ("--endpoint-url", "ftp://x"),
     ],
 )
-def test_wrong_usage_of_restore(shared_mirror: Mirror, base: Path, option: tuple[str, str]) -> None:
+def test_wrong_usage_of_restore(shared_mirror: Mirror, base: Path, option: tuple[str, ...]) -> None:
     result = CliRunner().invoke(restore.command, [str(shared_mirror.address), str(base), *option])
     assert result.exit_code == 2
     assert "Error: " in result.stderr
@@ -90,6 +95,8 @@ def test_failures_are_one_line(shared_mirror: Mirror, base: Path, monkeypatch: p
     target = base / "target"
     results = [
         run(restore.command, shared_mirror, str(target), "--group", "vm/999"),
+        run(restore.command, shared_mirror, str(target), "--group", "host/*", "--group", "ct/*"),
+        run(restore.command, shared_mirror, str(target), "--since", "2026-02-01T00:00:00Z"),
         run(restore.command, Mirror(shared_mirror.access, "no-such-bucket-at-all", "x"), str(target)),
         run(snapshots.command, Mirror(shared_mirror.access, "no-such-bucket-at-all", "x")),
     ]

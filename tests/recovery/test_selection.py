@@ -7,6 +7,7 @@ import os
 import pytest
 
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
+from mirrorfs.datastore.patterns import MalformedPattern, PathPattern
 from mirrorfs.recovery.catalog import BucketContents
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.ownership import Owner, default_owner, parse_owner
@@ -26,6 +27,7 @@ SNAPSHOTS = [
     )
 ]
 UNPUBLISHED = SnapshotId.parse("vm/1/2026-01-04T00:00:00Z")
+SECOND_DAY = 1767312000.0  # 2026-01-02T00:00:00Z
 LONELY = GroupId(ROOT, "vm", "lonely")
 CONTENTS = BucketContents(
     namespaces=frozenset({ROOT, OUTER, INNER, EMPTY}),
@@ -53,6 +55,19 @@ def chosen(selection: Selection) -> list[int]:
         (Selection(snapshots=(SNAPSHOTS[5], SNAPSHOTS[1])), [1, 5]),
         (Selection(snapshots=(SNAPSHOTS[1], SNAPSHOTS[2]), latest=1), [2]),
         (Selection(namespaces=(EMPTY,)), []),
+        (Selection(group_patterns=(PathPattern("vm/*"),)), [1, 2, 3]),
+        (Selection(group_patterns=(PathPattern("*vm/?"),)), [1, 2, 3, 4, 5, 6]),
+        (Selection(group_patterns=(PathPattern("ns/a/*"),), latest=1), [4, 6]),
+        (Selection(group_patterns=(PathPattern("[cx]t/[!2]"),), snapshots=(SNAPSHOTS[5],)), [0, 5]),
+        (Selection(snapshot_patterns=(PathPattern("*-01-02T*"),)), [2, 6]),
+        (Selection(snapshot_patterns=(PathPattern("vm/1/*"),), latest=1), [3]),
+        (Selection(since=SECOND_DAY), [2, 3, 6]),
+        (Selection(since=SECOND_DAY + 0.5), [3]),
+        (Selection(until=SECOND_DAY), [0, 1, 2, 4, 5, 6]),
+        (Selection(until=SECOND_DAY - 0.5), [0, 1, 4, 5]),
+        (Selection(since=SECOND_DAY, until=SECOND_DAY), [2, 6]),
+        (Selection(until=SECOND_DAY, latest=1), [0, 2, 4, 6]),
+        (Selection(namespaces=(INNER,), since=SECOND_DAY), [6]),
     ],
 )
 def test_snapshots(selection: Selection, expected: list[int]) -> None:
@@ -77,11 +92,37 @@ def test_a_part_brings_only_its_own_groups_and_namespaces() -> None:
         (Selection(namespaces=(NamespaceId(("a", "c")),)), "namespace a/c"),
         (Selection(groups=(GroupId(ROOT, "vm", "2"),)), "group vm/2"),
         (Selection(snapshots=(UNPUBLISHED,)), UNPUBLISHED.path),
+        (Selection(group_patterns=(PathPattern("vm/2*"), PathPattern("vm/*"))), r"no group like vm/2\*\."),
+        (Selection(snapshot_patterns=(PathPattern("vm/1/2027*"),)), r"no snapshot like vm/1/2027\*"),
+        (
+            Selection(namespaces=(OUTER,), since=SECOND_DAY + 1),
+            "None of the 3 chosen snapshots was made since 2026-01-02T00:00:01Z",
+        ),
     ],
 )
 def test_what_is_not_there_is_named(selection: Selection, named: str) -> None:
     with pytest.raises(RestoreError, match=named):
         plan_restore(CONTENTS, selection)
+
+
+def test_a_time_brings_no_group_without_a_snapshot_of_it() -> None:
+    plan = plan_restore(CONTENTS, Selection(since=SECOND_DAY))
+    assert plan.groups == tuple(sorted({SNAPSHOTS[2].group, SNAPSHOTS[6].group}))
+    assert plan.namespaces == (ROOT, INNER)
+    assert LONELY in plan_restore(CONTENTS, Selection(group_patterns=(PathPattern("*lonely"),))).groups
+
+
+def test_the_newest_of_each_group_comes_first() -> None:
+    order = [SNAPSHOTS.index(snapshot) for snapshot in plan_restore(CONTENTS, Selection()).newest_first()]
+    assert {order.index(number) for number in (0, 3, 4, 6)} == {0, 1, 2, 3}
+    assert {order.index(number) for number in (2, 5)} == {4, 5}
+    assert order[6:] == [1]
+
+
+@pytest.mark.parametrize("text", ["/vm/*", "vm/[1", "[!", "[]"])
+def test_malformed_patterns(text: str) -> None:
+    with pytest.raises(MalformedPattern):
+        PathPattern(text)
 
 
 def test_owners() -> None:

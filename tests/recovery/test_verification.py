@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirrorfs.cli import verify
+from mirrorfs.cli import bucket_reading, verify
 from mirrorfs.datastore.names import GroupId, SnapshotId
 from mirrorfs.objectstore.errors import StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
@@ -367,8 +367,8 @@ def test_an_inventory_takes_little_memory() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "_LISTING_PATIENCE", AT_ONCE)
-    monkeypatch.setattr(verify, "_READING_PATIENCE", AT_ONCE)
+    monkeypatch.setattr(bucket_reading, "_LISTING_PATIENCE", AT_ONCE)
+    monkeypatch.setattr(bucket_reading, "_READING_PATIENCE", AT_ONCE)
 
 
 def run(mirror: Mirror, *arguments: str) -> Result:

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from mirrorfs.cli import restore, snapshots
+from mirrorfs.cli import bucket_reading, restore, snapshots
 from mirrorfs.datastore.names import GroupId, SnapshotId
 from mirrorfs.objectstore.errors import StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
@@ -44,8 +44,8 @@ RECORD = {"deleted": DELETED_AT, "until": UNTIL, "owner": "gone@pbs\n", "notes":
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "_LISTING_PATIENCE", AT_ONCE)
-    monkeypatch.setattr(restore, "_DOWNLOAD_PATIENCE", AT_ONCE)
+    monkeypatch.setattr(bucket_reading, "_LISTING_PATIENCE", AT_ONCE)
+    monkeypatch.setattr(bucket_reading, "_READING_PATIENCE", AT_ONCE)
     monkeypatch.setattr(snapshots, "_PATIENCE", AT_ONCE)
 
 
