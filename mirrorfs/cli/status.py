@@ -141,6 +141,8 @@ def _describe(answer: Answer) -> list[str]:
         f"chunks      {answer['chunks']} in the bucket",
         f"chunk store {_describe_chunk_store(answer['chunk_store'])}",
     ]
+    if answer.get("waiting") is not None and store["up"]:
+        lines.append(f"waiting     since {_time(answer['waiting']['since'])}: {answer['waiting']['because']}")
     if "backlog" in answer:
         backlog = answer["backlog"]
         lines.append(
@@ -170,7 +172,7 @@ def _describe(answer: Answer) -> list[str]:
     lines += _describe_quarantine(answer["quarantined"])
     lines += _describe_retention(answer["retention"])
     if answer["problems"]:
-        lines.append(f"problems    {len(answer['problems'])}")
+        lines.append(f"problems    {sum(problem.get('count', 1) for problem in answer['problems'])}")
         lines += [f"              {problem['name']}: {problem['reason']}" for problem in answer["problems"]]
     return lines
 

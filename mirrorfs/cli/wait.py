@@ -92,9 +92,12 @@ def _ask_patiently(path: str, timeout: float | None) -> Answer:
 
 def _why(path: str) -> str:
     try:
-        store = ask(state_directory_of(path).control_socket, "status", _STATUS_SECONDS)["store"]
+        answer = ask(state_directory_of(path).control_socket, "status", _STATUS_SECONDS)
     except (TimeoutError, ConnectionError, FileNotFoundError):
         return f"the uploader does not answer, see 'mirrorfs status {path}'"
+    store = answer["store"]
+    if store["up"] and answer.get("waiting") is not None:
+        return f"{answer['waiting']['because']}"
     if store["up"]:
         return f"it goes on, see 'mirrorfs status {path}'"
     return f"the store is not usable. {store['last_error']}"

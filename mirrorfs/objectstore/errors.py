@@ -154,6 +154,9 @@ class StoreUnavailable(StoreError):
         self.may_be_done = may_be_done
 
 
+_CODES_ABOUT_SIZE = frozenset({"413", "EntityTooLarge", "RequestEntityTooLarge", "MaxMessageLengthExceeded"})
+
+
 class StoreRejected(StoreError):
     """The store refused this very request; to repeat it would not help.
 
@@ -164,6 +167,12 @@ class StoreRejected(StoreError):
     def __init__(self, action: str, cause: str, hint: str = "", code: str = "") -> None:
         super().__init__(action, cause, hint)
         self.code = code
+        self.hint = hint
+
+    @property
+    def concerns_size(self) -> bool:
+        """Whether what is larger would be refused too, and what is smaller may be taken."""
+        return self.code in _CODES_ABOUT_SIZE
 
 
 class ChecksumRefused(StoreRejected):

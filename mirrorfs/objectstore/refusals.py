@@ -121,10 +121,16 @@ _LOCKED_CODES = frozenset({"ObjectLocked", "FileImmutable"})
 _LOCK_WORDS = re.compile(r"object lock|\bWORM\b|legal hold|retention (period|mode)", re.IGNORECASE)
 _REASONS_OF_A_WRONG_CLOCK = frozenset({StoreReason.WRONG_KEY, StoreReason.ACCESS_DENIED, StoreReason.CLOCK_SKEW})
 _STATUSES_AFTER_WHICH_IT_MAY_BE_DONE = frozenset({500, 502, 504})
+_TOO_LARGE = (
+    "The store, or something that stands before it, takes no request of this size: raise its limit (in nginx "
+    "client_max_body_size) to 20 MB and more."
+)
 _HINTS = {
     "InvalidObjectState": "The object is archived: have the store restore it first, and do not let its rules archive.",
-    "413": "Something that stands before the store takes no request of this size: raise its limit (in nginx "
-    "client_max_body_size) to 20 MB and more.",
+    "413": _TOO_LARGE,
+    "EntityTooLarge": _TOO_LARGE,
+    "RequestEntityTooLarge": _TOO_LARGE,
+    "MaxMessageLengthExceeded": _TOO_LARGE,
     "InvalidStorageClass": "Check --storage-class and --chunk-storage-class.",
 }
 

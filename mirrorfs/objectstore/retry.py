@@ -64,7 +64,7 @@ class _Series:
     failures: int = 0
     failures_unbroken: int = 0
     contradictions: int = 0
-    has_own_line: bool = False
+    fails_alone_since: float | None = None
     began_in_outage: bool = False
 
     def note_failure(self, reason: StoreReason, successes: int) -> None:
@@ -91,6 +91,15 @@ class _Series:
         return self.failures_unbroken >= (3 if self.reason.concerns_one_request else 1)
 
 
+@dataclass(frozen=True, slots=True)
+class FailsAlone:
+    """Requests that fail while others are served: the latest error of the first, since when (Unix time), how many."""
+
+    error: StoreUnavailable
+    since: float
+    count: int
+
+
 class Condition:
     """Whether the store serves, as seen by all callers together; logs each change once, and not each try.
 
@@ -111,6 +120,8 @@ class Condition:
         self._written = 0
         self._outages = 0
         self._recovery = trio.Event()
+        self._alone: dict[int, tuple[_Series, StoreUnavailable]] = {}
+        self._told_alone: set[StoreReason] = set()
 
     @property
     def is_up(self) -> bool:
@@ -131,6 +142,14 @@ class Condition:
     def last_error_at(self) -> float | None:
         """When `last_error` came, in Unix time."""
         return self._last_error_at
+
+    @property
+    def fails_alone(self) -> FailsAlone | None:
+        """What fails again and again while others are served; None if nothing does."""
+        if not self._alone:
+            return None
+        series, error = min(self._alone.values(), key=lambda entry: entry[0].fails_alone_since or 0.0)
+        return FailsAlone(error, series.fails_alone_since or 0.0, len(self._alone))
 
     def begin(self, *, writes: bool = False) -> _Series:
         """To be called before the first try of an operation; `writes` is for one that puts an object."""
@@ -166,8 +185,13 @@ class Condition:
         else:
             # It began before the store went down, so it proves little; but it is a reason to look again at once.
             self._wake()
-        if series.has_own_line:
-            log.info("What failed alone has now succeeded, after %d failures.", series.failures)
+
+    def ended(self, series: _Series) -> None:
+        """To be called when an operation is not tried any more, whatever came of it."""
+        if self._alone.pop(id(series), None) is None or self._alone:
+            return
+        self._told_alone.clear()
+        log.info("Nothing fails alone any more; the last that did was tried %d times in vain.", series.failures)
 
     def _successes_like(self, series: _Series) -> int:
         return self._written if series.writes else self._successes
@@ -202,8 +226,14 @@ class Condition:
         self._recovery = trio.Event()
 
     def _give_own_line(self, series: _Series, error: StoreUnavailable) -> None:
-        if series.failures >= _FAILURES_WORTH_A_LINE and not series.has_own_line:
-            series.has_own_line = True
+        if series.failures < _FAILURES_WORTH_A_LINE:
+            return
+        if series.fails_alone_since is None:
+            series.fails_alone_since = time.time()
+        self._alone[id(series)] = (series, error)
+        if error.reason not in self._told_alone:
+            # Many requests may fail so, all for the same reason.
+            self._told_alone.add(error.reason)
             log.warning("The object store serves others, but fails here again and again. %s", error)
 
 
@@ -224,6 +254,12 @@ class Persistence:
         cancelled at any time.
         """
         series = self.condition.begin(writes=writes)
+        try:
+            return await self._repeat(operation, series)
+        finally:
+            self.condition.ended(series)
+
+    async def _repeat(self, operation: Callable[[], Awaitable[Result]], series: _Series) -> Result:
         deadline: float | None = None
         while True:
             try:

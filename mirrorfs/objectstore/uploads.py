@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _PUTS_BEFORE_CONFIRMATION_FAILS = 5
 _ETAGS_THAT_TELL_A_CHANGE = 3
+_SAMPLE_SECONDS = 60.0
 _LAST_MODIFIED_TOLERANCE = 2.0
 """In seconds: one that the headers have no digits for, and one that the clocks inside a store may differ by."""
 SAMPLE_BODY = b"mirrorfs asks what this store honours; this object is deleted at once.\n"
@@ -86,6 +87,7 @@ class Uploads:
         self._requests = requests
         self._reading = reading
         self._etags_of_another_kind = 0
+        self._sample_passes_until: dict[str, float] = {}
 
     async def put(self, key: str, body: bytes) -> StoredObject:
         """See `ObjectStore.put`."""
@@ -146,8 +148,8 @@ class Uploads:
 
         Where that cannot be told, it is the first refusal that counts.
         """
-        key = self.sample_key
-        if key is None or not refusal.code:
+        key, now = self.sample_key, trio.current_time()
+        if key is None or not refusal.code or now < self._sample_passes_until.get(refusal.code, now):
             return False
         sample, client = Sent.seal(key, SAMPLE_BODY), self._requests.client
 
@@ -159,6 +161,8 @@ class Uploads:
             await self._requests.in_thread(lambda: client.delete_objects([key]), may_abandon=False)
         except StoreError as error:
             return isinstance(error, StoreRejected) and error.code == refusal.code
+        # Of many objects that are refused so, not each is followed by two requests more.
+        self._sample_passes_until[refusal.code] = now + _SAMPLE_SECONDS
         return False
 
     async def _store(self, action: str, expected: Expected, send: Callable[[], Awaitable[PutReceipt]]) -> StoredObject:

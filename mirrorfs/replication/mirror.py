@@ -78,6 +78,7 @@ class Mirror:
             tree,
             bucket,
             state,
+            self.problems,
             parallel=parallel,
             healed=self._publish_what_waited_for,
             look_again=self._look_at_chunk,
@@ -145,6 +146,7 @@ class Mirror:
 
     async def reconcile(self, sequence: int) -> None:
         """List everything that may differ or could not be mirrored, standing for the journal's `sequence`."""
+        self.problems.refused.ask_again()
         await self.reconciler.reconcile(sequence)
         self.look_again_at_problems(sequence)
 
@@ -157,7 +159,8 @@ class Mirror:
         async with self.problems.noting(name):
             # Whether all is well with what is postponed is known when it has been removed.
             if await self._settle(item):
-                await self.problems.clear(name)
+                for other in await self.problems.clear(name):
+                    self._look_at(other, self._worklist.inherited())
 
     async def _settle(self, item: Item) -> bool:
         match item:
@@ -239,12 +242,20 @@ class Mirror:
     def look_again_at_problems(self, sequence: int | None = None) -> None:
         """List everything that could not be mirrored as work, in case it was repaired beneath the mount.
 
-        Without a `sequence` to stand for, nobody who waits already has to wait for it.
+        Without a `sequence` to stand for, nobody who waits already has to wait for it, and of what the store refuses
+        for one reason some are tried, when the pause is over.
         """
-        for name in self.problems.names():
-            item = item_of_problem(name)
-            if item is not None:
-                self._worklist.add(item, self._worklist.inherited() if sequence is None else sequence)
+        names = self.problems.names()
+        if sequence is None:
+            refused = self.problems.refused.waiting()
+            names = [name for name in names if name not in refused] + self.problems.refused.due()
+        for name in names:
+            self._look_at(name, self._worklist.inherited() if sequence is None else sequence)
+
+    def _look_at(self, name: str, sequence: int) -> None:
+        item = item_of_problem(name)
+        if item is not None:
+            self._worklist.add(item, sequence)
 
     def _publish_what_waited_for(self, digest: bytes) -> None:
         for snapshot in self.publication.blocked_by(digest):

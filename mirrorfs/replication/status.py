@@ -20,6 +20,7 @@ from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
 from mirrorfs.replication.waiting import BEFORE_THE_FIRST_ANSWER, waiting_answer
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
+from mirrorfs.replication.work.refused import folded
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.retention import DeletedPhase, HeldFor, HeldRemoval, RetentionRecords
 from mirrorfs.state.state import StateTransaction
@@ -143,8 +144,8 @@ def _state_answer(transaction: StateTransaction, settings: RetentionSettings) ->
         ],
         "chunks": transaction.chunks.count(),
         "problems": [
-            {"name": problem.name, "reason": problem.reason, "since": problem.since}
-            for problem in transaction.problems.all()
+            {"name": problem.name, "reason": problem.reason, "since": problem.since, "count": problem.count}
+            for problem in folded((one.name, one.reason, one.since) for one in transaction.problems.all())
         ],
         "foreign": {"count": count, "examples": [os.fsdecode(path) for path in examples]},
         "quarantined": _quarantined_answer(transaction),

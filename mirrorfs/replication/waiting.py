@@ -16,8 +16,17 @@ PATIENCE_WITH_AN_OUTAGE = 900.0
 def waiting_answer(condition: Condition, phase: str, started: float, now: float) -> dict[str, Any] | None:
     """Tell what the store keeps from being done, None where it serves. Times are Unix times.
 
-    Before the prefix is claimed nothing at all is mirrored, so that a single failure is enough there.
+    Before the prefix is claimed nothing at all is mirrored, so that a single failure is enough there. What fails alone
+    is told where it will not end by itself: a policy may deny chunks, and allow all else.
     """
+    alone = condition.fails_alone
+    if alone is not None and condition.is_up and alone.error.reason.needs_an_administrator:
+        return {
+            "because": f"{alone.error} ({alone.count} requests fail so, while others are served)",
+            "reason": alone.error.reason.value,
+            "since": alone.since,
+            "needs_an_administrator": True,
+        }
     error = condition.last_error
     if error is None or (condition.is_up and phase != BEFORE_THE_FIRST_ANSWER):
         return None

@@ -259,7 +259,11 @@ def _problems(answers: Sequence[tuple[str, Answer]]) -> Metric:
         labels=[_LABEL, "kind"],
     )
     for datastore, answer in answers:
-        kinds = [_kind_of_problem(str(problem["name"])) for problem in answer["problems"]]
+        kinds = [
+            kind
+            for problem in answer["problems"]
+            for kind in [_kind_of_problem(str(problem["name"]))] * int(problem.get("count", 1))
+        ]
         _add_counts(metric, datastore, kinds, _PROBLEM_KINDS)
     return metric
 

@@ -48,6 +48,23 @@ async def test_what_ends_by_itself_is_an_administrators_when_it_does_not(reason:
     assert (soon["needs_an_administrator"], late["needs_an_administrator"]) == (False, True)
 
 
+async def test_what_alone_is_denied_is_told_and_how_many_there_are() -> None:
+    condition = Condition()
+    denied = [condition.begin(writes=True) for _ in range(3)]
+    for _ in range(4):
+        for series in denied:
+            condition.succeeded(condition.begin(writes=True))
+            condition.failed(series, StoreUnavailable("store m/a", "no", StoreReason.ACCESS_DENIED))
+    assert condition.is_up
+    found = waiting_answer(condition, "mirroring", 0.0, 1e9)
+    assert found is not None
+    assert "(3 requests fail so" in found["because"]
+    assert (found["reason"], found["needs_an_administrator"]) == ("access-denied", True)
+    for series in denied:
+        condition.ended(series)
+    assert waiting_answer(condition, "mirroring", 0.0, 1e9) is None
+
+
 async def test_a_store_that_is_full_goes_on_waiting_though_it_is_read() -> None:
     condition = failed(Condition(), StoreReason.FULL, 1, writes=True)
     condition.succeeded(condition.begin())

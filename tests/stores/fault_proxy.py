@@ -31,6 +31,7 @@ __all__ = ["WEATHER", "Fault", "FaultProxy", "Rule", "SeenRequest"]
 
 _TIMEOUT = 60.0
 _REQUESTS_REMEMBERED = 100_000
+_TOO_LARGE = b"<html><head><title>413 Request Entity Too Large</title></head><body>nginx</body></html>"
 _HOP_HEADERS = frozenset({"connection", "keep-alive", "expect", "transfer-encoding", "content-length"})
 
 
@@ -80,6 +81,8 @@ class FaultProxy:
         self._seen: deque[SeenRequest] = deque(maxlen=_REQUESTS_REMEMBERED)
         self._under_way: list[tuple[str, str]] = []
         self._refusing = False
+        self.largest_body: int | None = None
+        """In bytes; what is larger is answered as nginx does beyond client_max_body_size."""
         self._server = _Server(self)
         self._lagging: list[_Server] = []
 
@@ -573,6 +576,9 @@ class _Handler(_ForwardingHandler):
             self._count(rule)
             raise _Dropped
         body = self.rfile.read(request.length)
+        largest = self.server.proxy.largest_body
+        if largest is not None and len(body) > largest:
+            return _Answer(413, [("Content-Type", "text/html")], b"").with_body(_TOO_LARGE)
         if rule is None:
             return self._forward(request, body)
         if rule.fault is Fault.ODD:

@@ -21,7 +21,7 @@ from mirrorfs.replication.publishing.replica import holds
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
-from mirrorfs.replication.work.problems import CannotMirror
+from mirrorfs.replication.work.problems import CannotMirror, Problems
 from mirrorfs.state.chunks import ChunkState
 from mirrorfs.steps import reach
 
@@ -43,6 +43,7 @@ class ChunkMirror:
         tree: Tree,
         bucket: Bucket,
         state: CommittedState,
+        problems: Problems,
         *,
         parallel: int,
         healed: Callable[[bytes], None],
@@ -56,6 +57,7 @@ class ChunkMirror:
         self._tree = tree
         self._bucket = bucket
         self._state = state
+        self._problems = problems
         self._healed = healed
         self._look_again = look_again
         self._kept_by_pins: set[bytes] = set()
@@ -184,10 +186,13 @@ class ChunkMirror:
             checksum = calculate_crc32c(data)
             if known is not None and (known.size, known.crc32c) == (len(data), checksum):
                 return
+            foreseen = self._problems.foreseen(chunk_path(digest), len(data), (digest,))
+            if foreseen is not None:
+                raise foreseen
             try:
                 await self._put(digest, data, checksum, known)
             except (StoreRejected, ConfirmationFailed) as error:
-                raise CannotMirror(chunk_path(digest), str(error), (digest,)) from error
+                raise self._problems.refusal(chunk_path(digest), error, size=len(data), chunks=(digest,)) from error
         self._healed(digest)
 
     async def _put(self, digest: bytes, data: bytes, checksum: int, known: ChunkState | None) -> None:

@@ -134,7 +134,7 @@ class SnapshotPublication:
                 await self._publish(snapshot, local, at_a_glance)
                 await self._settle_extras(snapshot, local)
             except (StoreRejected, ConfirmationFailed) as error:
-                raise CannotMirror(snapshot.path, str(error)) from error
+                raise self._problems.refusal(snapshot.path, error) from error
             return True
 
     def listed_files(self, snapshot: SnapshotId) -> Mapping[str, str] | None:
@@ -218,7 +218,7 @@ class SnapshotPublication:
             await self._groups.settle(group)
         except CannotMirror as failure:
             # The snapshot is complete without it.
-            await self._problems.note(failure.name, failure.reason)
+            await self._problems.note(failure.name, failure.reason, failure.code)
 
     def _is_as_published(self, snapshot: SnapshotId, known: SnapshotState, local: LocalManifest) -> bool:
         return (
@@ -328,6 +328,10 @@ class SnapshotPublication:
 
     def _incomplete(self, snapshot: SnapshotId, failures: list[CannotMirror]) -> CannotMirror:
         digests = tuple(digest for failure in failures for digest in failure.chunks)
+        codes = {failure.code for failure in failures}
+        if len(codes) == 1 and "" not in codes:
+            # It waits for the end of that condition, and is no problem of its own.
+            return CannotMirror(snapshot.path, failures[0].reason, digests, failures[0].code)
         named = "; ".join(str(failure) for failure in failures[:_NAMED_CHUNKS])
         more = f"; and {len(failures) - _NAMED_CHUNKS} more" if len(failures) > _NAMED_CHUNKS else ""
         return CannotMirror(snapshot.path, f"{len(failures)} of its chunks cannot be sent: {named}{more}", digests)

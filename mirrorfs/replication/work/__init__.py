@@ -9,5 +9,6 @@ told and tried again, not lost. It knows nothing of how an item is handled: `dra
 Read `items` (what a name means as work), `worklist` (what waits, and in which order), `drain` (from the journal to the
 workers, and the position); then what all rooms stand on: `commits` (what is known, and changing it), `bucket` (the
 bucket as it is), `ownership` (what is asked before the bucket is changed), `stored` (reading back what is in it),
-`problems` (what cannot be mirrored), `exclusion` (no two on one thing).
+`problems` (what cannot be mirrored), `refused` (what the store
+refuses for one reason), `exclusion` (no two on one thing).
 """
