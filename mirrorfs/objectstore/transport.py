@@ -7,9 +7,11 @@ here and in `examination`, since boto3 takes a page of a web server for an empty
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -40,6 +42,8 @@ _BEGINNING_SIZE = 4096
 _LARGEST_DOCUMENT = 64 * 1024 * 1024
 # What boto3 is given instead of the answer: it has nothing in it that could be misunderstood.
 _PLACEHOLDER = b"<Answered/>"
+_PROXY_WANTS_A_PASSWORD = 407
+_IS_CLOSED = "it wants a name and password"
 _FINGERPRINT_SEEN = re.compile(r'got "?([0-9a-fA-F]+)"?')
 
 
@@ -149,6 +153,8 @@ class Transport:
         if under_way.is_overdue:
             # The end of a connection that was broken is also the end of a body without an announced length.
             raise self._overdue(under_way)
+        if status == _PROXY_WANTS_A_PASSWORD and (proxy := self._proxy_for(request.url)) is not None:
+            raise _stopped_by(proxy, _IS_CLOSED)
         return Answer(operation, status, headers, received, time.monotonic() - began, sent_at)
 
     def _send_and_receive(
@@ -221,10 +227,8 @@ class Transport:
     def _failure(self, error: Exception, url: str) -> TransportFailed:
         cause = innermost_cause(error)
         if isinstance(error, urllib3.exceptions.ProxyError):
-            proxy = shown_url(self._proxy_for(url) or "")
-            if "407" in str(error):
-                cause = "it wants a name and password"
-            return TransportFailed(f"the proxy {proxy} does not let us through: {cause}", StoreReason.PROXY_FAILED)
+            is_closed = str(_PROXY_WANTS_A_PASSWORD) in str(error)
+            return _stopped_by(self._proxy_for(url) or "", _IS_CLOSED if is_closed else cause)
         if isinstance(error, urllib3.exceptions.SSLError):
             fingerprint = _FINGERPRINT_SEEN.search(str(error))
             if self._options.fingerprint is not None and fingerprint is not None:
@@ -253,9 +257,22 @@ def _pool_settings(options: StoreOptions, ca_bundle: str | None, parallelism: in
         # As in PBS: a certificate that is known needs nobody to vouch for it.
         return {**settings, "cert_reqs": "CERT_NONE", "assert_fingerprint": options.fingerprint}
     path = ca_bundle or str(botocore.httpsession.get_cert_path(True))
+    _check_certificates(path)
+    return {**settings, "cert_reqs": "CERT_REQUIRED", "ca_certs": path}
+
+
+def _check_certificates(path: str) -> None:
+    """Raises OSError for a file that would only be missed, and not be named, at the first request."""
     with open(path, "rb"):
-        # One that cannot be read would only be missed at the first request.
-        return {**settings, "cert_reqs": "CERT_REQUIRED", "ca_certs": path}
+        pass
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise OSError(errno.EINVAL, "there is no certificate (PEM) in it that could be used", path) from None
+
+
+def _stopped_by(proxy: str, cause: str) -> TransportFailed:
+    return TransportFailed(f"the proxy {shown_url(proxy)} does not let us through: {cause}", StoreReason.PROXY_FAILED)
 
 
 def _make_manager(proxy: str | None, settings: Mapping[str, Any]) -> urllib3.PoolManager:
