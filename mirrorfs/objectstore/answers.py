@@ -90,6 +90,21 @@ class PutReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class Precondition:
+    """What has to stand below a key for a PUT to be done: an object of this ETag, or none at all.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+    """
+
+    etag: str | None
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """As boto3 names it."""
+        return {"IfNoneMatch": "*"} if self.etag is None else {"IfMatch": f'"{self.etag}"'}
+
+
+@dataclass(frozen=True, slots=True)
 class ListPage:
     """A part of a listing, in no order that could be relied upon, and the token of the next part (None at the end)."""
 

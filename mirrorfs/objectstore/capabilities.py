@@ -42,7 +42,8 @@ class ObjectLockRule:
 class StoreCapabilities:
     """What `ObjectStore.probe` has seen; nothing is taken on trust.
 
-    `copies`: the store copies an object by itself. `versioned`: a DELETE or PUT leaves the earlier version of an object
+    `copies`: the store copies an object by itself. `conditional_puts`: it puts no object where another stands, if it is
+    told to. `versioned`: a DELETE or PUT leaves the earlier version of an object
     behind. `object_lock`: None where the bucket has no Object Lock, or where it may not be asked for.
     """
 
@@ -52,6 +53,7 @@ class StoreCapabilities:
     head_returns_crc32c: bool
     etag_is_md5: bool
     copies: bool = False
+    conditional_puts: bool = False
     versioned: bool = False
     object_lock: ObjectLockRule | None = None
 

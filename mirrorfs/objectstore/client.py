@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mirrorfs.objectstore import documents, listings
-from mirrorfs.objectstore.answers import MD5_ETAG, CheckBeginning, PutReceipt, StoredObject
+from mirrorfs.objectstore.answers import MD5_ETAG, CheckBeginning, Precondition, PutReceipt, StoredObject
 from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import (
     BodyDamaged,
     CopyUnsupported,
+    ObjectChanged,
     ObjectMissing,
     StoreError,
     StoreReason,
@@ -58,6 +59,8 @@ _CODES_OF_AN_UNKNOWN_HEADER = UNSUPPORTED_CODES | {
     "400",
     "417",
 }
+# The last: somebody else was just putting it.
+_CODES_OF_A_PRECONDITION = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
 
 
 class S3Client(LockRequests):
@@ -94,18 +97,54 @@ class S3Client(LockRequests):
 
     # -- objects -------------------------------------------------------------------------------------------
 
-    def put_object(self, key: str, body: bytes, *, crc32c: int | None, md5: bytes | None) -> PutReceipt:
+    def put_object(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        crc32c: int | None,
+        md5: bytes | None,
+        precondition: Precondition | None = None,
+    ) -> PutReceipt:
         """Stores an object in one request, with checksums of the body for the store to compare.
 
         Where they do not fit, a store that honours them refuses: StoreRejected, mostly as ChecksumRefused. A store
-        that refuses the header of the CRC32C as such gets the object, and all later ones, without it.
+        that refuses the header of the CRC32C, or a precondition, as such gets the object, and all later ones, without.
+        Raises ObjectChanged where the precondition is not met.
         """
+        if precondition is None or self.features.refuses(Feature.CONDITIONAL_PUT):
+            return self._put(key, body, crc32c, md5)
+        try:
+            return self._put(key, body, crc32c, md5, precondition)
+        except ObjectMissing as error:
+            raise ObjectChanged(error.action, error.cause) from None
+        except StoreRejected as error:
+            if error.code in _CODES_OF_A_PRECONDITION:
+                raise ObjectChanged(error.action, error.cause, code=error.code) from None
+            if error.code not in _CODES_OF_AN_UNKNOWN_HEADER:
+                raise
+            refusal = error
+        try:
+            receipt = self._put(key, body, crc32c, md5)
+        except StoreRejected:
+            # It is not the precondition that it refuses.
+            raise refusal from None
+        self.features.note_refusal(Feature.CONDITIONAL_PUT, refusal.cause)
+        return receipt
+
+    def _put(
+        self, key: str, body: bytes, crc32c: int | None, md5: bytes | None, precondition: Precondition | None = None
+    ) -> PutReceipt:
         headers = self._headers_of_new_object(key)
+        if precondition is not None:
+            headers |= precondition.parameters
+        # Of what is to take an object's place S3 says so when there is none.
+        may_be_missing = precondition is not None and precondition.etag is not None
         if md5 is not None:
             headers["ContentMD5"] = base64.b64encode(md5).decode("ascii")
 
         def put(checksum: Mapping[str, Any]) -> Answer:
-            with self._connection.requesting(f"store {key} in", key, writes=True) as request:
+            with self._connection.requesting(f"store {key} in", key, writes=not may_be_missing) as request:
                 request.boto.put_object(Bucket=self.bucket, Key=key, Body=body, **headers, **checksum)
                 return request.answer()
 

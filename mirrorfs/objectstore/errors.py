@@ -183,6 +183,10 @@ class CopyUnsupported(StoreRejected):
     """The store does not copy objects by itself."""
 
 
+class ObjectChanged(StoreRejected):
+    """What stands there is not what the object was to take the place of: somebody else has put or deleted it."""
+
+
 class ObjectLocked(StoreRejected):
     """The store keeps this object as it is until its retention is over, whoever asks."""
 

@@ -15,6 +15,7 @@ class Feature(Enum):
     CHECKSUMS = "checksum-headers"
     MULTI_DELETE = "multi-object-delete"
     COPY = "server-side-copy"
+    CONDITIONAL_PUT = "conditional-put"
     VERSIONING_QUESTION = "versioning-question"
     OBJECT_LOCK_QUESTION = "object-lock-question"
 
@@ -28,6 +29,9 @@ _REPLACEMENTS = {
     Feature.CHECKSUMS: "uploads are sent without x-amz-checksum headers, with Content-MD5 alone",
     Feature.MULTI_DELETE: "objects are deleted one by one",
     Feature.COPY: "objects are sent again instead of being copied in the bucket",
+    Feature.CONDITIONAL_PUT: (
+        "of two mirrors that claim the same name at one moment, both may believe to have it until they look again"
+    ),
     Feature.VERSIONING_QUESTION: "the bucket is taken to keep no versions",
     Feature.OBJECT_LOCK_QUESTION: "the bucket is taken to have no Object Lock",
 }

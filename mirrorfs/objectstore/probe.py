@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from mirrorfs.objectstore.answers import PutReceipt, StoredObject
+from mirrorfs.objectstore.answers import Precondition, PutReceipt, StoredObject
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.deletions import Deletions
-from mirrorfs.objectstore.errors import StoreError, StoreRejected, StoreUnavailable
+from mirrorfs.objectstore.errors import ObjectChanged, StoreError, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.features import Feature
 from mirrorfs.objectstore.patience import PatientRequests
 from mirrorfs.objectstore.uploads import SAMPLE_BODY, Expected, Sent, Uploads
@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 
 _PUTS_OF_A_PROBE = 5
 _TRIES_OF_A_QUESTION = 3
+_PUTS_THAT_TELL_OF_NO_CONDITION = 2
 _MD5_OF_SOMETHING_ELSE = hashlib.md5(b"other", usedforsecurity=False).digest()
 
 
@@ -50,6 +51,7 @@ class Probe:
                 head_returns_crc32c=head is not None and head.crc32c == right.crc32c,
                 etag_is_md5=head is not None and head.etag == right.md5.hex(),
                 copies=await self._copies(right.key, copy.expected),
+                conditional_puts=head is not None and await self._keeps_what_stands(right),
                 # There is no Object Lock without versions, even where only the one may be asked for.
                 versioned=object_lock is not None
                 or bool(await self._ask(Feature.VERSIONING_QUESTION, client.is_versioned)),
@@ -73,6 +75,26 @@ class Probe:
             # One object that is lost or not seen yet must not make every later upload expensive.
             await self._requests.pause(attempt)
         return receipt, head
+
+    async def _keeps_what_stands(self, sent: Sent) -> bool:
+        """Whether an object that stands there is kept when another is to be put only where there is none."""
+        client = self._requests.client
+        # One alone that is answered with success may be one that somebody before the store has taken, and dropped.
+        for _ in range(_PUTS_THAT_TELL_OF_NO_CONDITION):
+            try:
+                await self._uploads.write(
+                    lambda: client.put_object(
+                        sent.key, sent.body, crc32c=sent.crc32c, md5=None, precondition=Precondition(None)
+                    )
+                )
+            except ObjectChanged:
+                return True
+            if client.features.refuses(Feature.CONDITIONAL_PUT):
+                return False
+        client.features.note_refusal(
+            Feature.CONDITIONAL_PUT, "nothing, and put an object in the place of another that it was to keep"
+        )
+        return False
 
     async def _copies(self, source_key: str, expected: Expected) -> bool:
         client = self._requests.client

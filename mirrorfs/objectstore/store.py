@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
-from mirrorfs.objectstore.answers import CheckBeginning, Retention, StoredObject, StoredVersion
+from mirrorfs.objectstore.answers import CheckBeginning, Precondition, Retention, StoredObject, StoredVersion
 from mirrorfs.objectstore.capabilities import UNPROVEN, LockMode, StoreCapabilities
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.deletions import Deletions
@@ -99,6 +99,20 @@ class ObjectStore:
         self.uploaded_bytes += len(body)
         self.uploaded_objects += 1
         return stored
+
+    async def put_over(self, key: str, body: bytes, etag: str | None) -> None:
+        """As `put`, if the object of this ETag still stands there; None: if none does.
+
+        The body must be one that nobody else would put. A store that has no such PUTs, or whose ETag is empty, gets a
+        plain one: `done_without` names it then.
+        Raises ObjectChanged when something else stands there, and ConfirmationFailed as `put` does.
+        """
+        if etag == "":
+            await self._uploads.put(key, body)
+        else:
+            await self._uploads.put_over(key, body, Precondition(etag))
+        self.uploaded_bytes += len(body)
+        self.uploaded_objects += 1
 
     async def copy(
         self,

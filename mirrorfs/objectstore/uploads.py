@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import trio
 
-from mirrorfs.objectstore.answers import MD5_ETAG, PutReceipt, StoredObject
+from mirrorfs.objectstore.answers import MD5_ETAG, Precondition, PutReceipt, StoredObject
 from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
 from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import (
     ChecksumRefused,
     ConfirmationFailed,
     CopyUnsupported,
+    ObjectChanged,
     ObjectLocked,
     ObjectMissing,
     ObjectTooLarge,
@@ -25,6 +26,7 @@ from mirrorfs.objectstore.errors import (
     StoreRejected,
     StoreUnavailable,
 )
+from mirrorfs.objectstore.features import Feature
 from mirrorfs.objectstore.patience import PatientRequests
 from mirrorfs.objectstore.reading import Reading
 
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 _PUTS_BEFORE_CONFIRMATION_FAILS = 5
 _ETAGS_THAT_TELL_A_CHANGE = 3
 _SAMPLE_SECONDS = 60.0
+_WRONG_REFUSALS_THAT_TELL = 2
 _LAST_MODIFIED_TOLERANCE = 2.0
 """In seconds: one that the headers have no digits for, and one that the clocks inside a store may differ by."""
 SAMPLE_BODY = b"mirrorfs asks what this store honours; this object is deleted at once.\n"
@@ -94,6 +97,25 @@ class Uploads:
         sent = await self._requests.in_thread(lambda: Sent.seal(key, body), may_abandon=True)
         return await self._store(f"store {key} in", sent.expected, lambda: self._put_once(sent))
 
+    async def put_over(self, key: str, body: bytes, precondition: Precondition) -> None:
+        """See `ObjectStore.put_over`."""
+        sent = await self._requests.in_thread(lambda: Sent.seal(key, body), may_abandon=True)
+        for _ in range(_WRONG_REFUSALS_THAT_TELL):
+            try:
+                await self._store(f"store {key} in", sent.expected, lambda: self._put_once(sent, precondition))
+                return
+            except ObjectChanged as error:
+                # It may be our own that stands there: an answer was lost, or an old view was taken for the new one.
+                if await self.holds(sent.expected):
+                    return
+                head = await self._requests.read(lambda: self._requests.client.head_object(key))
+                if precondition.etag != (None if head is None else head.etag):
+                    raise
+                refusal = error
+        # It refuses what it should not, as one whose ETags are others each time that they are asked for.
+        self._requests.client.features.note_refusal(Feature.CONDITIONAL_PUT, refusal.cause)
+        await self.put(key, body)
+
     async def copy(self, source_key: str, key: str, *, size: int, crc32c: int, body_md5: bytes | None) -> StoredObject:
         """See `ObjectStore.copy`."""
         md5 = body_md5.hex() if body_md5 is not None else await self._md5_of_source(source_key)
@@ -110,11 +132,11 @@ class Uploads:
         # Of an object that was put in parts, it is none.
         return source.etag if MD5_ETAG.fullmatch(source.etag) else None
 
-    async def _put_once(self, sent: Sent) -> PutReceipt:
+    async def _put_once(self, sent: Sent, precondition: Precondition | None = None) -> PutReceipt:
         client = self._requests.client
 
         def send() -> PutReceipt:
-            return client.put_object(sent.key, sent.body, crc32c=sent.crc32c, md5=sent.md5)
+            return client.put_object(sent.key, sent.body, crc32c=sent.crc32c, md5=sent.md5, precondition=precondition)
 
         self._requests.observe("before-put", [sent.key])
         receipt = await self._requests.repeat_write(_Sending(self, sent.expected, send).once)
@@ -136,7 +158,7 @@ class Uploads:
         """Tries it once. A refusal that meets any object is an outage: StoreUnavailable."""
         try:
             return await self._requests.in_thread(request, may_abandon=False)
-        except (ChecksumRefused, CopyUnsupported, ObjectLocked):
+        except (ChecksumRefused, CopyUnsupported, ObjectChanged, ObjectLocked):
             raise
         except StoreRejected as refusal:
             if await self._refuses_a_sample_too(refusal):

@@ -103,6 +103,7 @@ class UploaderStatus:
             "last_error": None if error is None else str(error),
             "last_error_at": condition.last_error_at,
             "confirmation": self._store.capabilities.confirmation.value,
+            "conditional_puts": self._store.capabilities.conditional_puts,
             "versioned": self._store.capabilities.versioned,
             "object_lock": self._store.capabilities.object_lock is not None,
             "clock_difference": self._clock.difference,

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.objectstore.answers import CheckBeginning, PutReceipt, StoredObject
+from mirrorfs.objectstore.answers import CheckBeginning, Precondition, PutReceipt, StoredObject
 from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing
@@ -40,7 +40,15 @@ class ForgetfulClient(S3Client):
         self.puts = 0
         self.held: dict[str, bytes] = {}
 
-    def put_object(self, key: str, body: bytes, *, crc32c: int | None, md5: bytes | None) -> PutReceipt:
+    def put_object(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        crc32c: int | None,
+        md5: bytes | None,
+        precondition: Precondition | None = None,
+    ) -> PutReceipt:
         self.puts += 1
         if self.puts > self.lies:
             self.held[key] = body
@@ -152,7 +160,15 @@ class BackwardClient(ForgetfulClient):
         self.seconds = seconds
         self.gets = 0
 
-    def put_object(self, key: str, body: bytes, *, crc32c: int | None, md5: bytes | None) -> PutReceipt:
+    def put_object(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        crc32c: int | None,
+        md5: bytes | None,
+        precondition: Precondition | None = None,
+    ) -> PutReceipt:
         receipt = super().put_object(key, body, crc32c=crc32c, md5=md5)
         return dataclasses.replace(receipt, began_at=1000.0)
 

@@ -20,7 +20,14 @@ from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.answers import CheckBeginning, StoredObject
 from mirrorfs.objectstore.capabilities import StoreCapabilities
-from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge, StoreError, StoreRejected
+from mirrorfs.objectstore.errors import (
+    CopyUnsupported,
+    ObjectChanged,
+    ObjectMissing,
+    ObjectTooLarge,
+    StoreError,
+    StoreRejected,
+)
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.comparing.differences import Difference
 from mirrorfs.replication.comparing.inspection import no_report
@@ -107,6 +114,19 @@ class FakeStore:
         self._changed("put", key)
         self._step()
         return _stored(key, body)
+
+    async def put_over(self, key: str, body: bytes, etag: str | None) -> None:
+        # What waits at a gate is judged by what stands there then.
+        await self._begin("put", key)
+        standing = self.objects.get(key)
+        if etag != (None if standing is None else _stored(key, standing).etag):
+            raise ObjectChanged(f"store {key}", "something else stands there")
+        if key in self.rejected:
+            raise StoreRejected(f"store {key}", "it is refused")
+        self._step()
+        self.objects[key] = body
+        self._changed("put", key)
+        self._step()
 
     async def copy(
         self, source_key: str, key: str, *, size: int, crc32c: int, body_md5: bytes | None = None

@@ -11,6 +11,7 @@ HONEST = StoreCapabilities(
     head_returns_crc32c=True,
     etag_is_md5=True,
     copies=True,
+    conditional_puts=True,
 )
 
 ENOUGH = 2**25

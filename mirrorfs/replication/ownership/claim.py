@@ -22,7 +22,7 @@ from mirrorfs.datastore.json_input import parse_json
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.limits import LONGEST_RECORD
 from mirrorfs.datastore.quoting import cut
-from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge
+from mirrorfs.objectstore.errors import ObjectChanged, ObjectMissing, ObjectTooLarge
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.identity import Identity
@@ -37,6 +37,7 @@ _MACHINE_ID = "/etc/machine-id"
 _OPTIONAL_FIELDS = ("taken_from", "in_use")
 # In characters; a path of Linux has at most 4,096 bytes, and `in_use` holds one and a host name.
 _LONGEST_FIELD = 8192
+_MOST_RACES = 5
 
 
 class ClaimRefused(Exception):
@@ -110,6 +111,19 @@ async def claim_prefix(bucket: Bucket, identity: Identity, state: CommittedState
         ClaimUnreadable: it cannot be told.
         StoreError: the store cannot tell.
     """
+    for _ in range(_MOST_RACES):
+        try:
+            return await _claim_what_stands(bucket, identity, state, take_over=take_over)
+        except ObjectChanged as race:
+            log.warning("somebody else was claiming the name in the bucket at the same moment: looking again. %s", race)
+    raise ClaimUnreadable(
+        f"the claim of s3://{identity.bucket}/{identity.prefix} was changed {_MOST_RACES} times while this mirror was "
+        "making its own: several mirrors are being started with --take-over"
+    )
+
+
+async def _claim_what_stands(bucket: Bucket, identity: Identity, state: CommittedState, *, take_over: bool) -> Claim:
+    """As `claim_prefix`. Raises ObjectChanged when somebody else has put one of the two objects since the look."""
     reach("claim.begun")
     found = await _look(bucket, identity, state)
     if found.other is not None and not take_over:
@@ -128,9 +142,10 @@ async def claim_prefix(bucket: Bucket, identity: Identity, state: CommittedState
     assert own.in_use is not None
     # Before the claim, which says that it was put.
     if found.in_use != own.in_use:
-        await bucket.store.put(bucket.layout.in_use_key, json.dumps({"hostname": own.in_use}).encode())
+        in_use = json.dumps({"hostname": own.in_use}).encode()
+        await bucket.store.put_over(bucket.layout.in_use_key, in_use, found.in_use_etag)
         reach("claim.in-use-put")
-    await bucket.store.put(bucket.layout.own_key(CLAIM_NAME), own.encode())
+    await bucket.store.put_over(bucket.layout.own_key(CLAIM_NAME), own.encode(), found.claim_etag)
     reach("claim.after-put")
     claimed, held = replace(identity, mirror_id=own.mirror_id), own.in_use
     await state.apply(lambda transaction: transaction.identity.set_claimed(claimed, own.epoch, held))
@@ -154,7 +169,8 @@ class _Found:
     """What stands in the bucket, beside what this mirror would put there.
 
     `other` is the host in `.in-use` that is not this mirror's. `used_by` is who has used the prefix since this mirror
-    did, as far as that is to be seen. `is_latest`: the claim that stands is the one that this state wrote last.
+    did, as far as that is to be seen. `is_latest`: the claim that stands is the one that this state wrote last. The
+    ETags are from before the two were read: what has them is what was read, or older.
     """
 
     own: Claim
@@ -165,6 +181,8 @@ class _Found:
     is_latest: bool
     is_new: bool
     """The state knows nothing of the bucket."""
+    claim_etag: str | None
+    in_use_etag: str | None
 
     @property
     def has_strangers(self) -> bool:
@@ -200,7 +218,9 @@ class _Found:
 
 
 async def _look(bucket: Bucket, identity: Identity, state: CommittedState) -> _Found:
+    in_use_etag = await etag_of(bucket, bucket.layout.in_use_key)
     in_use = await read_in_use(bucket)
+    claim_etag = await etag_of(bucket, bucket.layout.own_key(CLAIM_NAME))
     standing = await read_claim(bucket)
     own = _new_claim(bucket.layout, identity)
     put, noted, epochs = state.view(
@@ -216,7 +236,17 @@ async def _look(bucket: Bucket, identity: Identity, state: CommittedState) -> _F
         own = replace(own, mirror_id=standing.mirror_id)
     own = replace(own, taken_from=other if other is not None or standing is None else standing.taken_from)
     is_latest = standing is not None and standing.epoch in epochs.own
-    return _Found(own, standing, in_use, other, used_by, is_latest, is_new=epochs.current is None)
+    return _Found(
+        own,
+        standing,
+        in_use,
+        other,
+        used_by,
+        is_latest,
+        is_new=epochs.current is None,
+        claim_etag=claim_etag,
+        in_use_etag=in_use_etag,
+    )
 
 
 def _new_claim(layout: BucketLayout, identity: Identity) -> Claim:
@@ -260,6 +290,12 @@ def _forget_bucket(transaction: StateTransaction, *, has_strangers: bool) -> Non
     transaction.forget_bucket()
     if has_strangers:
         transaction.identity.set_strangers(True)
+
+
+async def etag_of(bucket: Bucket, key: str) -> str | None:
+    """Ask, before an object is read, for what tells later whether it is still the same. Raises StoreError."""
+    head = await bucket.store.head(key)
+    return None if head is None else head.etag
 
 
 async def read_claim(bucket: Bucket) -> Claim | None:

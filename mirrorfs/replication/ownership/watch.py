@@ -16,12 +16,13 @@ from typing import TypeVar
 import trio
 
 from mirrorfs.datastore.quoting import cut
-from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
+from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectChanged, StoreRejected
 from mirrorfs.replication.ownership.claim import (
     CLAIM_NAME,
     UNKNOWN_HOST,
     Claim,
     ClaimUnreadable,
+    etag_of,
     read_claim,
     read_in_use,
 )
@@ -224,9 +225,24 @@ class OwnershipWatch:
         await self._state.apply(lambda transaction: transaction.identity.set_epochs(coming))
         reach("watch.before-renewal")
         self._has_changed = self._has_removed = False
-        await self._bucket.store.put(self._bucket.layout.own_key(CLAIM_NAME), renewed.encode())
+        await self._put(renewed)
         reach("watch.after-renewal")
         await self._state.apply(lambda transaction: transaction.identity.set_renewed(renewed.epoch))
         reach("watch.renewed")
         self._claim = renewed
         self._last_renewal = self._clock()
+
+    async def _put(self, claim: Claim) -> None:
+        """Put it in the place of one that is ours; where that has become another's meanwhile, say so instead."""
+        assert self._claim is not None
+        key = self._bucket.layout.own_key(CLAIM_NAME)
+        while True:
+            etag = await etag_of(self._bucket, key)
+            verdict = self._judge(await read_claim(self._bucket), self._claim.in_use)
+            if verdict.lost is not None or verdict.stale is not None:
+                await self._end(verdict)
+            try:
+                await self._bucket.store.put_over(key, claim.encode(), etag)
+                return
+            except ObjectChanged as race:
+                log.warning("the claim was changed while a new one was put: looking again. %s", race)

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.objectstore.errors import ObjectChanged
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.ownership.claim import Claim, ClaimRefused, ClaimUnreadable, claim_prefix
 from mirrorfs.replication.work.bucket import Bucket
@@ -335,3 +336,69 @@ async def test_a_claim_that_cannot_be_read_is_never_overwritten(
         await claimants[0].claim(store, take_over=take_over)
     assert "delete" not in str(unreadable.value)
     assert store.objects == {CLAIM: content}
+
+
+# --- two at one moment
+
+
+@pytest.mark.parametrize("raced", [IN_USE, CLAIM])
+async def test_who_comes_second_at_one_moment_sees_the_first(
+    claimants: list[Claimant], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, raced: str
+) -> None:
+    store, refused = FakeStore(), trio.Event()
+    slow, quick, _ = claimants
+    gate = store.gate("put", raced)
+
+    async def come_second() -> None:
+        with pytest.raises(ClaimRefused, match="there"):
+            await slow.claim(store)
+        refused.set()
+
+    nursery.start_soon(come_second)
+    await gate.reached.wait()
+    be_on("there", monkeypatch)
+    # The one whose .in-use stands already is seen by it; it is overridden only when that is said.
+    await quick.claim(store, replace(OWN, mirror_id="quick"), take_over=raced == CLAIM)
+    first = dict(store.objects)
+    be_on("here", monkeypatch)
+    gate.opened.set()
+    with trio.fail_after(30):
+        await refused.wait()
+    assert store.objects == first
+
+
+async def test_a_take_over_that_was_raced_takes_over_all_the_same(
+    claimants: list[Claimant], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, taken = FakeStore(), trio.Event()
+    slow, quick, _ = claimants
+    gate = store.gate("put", CLAIM)
+
+    async def take_over() -> None:
+        await slow.claim(store, take_over=True)
+        taken.set()
+
+    nursery.start_soon(take_over)
+    await gate.reached.wait()
+    be_on("there", monkeypatch)
+    await quick.claim(store, replace(OWN, mirror_id="quick"), take_over=True)
+    be_on("here", monkeypatch)
+    gate.opened.set()
+    with trio.fail_after(30):
+        await taken.wait()
+    assert standing(store)["hostname"] == "here"
+    assert json.loads(store.objects[IN_USE])["hostname"].startswith("here ")
+    assert slow.has_strangers()
+
+
+@dataclass(slots=True)
+class RestlessStore(FakeStore):
+    """Somebody else always comes first."""
+
+    async def put_over(self, key: str, body: bytes, etag: str | None) -> None:
+        raise ObjectChanged(f"store {key}", "something else stands there")
+
+
+async def test_a_race_without_an_end_is_given_up(claimants: list[Claimant]) -> None:
+    with pytest.raises(ClaimUnreadable, match="several mirrors are being started"):
+        await claimants[0].claim(RestlessStore())

@@ -314,3 +314,19 @@ async def test_what_cannot_be_read_is_no_answer(watched: Watched, nursery: trio.
         await passed.wait()
     assert not watched.lost
     assert not watched.stale
+
+
+async def test_a_renewal_never_takes_the_place_of_a_claim_that_came_meanwhile(
+    watched: Watched, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace(monkeypatch, renewal=0.0)
+    gate = watched.store.gate("put", CLAIM)
+    nursery.start_soon(watched.watch.confirm_for_removal)
+    with trio.fail_after(_PATIENCE):
+        await gate.reached.wait()
+    other = replace(watched.store.claim, hostname="there", epoch="other").encode()
+    watched.store.objects[CLAIM] = other
+    gate.opened.set()
+    await until(lambda: bool(watched.lost))
+    assert "taken over" in watched.lost[0]
+    assert watched.store.objects[CLAIM] == other
