@@ -29,10 +29,12 @@ from tests.harness.statistics import Statistics
 from tests.harness.steps import MOUNT_STEPS as STEPS
 from tests.harness.sweep import sweep_steps
 from tests.harness.world import World, WorldSettings
+from tests.stores.fault_rules import Fault
 from tests.stores.server import AnyStore
 
 _ACCIDENT_FRACTION = 0.45
 _SHORTEST_ROUND, _LONGEST_ROUND = 8, 40
+_ODD_FRACTION = 0.05
 _SETTLE_FRACTION = 0.06
 _SHORTEST_RUN_WITH_SWEEP = 900.0
 _RESTORE_FRACTION = 0.25
@@ -151,6 +153,9 @@ def _sweep(world: World, choice: random.Random, history: list[str], steps: Seque
 def _live(world: World, choice: random.Random, history: list[str], over: float | None) -> None:
     happenings = choice.randint(_SHORTEST_ROUND, _LONGEST_ROUND)
     noted_at = choice.randrange(happenings) if world.keeps_versions else None
+    if "proxy" in world.offers:
+        # Until the next storm or quiet. Each round has it, and mounts, claims and probes under it.
+        world.proxy.storm(choice.randrange(2**31), [Fault.ODD], probability=_ODD_FRACTION)
     for number in range(happenings):
         # Each happening has a source of its own: how much it draws does not change what comes after it.
         own = random.Random(choice.randrange(2**63))

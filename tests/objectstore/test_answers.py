@@ -231,7 +231,7 @@ def _given_by(odd: OddAnswer, request: AWSPreparedRequest, sent: bytes) -> Given
     elif "?delete" in url:
         kind, answer = "delete", (200, {}, _DELETED)
     elif "?" in url and request.method != "HEAD":
-        return 501, {}, b"<Error><Code>NotImplemented</Code></Error>"
+        kind, answer = "question", (501, {}, b"<Error><Code>NotImplemented</Code></Error>")
     elif "a%253A1" in url:
         # What nobody has put; asked for by whoever has taken a listing at its word.
         return 404, {"x-amz-request-id": "1"}, b""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import pytest
 
+from mirrorfs.objectstore.errors import StoreRejected
 from tests.objectstore.conftest import open_at
 from tests.stores.capabilities import ENOUGH, HONEST
 from tests.stores.fault_proxy import FaultProxy
@@ -23,6 +24,10 @@ async def test_an_odd_answer_now_and_then_hurts_nothing(
     kinds = ODD_ANSWERS[name].requests
     if "PUT" in kinds:
         fault_proxy.odd(name, "PUT", "?*", times=1)
+    if ODD_ANSWERS[name].refuses_object:
+        # An error of its own; once more is for whoever asked.
+        with suppress(StoreRejected):
+            await objects.put(f"{prefix}/a:1", b"content")
     await objects.put(f"{prefix}/a:1", b"content")
     fault_proxy.clear()
     for method in kinds & {"GET", "HEAD"}:
@@ -42,3 +47,17 @@ async def test_an_odd_answer_now_and_then_hurts_nothing(
     await objects.delete([f"{prefix}/a:1"])
     fault_proxy.clear()
     assert await objects.head(f"{prefix}/a:1") is None
+    if "question" in kinds:
+        fault_proxy.odd(name, "GET", "", times=2)
+        await objects.probe(prefix)
+
+
+async def test_an_answer_that_trickles_is_read_to_its_end(
+    fault_proxy: FaultProxy, shared_bucket: str, prefix: str, credentials: None
+) -> None:
+    objects = open_at(fault_proxy.endpoint_url, shared_bucket)
+    body = b"content" * 1000
+    await objects.put(f"{prefix}/a", body)
+    rule = fault_proxy.trickle(0.5, times=1)
+    assert await objects.get(f"{prefix}/a", ENOUGH) == body
+    assert rule.reached.is_set()

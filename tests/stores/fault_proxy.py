@@ -30,6 +30,7 @@ from tests.stores.odd_answers import ODD_ANSWERS
 __all__ = ["WEATHER", "Fault", "FaultProxy", "Rule", "SeenRequest"]
 
 _TIMEOUT = 60.0
+_PIECES = 10
 _REQUESTS_REMEMBERED = 100_000
 _TOO_LARGE = b"<html><head><title>413 Request Entity Too Large</title></head><body>nginx</body></html>"
 _HOP_HEADERS = frozenset({"connection", "keep-alive", "expect", "transfer-encoding", "content-length"})
@@ -44,6 +45,7 @@ _FAULTS_AFTER = frozenset(
         Fault.CORRUPT_ANSWER,
         Fault.STALE_HEAD,
         Fault.SKEW,
+        Fault.TRICKLE,
     }
 )
 _ANSWERS = frozenset({Fault.ANSWER, Fault.SERVER_ERROR, Fault.SLOW_DOWN, Fault.DENY})
@@ -199,6 +201,10 @@ class FaultProxy:
     def skew(self, seconds: float, method: str = "*", key_pattern: str = "*", *, times: int | None = None) -> Rule:
         """See Fault.SKEW; in the future when positive."""
         return self._add(Rule(Fault.SKEW, method, key_pattern, times, seconds=seconds))
+
+    def trickle(self, seconds: float, key_pattern: str = "?*", *, times: int | None = None) -> Rule:
+        """See Fault.TRICKLE; for a GET."""
+        return self._add(Rule(Fault.TRICKLE, "GET", key_pattern, times, seconds=seconds))
 
     def storm(
         self,
@@ -439,6 +445,8 @@ class _Answer:
     headers: list[tuple[str, str]]
     body: bytes
     is_cut: bool = False
+    pause: Callable[[], object] | None = None
+    """What is done between small pieces of the body; None sends it whole."""
 
     def header(self, name: str) -> str | None:
         return next((value for found, value in self.headers if found.lower() == name.lower()), None)
@@ -530,10 +538,19 @@ class _ForwardingHandler(BaseHTTPRequestHandler, abc.ABC):
             for name, value in answer.headers:
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer.body)
+            self._write(answer)
         if answer is None or answer.is_cut:
             self.close_connection = True
             _break(self.connection)
+
+    def _write(self, answer: _Answer) -> None:
+        if answer.pause is None:
+            self.wfile.write(answer.body)
+            return
+        size = len(answer.body) // _PIECES + 1
+        for at in range(0, len(answer.body), size):
+            self.wfile.write(answer.body[at : at + size])
+            answer.pause()
 
 
 class _LaggingHandler(_ForwardingHandler):
@@ -652,6 +669,8 @@ class _Handler(_ForwardingHandler):
             case Fault.CORRUPT_ANSWER if body and answer.status == 200:
                 at = len(body) // 2
                 return replace(answer, body=body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
+            case Fault.TRICKLE if body:
+                return replace(answer, pause=lambda: rule.wait_for_release(rule.seconds / _PIECES))
             case Fault.STALE_HEAD:
                 return self._stale_head(rule, request, answer)
             case Fault.SKEW:

@@ -36,6 +36,7 @@ class Fault(Enum):
     STALE_LIST = "a ListObjectsV2 is answered as `Rule.seconds` ago: without new keys, with deleted ones"
     SKEW = "the Date header of the answer is off by `Rule.seconds`"
     ODD = "the answer is one that S3 does not give: `Rule.odd` of the catalogue in odd_answers"
+    TRICKLE = "the answer comes in small pieces, over `Rule.seconds`"
     DELAY = "the request is forwarded after `Rule.seconds`"
     HOLD = "the request is forwarded when the rule is released, unless its sender is gone by then"
     HOLD_AFTER = "the store has done it; the answer is forwarded when the rule is released"
@@ -61,6 +62,7 @@ WEATHER = (
     Fault.STALE_HEAD,
     Fault.STALE_LIST,
     Fault.ODD,
+    Fault.TRICKLE,
     Fault.DELAY,
 )
 """The kinds that a storm can bring: those that end by themselves."""
@@ -87,7 +89,7 @@ class Shape:
             case Fault.CORRUPT | Fault.LOSE:
                 is_put = self.method == "PUT" and self.key != "" and self.is_of_content
                 return is_put and (self.has_body or fault is Fault.LOSE)
-            case Fault.TRUNCATE | Fault.SHORTEN:
+            case Fault.TRUNCATE | Fault.SHORTEN | Fault.TRICKLE:
                 return self.method == "GET"
             case Fault.CORRUPT_ANSWER:
                 # Nothing in a listing could tell that a key in it is not the one that was sent.
@@ -104,10 +106,14 @@ class Shape:
     def odd_answers(self) -> list[str]:
         """The names of the odd answers that can be given to such a request."""
         if self.key:
-            kind = self.method if self.is_of_content else ""
+            kind = self.method if self.is_of_content else "question"
         else:
-            kind = "listing" if self.is_listing else "delete" if self.method == "POST" else ""
-        return [odd.name for odd in ODD_ANSWERS.values() if kind in odd.requests]
+            kind = "listing" if self.is_listing else "delete" if self.method == "POST" else "question"
+        return [
+            odd.name
+            for odd in ODD_ANSWERS.values()
+            if kind in odd.requests and (odd.keys == "*" or fnmatch.fnmatchcase(self.key, odd.keys))
+        ]
 
 
 @dataclass(slots=True)
@@ -192,7 +198,7 @@ class Storm:
             case Fault.ODD:
                 names = shape.odd_answers()
                 rule.odd = names[int(oddity * len(names))]
-            case Fault.DELAY:
+            case Fault.DELAY | Fault.TRICKLE:
                 rule.seconds = wait
             case Fault.STALE_HEAD | Fault.STALE_LIST:
                 rule.seconds = staleness

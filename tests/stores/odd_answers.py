@@ -20,15 +20,19 @@ XHTML = b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><body>
 
 @dataclass(frozen=True, slots=True)
 class OddAnswer:
-    """One kind. `methods` are those that it is given to, on keys, on the bucket ("listing", "delete"), or both.
+    """One kind. `requests` are those that it is given to: methods on keys, "listing", "delete", and "question".
 
-    `instead` says that the store is not to see the request: what answers so has not passed it on.
+    A question is one about versions, locks and retentions. `instead` says that the store is not to see the request:
+    what answers so has not passed it on. `keys` is a pattern (fnmatch) of those that it is given to, when drawn.
+    `refuses_object`: it is a refusal of this object for good, which whoever asked has to try again.
     """
 
     name: str
     requests: frozenset[str]
     change: Change
     instead: bool = False
+    keys: str = "*"
+    refuses_object: bool = False
 
 
 def _page(status: int, body: bytes, content_type: str, **headers: str) -> Change:
@@ -73,6 +77,11 @@ def _with_an_odd_date(status: int, headers: Headers, body: bytes) -> tuple[int, 
     return status, {**headers, "last-modified": "?"}, body
 
 
+def _under_kms(status: int, headers: Headers, body: bytes) -> tuple[int, Headers, bytes]:
+    status, headers, body = _etag(lambda etag: f'"{etag[::-1]}"')(status, headers, body)
+    return status, {**headers, "x-amz-server-side-encryption": "aws:kms"}, body
+
+
 def _half(_: int, headers: Headers, body: bytes) -> tuple[int, Headers, bytes]:
     return 206, headers, body[: len(body) // 2]
 
@@ -82,27 +91,40 @@ _LISTING = frozenset({"listing"})
 _DELETE = frozenset({"delete"})
 _PUT = frozenset({"PUT"})
 _ALL = _READS | _LISTING | _DELETE | _PUT
+_QUESTION = frozenset({"question"})
+_EVERY = _ALL | _QUESTION
+_CHUNKS = "*/.chunks/*"
 
 ODD_ANSWERS: Mapping[str, OddAnswer] = {
     odd.name: odd
     for odd in (
         # -- not S3 at all
-        OddAnswer("a page with 200", _ALL, _page(200, PAGE, "text/html; charset=utf-8"), instead=True),
-        OddAnswer("an XHTML page with 200", _LISTING | _DELETE, _page(200, XHTML, "application/xml"), instead=True),
-        OddAnswer("JSON with 200", _LISTING | _DELETE, _page(200, b'{"ok": true}', "application/json"), instead=True),
+        OddAnswer("a page with 200", _EVERY, _page(200, PAGE, "text/html; charset=utf-8"), instead=True),
+        OddAnswer(
+            "an XHTML page with 200", _LISTING | _DELETE | _QUESTION, _page(200, XHTML, "application/xml"), instead=True
+        ),
+        OddAnswer(
+            "JSON with 200",
+            _LISTING | _DELETE | _QUESTION,
+            _page(200, b'{"ok": true}', "application/json"),
+            instead=True,
+        ),
         OddAnswer("nothing with 200", _LISTING | _DELETE, _page(200, b"", "application/xml"), instead=True),
         OddAnswer("an empty document", _LISTING, _page(200, b"<ListBucketResult/>", "application/xml"), instead=True),
         OddAnswer(
-            "a redirect", _ALL, _page(302, PAGE, "text/html", location="https://u:p@elsewhere.example/x"), instead=True
+            "a redirect",
+            _EVERY,
+            _page(302, PAGE, "text/html", location="https://u:p@elsewhere.example/x"),
+            instead=True,
         ),
-        OddAnswer("404 and a page", _ALL, _page(404, PAGE, "text/html"), instead=True),
+        OddAnswer("404 and a page", _EVERY, _page(404, PAGE, "text/html"), instead=True),
         OddAnswer("404 and nothing", _ALL - {"HEAD"}, _page(404, b"", "text/plain"), instead=True),
         OddAnswer("404 and text", _ALL, _page(404, b"default backend - 404", "text/plain"), instead=True),
-        OddAnswer("403 and a page", _ALL, _page(403, PAGE, "text/html"), instead=True),
+        OddAnswer("403 and a page", _EVERY, _page(403, PAGE, "text/html"), instead=True),
         OddAnswer("401 and a page", _ALL, _page(401, PAGE, "text/html", www_authenticate="Basic"), instead=True),
-        OddAnswer("502 and a page", _ALL, _page(502, PAGE, "text/html"), instead=True),
+        OddAnswer("502 and a page", _EVERY, _page(502, PAGE, "text/html"), instead=True),
         OddAnswer("504 and a page, though done", _PUT | _DELETE, _page(504, PAGE, "text/html")),
-        OddAnswer("429 and text", _ALL, _page(429, b"slow", "text/plain", retry_after="1"), instead=True),
+        OddAnswer("429 and text", _EVERY, _page(429, b"slow", "text/plain", retry_after="1"), instead=True),
         OddAnswer("418", _ALL, _page(418, b"", "text/plain"), instead=True),
         # -- says 403, 404 or 400 for other reasons
         OddAnswer("404 to a write", _PUT | _DELETE, _error(404, "NoSuchKey", "no such key"), instead=True),
@@ -110,7 +132,32 @@ ODD_ANSWERS: Mapping[str, OddAnswer] = {
         OddAnswer("KMS", _PUT, _error(403, "AccessDenied", "not authorized: kms:GenerateDataKey"), instead=True),
         OddAnswer("quota", _PUT, _error(400, "XMinioAdminBucketQuotaExceeded", "quota exceeded"), instead=True),
         OddAnswer("full", _PUT, _error(507, "InsufficientStorage", None), instead=True),
-        OddAnswer("suspended", _ALL, _error(403, "AccountProblem", "The account is suspended"), instead=True),
+        OddAnswer("suspended", _EVERY, _error(403, "AccountProblem", "The account is suspended"), instead=True),
+        OddAnswer("virtual host", _PUT, _error(403, "SecondLevelDomainForbidden", "use virtual host"), instead=True),
+        OddAnswer(
+            "encryption policy", _PUT, _error(403, "AccessDenied", "an encryption header is required"), instead=True
+        ),
+        # -- refuses an object for good, or something optional
+        OddAnswer(
+            "413 and a page", _PUT, _page(413, PAGE, "text/html"), instead=True, keys=_CHUNKS, refuses_object=True
+        ),
+        OddAnswer(
+            "too large",
+            _PUT,
+            _error(400, "EntityTooLarge", "your proposed upload exceeds"),
+            instead=True,
+            keys=_CHUNKS,
+            refuses_object=True,
+        ),
+        OddAnswer(
+            "no checksum headers",
+            _PUT,
+            _error(400, "InvalidArgument", "x-amz-checksum-crc32c"),
+            instead=True,
+            keys=_CHUNKS,
+            refuses_object=True,
+        ),
+        OddAnswer("no deletions of many", _DELETE, _error(501, "NotImplemented", None), instead=True),
         OddAnswer("an error without a code", _ALL, _error(500, "", None), instead=True),
         # -- leaves fields out
         OddAnswer("no ETag", _READS | _PUT, _without("etag")),
@@ -127,6 +174,7 @@ ODD_ANSWERS: Mapping[str, OddAnswer] = {
         OddAnswer("a weak ETag", _READS | _PUT, _etag(lambda etag: f'W/"{etag}"')),
         OddAnswer("an ETag without quotes", _READS | _PUT, _etag(str)),
         OddAnswer("an ETag that is no MD5", _READS | _PUT, _etag(lambda etag: f'"{etag[::-1]}"')),
+        OddAnswer("an object under SSE-KMS", _READS | _PUT, _under_kms),
         OddAnswer("keys that are encoded", _LISTING, _body(rb":", b"%3A")),
         # -- says 200 and means no
         OddAnswer("200 and an error", _LISTING | _DELETE, _error(200, "InternalError", "sorry"), instead=True),

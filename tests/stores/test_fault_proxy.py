@@ -348,6 +348,7 @@ def test_the_names_of_the_kinds_are_those_of_the_tables() -> None:
         "stale-head",
         "stale-list",
         "odd",
+        "trickle",
         "delay",
     ]
 
