@@ -8,7 +8,7 @@ from tests.harness.mirror import PROGRAM, Mirror
 
 HOST = "clone"
 _SCRIPT = f'hostname {HOST} && exec "$0" "$@"'
-_COMMAND_SECONDS = 90.0
+_COMMAND_SECONDS = 180.0
 
 
 def run_elsewhere(mirror: Mirror, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -254,7 +254,7 @@ class World:
         violations = audit_until_converged(
             self.auditor,
             self.backing,
-            timeout_seconds=_ENDING_SECONDS,
+            timeout_seconds=self._settings.convergence_seconds,
             grace=self._grace(),
             strangers=strangers,
         )
