@@ -274,10 +274,7 @@ def _finish(world: World, made: list[str], stranger: str) -> None:
                 [f"P5 {_CONTENT}{path}: somebody else has made it, nobody has approved: it is gone"]
             )
         if held.get(path) != "stranger":
-            world.statistics.violate(
-                [
-                    f"P5 {_CONTENT}{path}: somebody else has made it, and it is not held, though wait says {answer}: {held}"
-                ]
-            )
+            sentence = f"somebody else has made it, and it is not held, though wait says {answer}: {held}"
+            world.statistics.violate([f"P5 {_CONTENT}{path}: {sentence}"])
     world.audit_beside([stranger])
     world.statistics.checks["snapshots of others seen to stay"] += len(made)
