@@ -22,7 +22,9 @@ class Administrator:
 
     def __init__(self, mirror: Mirror, model: Model, bucket: Bucket, statistics: Statistics) -> None:
         self._mirror, self._model, self._bucket, self._statistics = mirror, model, bucket, statistics
+        # Since when, by Unix time, the removal of a snapshot is held.
         self._held: dict[str, float] = {}
+        self._last_approval = "never approved"
 
     @property
     def held(self) -> frozenset[str]:
@@ -34,9 +36,11 @@ class Administrator:
         retention = self._retention()
         if retention is None:
             return []
-        held = {str(removal["snapshot"]) for removal in retention["held"]}
-        wrong = list(self._gone({**self._held, **dict.fromkeys(held, time.time())}))
-        self._held = {path: self._held.get(path, time.time()) for path in held}
+        now = time.time()
+        # By its clock, which may be wrong: it is not held for longer than until now.
+        held = {str(removal["snapshot"]): min(now, float(removal["since"])) for removal in retention["held"]}
+        wrong = list(self._gone({**self._held, **held}))
+        self._held = held
         self._statistics.checks["removals seen to be held"] += len(held)
         return wrong
 
@@ -47,13 +51,18 @@ class Administrator:
             if is_back or self._model.is_open(path):
                 continue
             if self._bucket.head(f".cnt/{path}/{MANIFEST_NAME}") is None:
-                yield f"P5 .cnt/{path}: its removal was held, nobody has approved, and it is gone from the bucket"
+                yield (
+                    f"P5 .cnt/{path}: its removal was held, nobody has approved, and it is gone from the bucket "
+                    f"(held since {since:.3f}, {self._model.departures.history(path)}, {self._last_approval})"
+                )
 
     def approve(self) -> str | None:
         """Approve of all that is held; None, or why that failed."""
         self._held.clear()
         self._statistics.checks["approvals of held removals"] += 1
-        return self._mirror.approve_removals()
+        answer = self._mirror.approve_removals()
+        self._last_approval = f"last approved at {time.time():.3f}: {answer or 'done'}"
+        return answer
 
     def forget(self) -> None:
         """The mirror has lost its state, and with it what it held."""

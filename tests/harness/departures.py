@@ -51,6 +51,11 @@ class Departures:
         """Whether it may have come (back) after a moment."""
         return self._came.get(path, self.began) > moment
 
+    def history(self, path: str) -> str:
+        """What is known of a snapshot's coming and leaving, for whoever looks for the cause of a violation."""
+        left = ", ".join(f"{at:.3f}" for at in self._left.get(path, ())) or "never"
+        return f"came at {self._came.get(path, self.began):.3f}, left at {left}"
+
     def earliest_removal(self, path: str, published_at: float) -> float:
         """From when on the mirror may have removed a snapshot that has left and was seen published at a moment.
 

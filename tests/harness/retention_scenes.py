@@ -214,9 +214,9 @@ def deletions_refused(world: World, choice: random.Random) -> None:
         world.mirror.wait(_WAIT_SECONDS)
         some_operations(world, choice)
         group = None if path is None else parse_snapshot_path(path).group
-        if group is not None and not any(
-            world.model.snapshots[path].is_protected for path in world.model.below(group.path)
-        ):
+        # It may have gone meanwhile, with its last snapshot or with its namespace.
+        left = [] if group is None else list(world.model.below(group.path))
+        if group is not None and left and not any(world.model.snapshots[path].is_protected for path in left):
             remove_group(world, group)
         collect_garbage(world)
         world.mirror.wait(_WAIT_SECONDS)

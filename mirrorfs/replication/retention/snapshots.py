@@ -70,6 +70,8 @@ class SnapshotRetention:
         for snapshot in snapshots:
             async with self._problems.noting(snapshot.path):
                 if await trio.to_thread.run_sync(self._is_gone, snapshot):
+                    # Once for all: by the time that the claim was looked at, the clock may have been set back.
+                    self._refuse_before_retry(snapshot)
                     gone.append(snapshot)
         admitted = await self._waves.admit(await self._absences.pass_on(gone))
         if admitted:
@@ -98,7 +100,6 @@ class SnapshotRetention:
     async def _remove(self, snapshot: SnapshotId) -> None:
         await self._refuse_if_protected(snapshot)
         await self._refuse_while_its_move_fails(snapshot)
-        self._refuse_before_retry(snapshot)
         try:
             await self._grace.keep(snapshot)
             await self._removal.remove(snapshot)

@@ -29,6 +29,7 @@ from tests.replication.datastore import (
     content_key,
     published,
 )
+from tests.replication.unwatched import Unwatched
 from tests.replication.world import Killed, Running, World, die_at, perhaps_killed
 
 pytestmark = pytest.mark.trio
@@ -616,6 +617,39 @@ async def test_a_manifest_that_the_store_refuses_to_delete_keeps_its_chunks(worl
         await running.settled()
         assert running.problems() == {}
         assert running.state.view(lambda transaction: transaction.retention.refusals(9)) == (0, [])
+    world.check()
+
+
+async def test_what_is_due_is_asked_for_though_the_clock_is_set_back_meanwhile(world: World) -> None:
+    """And the bucket is not looked at for what is not due."""
+    world.datastore.back_up(FIRST, ["a"])
+    manifest = content_key(f"{FIRST}/{MANIFEST}")
+    world.store.kept.add(manifest)
+    asked = 0
+
+    class SetsTheClockBack(Unwatched):
+        async def confirm_for_removal(self) -> None:
+            nonlocal asked
+            asked += 1
+            world.now = began
+            await super().confirm_for_removal()
+
+    began, world.ownership = world.now, SetsTheClockBack()
+    async with world.running() as running:
+        await running.settled()
+        await forget(running, world, FIRST)
+        assert "is asked again at" in running.problems()[FIRST]
+        world.store.kept.clear()
+        before = asked
+        running.mirror.look_again_at_problems()
+        await running.settled()
+        assert asked == before
+        assert manifest in world.store.objects
+        world.now = began + 2 * 3600
+        running.mirror.look_again_at_problems()
+        await running.settled()
+        assert running.problems() == {}
+    assert manifest not in world.store.objects
     world.check()
 
 
