@@ -32,12 +32,14 @@ class HeldSnapshot:
 class Model:
     """Paths are relative to the datastore. An operation that was cut short leaves what is below its scope (a path of
     a snapshot, group or namespace) open, until `resolve` has looked what became of it; an operation that was answered
-    leaves nothing open, except to a power cut (`unsynced`). `rotten` chunks are bad or gone on the disk, by
+    leaves nothing open, except to a power cut (`unsynced`). Scopes of a removal that was cut short are `half_removed`
+    as well, until what it left is removed. `rotten` chunks are bad or gone on the disk, by
     a fault; those that were inserted again since are `healed`."""
 
     snapshots: dict[str, HeldSnapshot] = field(default_factory=dict)
     namespaces: set[str] = field(default_factory=set)
     open_scopes: set[str] = field(default_factory=set)
+    half_removed: set[str] = field(default_factory=set)
     unsynced: set[str] = field(default_factory=set)
     unsynced_moves: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rotten: set[str] = field(default_factory=set)
@@ -80,6 +82,11 @@ class Model:
             before.has_log if has_log is None else has_log,
         )
         self.unsynced.add(path)
+
+    def came_and_went(self, scope: str) -> None:
+        """Below this path something was there for a moment, which a power cut may bring back."""
+        self.departures.open(scope)
+        self.unsynced.add(scope)
 
     def removed_below(self, scope: str) -> None:
         """A snapshot, group or namespace is gone."""
@@ -128,6 +135,7 @@ class Model:
             snapshots=dict(self.snapshots),
             namespaces=set(self.namespaces),
             open_scopes=set(self.open_scopes),
+            half_removed=set(self.half_removed),
             unsynced=set(self.unsynced),
             unsynced_moves=dict(self.unsynced_moves),
             rotten=set(self.rotten),
@@ -143,6 +151,7 @@ class Model:
                 self.departures.came(path)
         self.snapshots, self.namespaces = dict(before.snapshots), set(before.namespaces)
         self.open_scopes, self.unsynced = set(before.open_scopes), set(before.unsynced)
+        self.half_removed = set(before.half_removed)
         self.unsynced_moves = dict(before.unsynced_moves)
         self.rotten, self.healed = set(before.rotten), set(before.healed)
 

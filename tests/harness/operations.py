@@ -171,6 +171,7 @@ def aborted_backup(world: World, choice: random.Random) -> None:
             generation=chosen.generation,
             data=chosen.data,
         )
+        world.model.came_and_went(chosen.group_path)
 
     # Between its manifests it may have been published, and have been removed again.
     world.model.departures.open(chosen.group_path)
@@ -266,7 +267,7 @@ def forget(world: World, choice: random.Random) -> None:
         world.pbs("forget", path, order, seed=choice.randrange(_LARGEST_NUMBER))
         world.model.removed_below(path)
 
-    world.perform(f"forget, {order}", [path], work)
+    world.perform(f"forget, {order}", [path], work, removes=True)
 
 
 @operation(weight=4)
@@ -282,7 +283,7 @@ def prune(world: World, choice: random.Random) -> None:
         for forgotten in world.pbs("prune", name, keep, namespace=group.namespace):
             world.model.removed_below(forgotten.path)
 
-    world.perform("prune", [group.path], work)
+    world.perform("prune", [group.path], work, removes=True)
 
 
 @operation(weight=4)
@@ -298,7 +299,7 @@ def forget_group(world: World, choice: random.Random) -> None:
         world.pbs("forget_group", name, namespace=group.namespace, order=order, seed=choice.randrange(_LARGEST_NUMBER))
         world.model.removed_below(group.path)
 
-    world.perform("forget group", [group.path], work)
+    world.perform("forget group", [group.path], work, removes=True)
 
 
 @operation(weight=5)
@@ -335,7 +336,7 @@ def remove_namespace(world: World, choice: random.Random) -> None:
         if (world.backing / path).exists():
             world.model.open_scopes.add(path)
 
-    world.perform("remove namespace", [path], work)
+    world.perform("remove namespace", [path], work, removes=True)
 
 
 @operation(weight=3)

@@ -136,7 +136,7 @@ def remove_group(world: World, group: GroupName) -> bool:
         world.pbs("forget_group", f"{group.backup_type}/{group.backup_id}", namespace=group.namespace)
         world.model.removed_below(group.path)
 
-    return world.perform("forget group", [group.path], work, patience=_PATIENCE_WITH_MANY_CHUNKS)
+    return world.perform("forget group", [group.path], work, patience=_PATIENCE_WITH_MANY_CHUNKS, removes=True)
 
 
 def collect_garbage(world: World) -> None:

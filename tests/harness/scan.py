@@ -224,6 +224,16 @@ def damaged_files(root: str | os.PathLike[str], snapshot: str) -> tuple[str, ...
     return tuple(file.name for file in listed if _does_not_pass(directory, file))
 
 
+def lacks_files(root: str | os.PathLike[str], snapshot: str) -> bool:
+    """Tell whether a snapshot's manifest is there, and a file that it lists is not."""
+    directory = Path(root) / snapshot
+    try:
+        listed = formats.manifest_files((directory / MANIFEST_NAME).read_bytes())
+    except (FormatError, OSError):
+        return False
+    return any(not (directory / file.name).exists() for file in listed)
+
+
 def _does_not_pass(directory: Path, file: formats.ManifestFile) -> bool:
     try:
         formats.check_listed_file(file, (directory / file.name).read_bytes())

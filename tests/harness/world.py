@@ -29,7 +29,7 @@ from tests.harness.process_lock import DatastoreBusy
 from tests.harness.refusing_store import RefusingStore
 from tests.harness.restores import Restores
 from tests.harness.retention import RetentionSettings
-from tests.harness.scan import ChunkInspector, FoundDatastore, scan_datastore
+from tests.harness.scan import ChunkInspector, FoundDatastore, lacks_files, scan_datastore
 from tests.harness.statistics import Statistics
 from tests.harness.steps import StepFile
 from tests.harness.store_route import StoreRoute
@@ -161,8 +161,10 @@ class World:
     # -- the machine: see Machine --------------------------------------------------------------------------
 
     def mount(self) -> None:
-        """Mount, unless it is. Raises WorldEnded."""
+        """Mount, unless it is, and have done what a removal that was cut short has left. Raises WorldEnded."""
         self._machine.mount()
+        if self.model.half_removed:
+            self._remove_halves()
 
     def kill_mount(self) -> None:
         """Kill the filesystem process; what is under way through it fails, and may."""
@@ -298,12 +300,14 @@ class World:
         operation: Callable[[], int | None],
         *,
         patience: float = _OPERATION_SECONDS,
+        removes: bool = False,
     ) -> bool:
         """Run one operation of PBS; whether it was answered with success.
 
         `operation` gives the bytes that it wrote. When it fails, what stands below `scopes` is open: it is looked up
-        on the disk by `resolve`. It may fail when the filesystem process was killed or a disk is sick; else P4 is
-        broken. One that takes longer than `patience` (seconds) is ended by killing the mount, and breaks P4.
+        on the disk by `resolve`; if it `removes`, the halves of snapshots that it leaves are removed by `mount`. It
+        may fail when the filesystem process was killed or a disk is sick; else P4 is broken. One that takes longer
+        than `patience` (seconds) is ended by killing the mount, and breaks P4.
         """
         hung = threading.Event()
         timer = threading.Timer(patience, self._end_hanging, (hung,))
@@ -316,6 +320,8 @@ class World:
             return False
         except OSError as error:
             self._cut_short(name, scopes)
+            if removes:
+                self.model.half_removed |= set(scopes)
             if not hung.is_set() and not self._machine.excuses_failure():
                 self.statistics.violate([f"P4 {name} {list(scopes)} failed: {type(error).__name__}: {error}"])
             return False
@@ -406,6 +412,19 @@ class World:
         if not self.store.is_running():
             self.store.restart()
         self._machine.calm()
+
+    def _remove_halves(self) -> None:
+        """What lacks a file is no backup any more: whoever saw the removal fail repeats it."""
+        paths = [path for scope in self.model.half_removed for path in self.model.below(scope)]
+        halves = [path for path in paths if lacks_files(self.backing, path)]
+
+        def work() -> None:
+            for path in halves:
+                shutil.rmtree(self.datastore / path)
+                self.model.removed_below(path)
+
+        if not halves or self.perform("removal repeated", halves, work, removes=True):
+            self.model.half_removed.clear()
 
     def _remove_what_lost_its_manifest(self) -> None:
         """A protected snapshot without its manifest stays in the bucket until its directory is gone too, which is for
