@@ -156,6 +156,10 @@ STEPS: Final[tuple[str, ...]] = (
     # Whoever brings something back into a living datastore.
     "insertion.before-rename",
     "insertion.inserted",
+    "into.staged",
+    "into.before-placing",
+    "into.placed",
+    "into.before-finish",
     # The uploader, and whoever else changes objects.
     "object.before-put",
     "object.after-put",

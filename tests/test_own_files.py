@@ -27,9 +27,10 @@ from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import JournalWriter
 from mirrorfs.own_files import NotOwn
 from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.marker import MARKER_NAME
 from mirrorfs.recovery.ownership import Owner
 from mirrorfs.recovery.source import View
-from mirrorfs.recovery.target import MARKER_NAME, open_target
+from mirrorfs.recovery.target import open_target
 from mirrorfs.replication.control import ask
 from mirrorfs.state.damage import open_state
 from mirrorfs.supervision import registry
@@ -403,7 +404,7 @@ class TestTheTargetOfARestore:
 
     def _open(self, path: Path, owner: Owner = OWNER) -> None:
         with open_target(path, "s3://a/b", owner, View()) as target:
-            target.write_file("vm/100/owner", b"root@pam")
+            target.files.write("vm/100/owner", b"root@pam")
 
     def test_an_own_directory(self, place: Path) -> None:
         self._open(place / "new")

@@ -13,6 +13,7 @@ import rich.filesize
 
 from mirrorfs.cli.bucket_reading import Stores, read_bucket
 from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.restore_progress import duration
 from mirrorfs.cli.screen import Bar, Column, Row, show_table
 from mirrorfs.cli.selection_options import selection_options
 from mirrorfs.datastore.names import SnapshotId
@@ -244,7 +245,7 @@ class _Progress(VerificationObserver):
         """Say how far the reading of chunks is: bytes, rate, and the time that it still takes."""
         took = max(time.monotonic() - self._began, 0.001)
         rate = (self.chunks_finished - self._chunks_before) / took
-        left = "" if not rate else f", {_duration((self.chunks - self.chunks_finished) / rate)} left"
+        left = "" if not rate else f", {duration((self.chunks - self.chunks_finished) / rate)} left"
         return (
             f"{self.chunks_finished}/{self.chunks} chunks, {rich.filesize.decimal(self.bytes)} of about "
             f"{rich.filesize.decimal(int(self.total_bytes))}, {rate:.0f} chunks/s{left}"
@@ -295,9 +296,3 @@ class _ProgressBar(_Progress):
     def chunk_finished(self, size: int) -> None:
         super().chunk_finished(size)
         self._bar.update("Chunks", completed=self.chunks_finished, total=self.chunks, state=self.state())
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{rest} s"

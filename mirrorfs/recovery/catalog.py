@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.deletion import Deletion
 from mirrorfs.datastore.errors import DatastoreError
+from mirrorfs.datastore.index import DIGEST_SIZE, is_index_name
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.limits import LONGEST_MANIFEST, LONGEST_RECORD
 from mirrorfs.datastore.manifest import Manifest, parse_manifest
@@ -44,8 +45,8 @@ class BucketContents:
     in bytes.
 
     `namespaces` holds the root, every one that something lies in, and the marked ones, of which `namespaces_left_out`
-    were too many. Of the files of a snapshot only those are here that its manifest does not list. `foreign` has some
-    keys that belong to no datastore; they are never used as paths.
+    were too many. Of the files of a snapshot only those are here that its manifest does not list; `index_bytes` has the
+    size of its indexes together. `foreign` has some keys that belong to no datastore; they are never used as paths.
     """
 
     namespaces: frozenset[NamespaceId]
@@ -53,6 +54,11 @@ class BucketContents:
     snapshots: Mapping[SnapshotId, Mapping[str, int]]
     foreign: tuple[str, ...]
     namespaces_left_out: int = 0
+    index_bytes: Mapping[SnapshotId, int] = field(default_factory=dict)
+
+    def references(self, snapshot: SnapshotId) -> int:
+        """About how many chunks a snapshot references, each as often as it does, by the size of its indexes."""
+        return self.index_bytes.get(snapshot, 0) // DIGEST_SIZE
 
     @property
     def published(self) -> list[SnapshotId]:
@@ -137,6 +143,7 @@ async def list_contents(source: Source, layout: BucketLayout) -> BucketContents:
     left_out = 0
     groups: dict[GroupId, dict[str, int]] = defaultdict(dict)
     snapshots: dict[SnapshotId, dict[str, int]] = defaultdict(dict)
+    index_bytes: dict[SnapshotId, int] = defaultdict(int)
     foreign: list[str] = []
     async with aclosing(source.list(layout.content_prefix)) as objects:
         async for found in objects:
@@ -157,10 +164,14 @@ async def list_contents(source: Source, layout: BucketLayout) -> BucketContents:
                         files = snapshots[snapshot]
                         if filename in _UNLISTED:
                             files[filename] = found.size
+                        elif is_index_name(filename):
+                            index_bytes[snapshot] += found.size
     namespaces = {NamespaceId()}
     for namespace in marked | {group.namespace for group in groups} | {found.group.namespace for found in snapshots}:
         _add_namespace(namespaces, namespace)
-    return BucketContents(frozenset(namespaces), dict(groups), dict(snapshots), tuple(sorted(foreign)), left_out)
+    return BucketContents(
+        frozenset(namespaces), dict(groups), dict(snapshots), tuple(sorted(foreign)), left_out, dict(index_bytes)
+    )
 
 
 async def read_catalog(source: Source, layout: BucketLayout, *, parallelism: int = 8) -> list[PublishedSnapshot]:

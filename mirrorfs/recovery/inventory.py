@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from mirrorfs.datastore.limits import LONGEST_CHUNK
 
 _PREFIX_BYTES = 8
-_PLAIN, _ENCRYPTED = 1, 2
+_PLAIN, _ENCRYPTED, _LEFT = 1, 2, 4
 _SMALLEST_CHUNK = 12
 _LARGEST_NOTED_SIZE = 2**32 - 1
 
@@ -76,11 +76,23 @@ class ChunkInventory:
         uses = 0 if number is None else self._uses[number]
         return tuple(encrypted for encrypted, mark in ((False, _PLAIN), (True, _ENCRYPTED)) if uses & mark)
 
+    def leave(self, digests: Iterable[bytes]) -> None:
+        """Say that chunks are not needed from the bucket, whatever references them."""
+        for digest in digests:
+            number = self._find(digest)
+            if number is not None:
+                self._uses[number] |= _LEFT
+
+    @property
+    def left(self) -> int:
+        """How many chunk objects are not needed from the bucket."""
+        return sum(1 for uses in self._uses if uses & _LEFT)
+
     def count_used(self) -> tuple[int, int]:
-        """Count the chunk objects that are referenced, and their bytes."""
+        """Count the chunk objects that are referenced, and not left, and their bytes."""
         count = total = 0
         for size, uses in zip(self._sizes, self._uses, strict=True):
-            if uses:
+            if uses and not uses & _LEFT:
                 count += 1
                 total += size
         return count, total

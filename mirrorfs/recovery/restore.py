@@ -1,28 +1,30 @@
-"""Rebuilding a datastore from a bucket, every byte checked on the way in, the manifest of each snapshot
-last.
+"""Rebuilding a datastore from a bucket, or adding to one, every byte checked on the way in, the manifest of each
+snapshot last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
 from mirrorfs.concurrency import for_each
-from mirrorfs.datastore.blob import check_blob, check_chunk, check_encryption
+from mirrorfs.datastore.blob import check_blob
 from mirrorfs.datastore.errors import DatastoreError, ManifestError
 from mirrorfs.datastore.index import Index
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.limits import LONGEST_CHUNK, LONGEST_CLIENT_LOG, LONGEST_RECORD
+from mirrorfs.datastore.limits import LONGEST_CLIENT_LOG, LONGEST_RECORD
 from mirrorfs.datastore.manifest import ManifestFile, check_listed_file
 from mirrorfs.datastore.names import (
     CLIENT_LOG_NAME,
     PROTECTED_NAME,
     GroupId,
+    NamespaceId,
     SnapshotId,
 )
 from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
@@ -35,69 +37,67 @@ from mirrorfs.recovery.catalog import (
     problem_with_name,
     read_manifest_object,
 )
-from mirrorfs.recovery.errors import RestoreError
-from mirrorfs.recovery.ownership import Owner
+from mirrorfs.recovery.errors import GroupBusy, RestoreError, SnapshotRefused
+from mirrorfs.recovery.fetching import ChunkFetcher, Chunks, Fetcher
+from mirrorfs.recovery.files import Files
+from mirrorfs.recovery.into import LivingDatastore, open_datastore
+from mirrorfs.recovery.ownership import Owner, default_owner
+from mirrorfs.recovery.pace import Pace
+from mirrorfs.recovery.progress import Account, Damages, Problem, RestoreObserver, RestoreReport
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
-from mirrorfs.recovery.source import Limit, Source, View, open_source, read_checked
+from mirrorfs.recovery.source import Limit, Source, View, open_source
 from mirrorfs.recovery.target import CHUNK_DIRECTORIES, Target, open_target
+
+__all__ = ["Manner", "Problem", "RestoreObserver", "RestoreReport", "restore_datastore"]
 
 Result = TypeVar("Result")
 
-# Small snapshots mostly wait for answers: several at once keep the connection busy.
+# Small snapshots mostly wait for answers: several at once keep the connection busy. What of them is large does not
+# share it: of those that wait for a chunk the newest of its group comes first.
 _SNAPSHOTS_AT_ONCE = 4
 _DIRECTORIES_IN_A_BATCH = 64
 _BATCHES_AT_ONCE = 4
 _OWNER_NAME = "owner"
+# What PBS removes while a snapshot is brought is brought again; but somebody may remove it each time.
+_LOOKS = 5
+_BUSY_SECONDS = 60.0
+_BUSY_PAUSE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that could not be restored: its path in the datastore, and why as a sentence."""
+class Manner:
+    """How to restore. `into` a living datastore instead of an empty directory; of `metadata_only` no chunk is fetched;
+    with `keep_damaged` a snapshot is restored without what of it is damaged or missing, unless that is its manifest;
+    `bytes_per_second` limits what is read from the store.
+    """
 
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What a restore did. `chunks_kept` were there from an interrupted one, all of them checked again."""
-
-    restored: tuple[SnapshotId, ...]
-    incomplete: tuple[SnapshotId, ...]
-    problems: tuple[Problem, ...]
-    chunks_downloaded: int
-    chunks_kept: int
-    bytes_downloaded: int
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether everything that was asked for is there."""
-        return not self.problems
+    into: bool = False
+    metadata_only: bool = False
+    keep_damaged: bool = False
+    bytes_per_second: float | None = None
 
 
-class RestoreObserver:
-    """Told of a restore's progress, in the trio thread; each method does nothing unless overridden."""
+class _Destination(Chunks, Protocol):
+    """Target or LivingDatastore."""
 
-    def planned(self, plan: Plan, *, is_resumed: bool) -> None:
-        """The bucket has been listed and the target is fit; writing begins."""
+    is_resumed: bool
+    files: Files
 
-    def checked_directories(self, done: int, total: int) -> None:
-        """So many chunk directories of an interrupted restore have been checked."""
+    def prepare(self, snapshots: Iterable[SnapshotId]) -> None: ...
 
-    def snapshot_started(self, snapshot: SnapshotId) -> None:
-        """The manifest of a snapshot is about to be read."""
+    def add_namespace(self, namespace: NamespaceId) -> None: ...
 
-    def chunks_needed(self, snapshot: SnapshotId, missing: int, total: int) -> None:
-        """An index of the snapshot names `total` different chunks, of which `missing` are not there yet."""
+    def add_group(self, group: GroupId, files: Mapping[str, bytes]) -> None: ...
 
-    def chunk_finished(self, snapshot: SnapshotId) -> None:
-        """One of the missing chunks is there now."""
+    def begin(self, snapshot: SnapshotId, filenames: Collection[str]) -> None: ...
 
-    def downloaded(self, size: int) -> None:
-        """An object of so many bytes has been downloaded."""
+    def gone(self, digests: Iterable[bytes]) -> list[bytes]: ...
 
-    def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
-        """A snapshot is complete, or given up."""
+    def complete(self, snapshot: SnapshotId, manifest: bytes) -> None: ...
+
+    def abandon(self, snapshot: SnapshotId) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 async def restore_datastore(
@@ -105,100 +105,117 @@ async def restore_datastore(
     address: StoreAddress,
     target: Path,
     *,
-    owner: Owner,
+    owner: Owner | None = None,
     selection: Selection = Selection(),  # noqa: B008 - immutable
     view: View = View(),  # noqa: B008 - immutable
+    manner: Manner = Manner(),
     parallelism: int = 8,
     observer: RestoreObserver | None = None,
     listing_store: ObjectStore | None = None,
 ) -> RestoreReport:
     """Rebuild the datastore at `address` as the `view` shows it, or the selected parts of it, in an empty or absent
-    directory.
+    directory; or, if that is the `manner`, add what is not there to the living datastore `target`.
 
     Continues what an interrupted restore of the same address and view left there. A damaged or missing object makes
     its snapshot incomplete: that one is left out and reported, the rest goes on. When this returns,
     everything is on stable storage. A manifest that gives its snapshot another type, id or time than its path is
     damage too, unless the selection takes renamed ones. At most `parallelism` objects are under way, and held in
     memory, at a time. The bucket is listed through `listing_store`, where given: one with less patience tells of a
-    wrong key or bucket at once.
+    wrong key or bucket at once. `owner` is whose the files become, by default as `default_owner` says; in a living
+    datastore they become its owner's in any case.
 
     Raises RestoreError and StoreError (of what StoreUnavailable the store has patience with, see there); what
     has been restored up to then stays and is used by the next run.
     """
     layout = BucketLayout(address.prefix)
     source = open_source(view, store, layout, listing_store)
+    contents = await list_datastore(source, address, layout, view)
+    plan = plan_restore(contents, selection, view)
+    account, observer = Account(), observer or RestoreObserver()
+    fetcher = Fetcher(source, layout, parallelism, Pace(manner.bytes_per_second), account, observer)
+    with _opened(target, str(address), owner or default_owner(), view, manner) as opened:
+        there, plan = await trio.to_thread.run_sync(split_by_presence, opened, plan)
+        observer.planned(plan, is_resumed=opened.is_resumed, references=sum(map(contents.references, plan.snapshots)))
+        restore = _Restore(contents, opened, fetcher, account, observer, manner, takes_renamed=selection.renamed)
+        await restore.run(plan)
+        return account.as_report(there)
+
+
+async def list_datastore(source: Source, address: StoreAddress, layout: BucketLayout, view: View) -> BucketContents:
+    """List what there is to be restored. Raises StoreError, and RestoreError where there is nothing."""
     contents = await list_contents(source, layout)
     if contents.is_empty or (view.deleted and not contents.published):
         raise _nothing_there(address, view, layout)
-    plan = plan_restore(contents, selection, view)
-    with open_target(target, str(address), owner, view) as opened:
-        observer = observer or RestoreObserver()
-        observer.planned(plan, is_resumed=opened.is_resumed)
-        restore = _Restore(source, layout, contents, opened, parallelism, observer, takes_renamed=selection.renamed)
-        return await restore.run(plan)
+    return contents
+
+
+def split_by_presence(destination: object, plan: Plan) -> tuple[tuple[SnapshotId, ...], Plan]:
+    """Take out of a plan what a living datastore has; returns that, and the plan of the rest. Raises RestoreError."""
+    if not isinstance(destination, LivingDatastore):
+        return (), plan
+    there = tuple(snapshot for snapshot in plan.snapshots if destination.has_snapshot(snapshot))
+    snapshots = tuple(sorted(frozenset(plan.snapshots) - frozenset(there)))
+    groups = {snapshot.group for snapshot in snapshots}
+    namespaces = {group.namespace for group in groups}
+    return there, replace(plan, snapshots=snapshots, groups=tuple(sorted(groups)), namespaces=tuple(sorted(namespaces)))
+
+
+@contextmanager
+def _opened(path: Path, url: str, owner: Owner, view: View, manner: Manner) -> Iterator[Target | LivingDatastore]:
+    if manner.into:
+        with open_datastore(path, url, view) as datastore:
+            yield datastore
+    else:
+        with open_target(path, url, owner, view) as target:
+            yield target
 
 
 class _Restore:
-    """One run. `_in_flight` holds the chunks being fetched, with the events that end the wait for each."""
+    """One run."""
 
     def __init__(
         self,
-        source: Source,
-        layout: BucketLayout,
         contents: BucketContents,
-        target: Target,
-        parallelism: int,
+        destination: _Destination,
+        fetcher: Fetcher,
+        account: Account,
         observer: RestoreObserver,
+        manner: Manner,
         *,
         takes_renamed: bool,
     ) -> None:
-        self._source = source
-        self._layout = layout
         self._contents = contents
-        self._target = target
-        self._parallelism = parallelism
+        self._destination = destination
+        self._fetcher = fetcher
+        self._account = account
         self._observer = observer
+        self._manner = manner
         self._takes_renamed = takes_renamed
-        self._slots = trio.Semaphore(parallelism)
-        self._in_flight: dict[bytes, trio.Event] = {}
-        self._restored: list[SnapshotId] = []
-        self._incomplete: list[SnapshotId] = []
-        self._problems: list[Problem] = []
-        self._chunks_downloaded = 0
-        self._chunks_kept = 0
-        self._bytes_downloaded = 0
+        self._chunks = ChunkFetcher(fetcher, destination, account, may_fetch=not manner.metadata_only)
 
-    async def run(self, plan: Plan) -> RestoreReport:
-        await trio.to_thread.run_sync(self._target.prepare, plan.snapshots)
-        if self._target.is_resumed:
-            await self._check_existing_chunks()
+    async def run(self, plan: Plan) -> None:
+        await trio.to_thread.run_sync(self._destination.prepare, plan.snapshots)
+        if isinstance(self._destination, Target) and self._destination.is_resumed:
+            await self._check_existing_chunks(self._destination)
         for namespace in plan.namespaces:
-            await trio.to_thread.run_sync(self._target.make_directory, namespace.path)
+            await trio.to_thread.run_sync(self._destination.add_namespace, namespace)
         if self._contents.namespaces_left_out:
-            self._report(
+            self._account.report(
                 "ns", f"{self._contents.namespaces_left_out} empty namespaces beyond the first {MOST_EMPTY_NAMESPACES}"
             )
-        await for_each(plan.groups, self._restore_group, self._parallelism)
-        await for_each(plan.snapshots, self._restore_snapshot, _SNAPSHOTS_AT_ONCE)
-        for snapshot in self._incomplete:
-            await trio.to_thread.run_sync(self._target.remove_snapshot, snapshot)
-        await trio.to_thread.run_sync(self._target.finish)
-        return RestoreReport(
-            tuple(sorted(self._restored)),
-            tuple(sorted(self._incomplete)),
-            tuple(sorted(self._problems, key=lambda problem: problem.path)),
-            self._chunks_downloaded,
-            self._chunks_kept,
-            self._bytes_downloaded,
-        )
+        await for_each(plan.groups, self._restore_group, self._fetcher.parallelism)
+        await for_each(enumerate(plan.newest_first()), self._restore_snapshot, _SNAPSHOTS_AT_ONCE)
+        for snapshot in self._account.incomplete:
+            await trio.to_thread.run_sync(self._destination.abandon, snapshot)
+        await trio.to_thread.run_sync(self._destination.finish)
 
-    async def _check_existing_chunks(self) -> None:
+    async def _check_existing_chunks(self, target: Target) -> None:
         done = 0
 
         async def check(numbers: range) -> None:
             nonlocal done
-            kept = await trio.to_thread.run_sync(self._target.check_chunk_directories, numbers)
-            self._chunks_kept += kept
+            kept = await trio.to_thread.run_sync(target.check_chunk_directories, numbers)
+            self._account.chunks_kept += kept
             done += len(numbers)
             self._observer.checked_directories(done, CHUNK_DIRECTORIES)
 
@@ -209,146 +226,133 @@ class _Restore:
         await for_each(batches, check, _BATCHES_AT_ONCE)
 
     async def _restore_group(self, group: GroupId) -> None:
-        await trio.to_thread.run_sync(self._target.make_directory, group.path)
-        files = self._contents.groups.get(group, {})
-        if _OWNER_NAME not in files:
-            self._report(
+        found = self._contents.groups.get(group, {})
+        if _OWNER_NAME not in found:
+            self._account.report(
                 f"{group.path}/{_OWNER_NAME}",
                 "it is missing in the bucket; PBS needs it: write a user into it, such as root@pam",
             )
-        for filename in files:
+        files: dict[str, bytes] = {}
+        for filename in found:
             path = f"{group.path}/{filename}"
             try:
-                async with self._slots:
-                    await self._fetch_file(path, Limit(LONGEST_RECORD), _take_as_it_is)
+                async with self._fetcher.slots.taken(0):
+                    take = partial(files.__setitem__, filename)
+                    await self._fetch_file(path, Limit(LONGEST_RECORD), _take_as_it_is, take)
             except (ObjectMissing, StoreRejected) as error:
-                self._report(path, str(error))
+                self._account.report(path, str(error))
+        await trio.to_thread.run_sync(self._destination.add_group, group, files)
 
-    async def _restore_snapshot(self, snapshot: SnapshotId) -> None:
+    async def _restore_snapshot(self, ranked: tuple[int, SnapshotId]) -> None:
+        rank, snapshot = ranked
         self._observer.snapshot_started(snapshot)
-        problem: Problem | None = None
+        damages = Damages()
         try:
-            await self._restore_files(snapshot)
-        except (DatastoreError, ObjectMissing, StoreRejected) as error:
-            problem = self._report(snapshot.path, str(error))
-            self._incomplete.append(snapshot)
+            await self._restore_files(snapshot, rank, damages)
+        except (DatastoreError, ObjectMissing, StoreRejected, SnapshotRefused) as error:
+            problem: Problem | None = self._account.left_out(snapshot, str(error))
         else:
-            self._restored.append(snapshot)
+            problem = self._account.restored(snapshot, damages)
         self._observer.snapshot_finished(snapshot, problem)
 
-    async def _restore_files(self, snapshot: SnapshotId) -> None:
+    async def _restore_files(self, snapshot: SnapshotId, rank: int, damages: Damages) -> None:
         objects = self._contents.snapshots[snapshot]
-        manifest, data = await read_manifest_object(self._source, self._layout, snapshot)
+        manifest, data = await read_manifest_object(self._fetcher.source, self._fetcher.layout, snapshot)
         problem = None if self._takes_renamed else problem_with_name(manifest, snapshot)
         if problem is not None:
             raise ManifestError(problem)
         await trio.to_thread.run_sync(
-            self._target.keep_only, snapshot, frozenset(file.filename for file in manifest.files)
+            self._destination.begin, snapshot, frozenset(file.filename for file in manifest.files)
         )
         for file in manifest.files:
-            await self._restore_listed_file(snapshot, file)
+            await self._restore_listed_file(snapshot, file, rank, damages)
         if PROTECTED_NAME in objects:
-            await trio.to_thread.run_sync(self._target.write_file, f"{snapshot.path}/{PROTECTED_NAME}", b"")
+            path = f"{snapshot.path}/{PROTECTED_NAME}"
+            await trio.to_thread.run_sync(self._destination.files.write, path, b"")
         if CLIENT_LOG_NAME in objects:
-            await self._restore_client_log(snapshot)
-        await trio.to_thread.run_sync(self._target.write_file, snapshot.manifest_path, data)
+            await self._restore_client_log(snapshot, rank)
+        await self._complete(snapshot, data, manifest.files, rank)
 
-    async def _restore_listed_file(self, snapshot: SnapshotId, file: ManifestFile) -> None:
+    async def _restore_listed_file(self, snapshot: SnapshotId, file: ManifestFile, rank: int, damages: Damages) -> None:
         limit = Limit(file.longest, file.check_beginning)
-        index = await self._copy(f"{snapshot.path}/{file.filename}", limit, lambda data: check_listed_file(file, data))
-        if index is not None:
-            await self._restore_chunks(snapshot, index, are_encrypted=file.chunks_are_encrypted)
+        path = f"{snapshot.path}/{file.filename}"
+        try:
+            index = await self._copy(path, limit, partial(check_listed_file, file), rank)
+        except (DatastoreError, ObjectMissing, StoreRejected) as error:
+            if not self._manner.keep_damaged:
+                raise
+            damages.note(path, str(error))
+            return
+        if index is not None and not (self._manner.metadata_only and not self._manner.into):
+            await self._chunks.bring(
+                index,
+                rank,
+                damages if self._manner.keep_damaged else None,
+                partial(self._observer.referenced, snapshot),
+                are_encrypted=file.chunks_are_encrypted,
+            )
 
-    async def _restore_client_log(self, snapshot: SnapshotId) -> None:
+    async def _restore_client_log(self, snapshot: SnapshotId, rank: int) -> None:
         # It is not part of what the manifest vouches for: a damaged log must not cost the backup.
         path = f"{snapshot.path}/{CLIENT_LOG_NAME}"
         try:
-            async with self._slots:
-                await self._fetch_file(path, Limit(LONGEST_CLIENT_LOG), check_blob)
+            async with self._fetcher.slots.taken(rank):
+                write = partial(self._destination.files.write, path)
+                await self._fetch_file(path, Limit(LONGEST_CLIENT_LOG), check_blob, write)
         except (DatastoreError, ObjectMissing, StoreRejected) as error:
-            self._report(path, str(error))
+            self._account.report(path, str(error))
 
-    async def _restore_chunks(self, snapshot: SnapshotId, index: Index, *, are_encrypted: bool) -> None:
-        unique = await trio.to_thread.run_sync(index.unique_digests)
-        missing = await trio.to_thread.run_sync(
-            partial(self._target.missing_chunks, unique, are_encrypted=are_encrypted)
-        )
-        self._observer.chunks_needed(snapshot, len(missing), len(unique))
+    async def _complete(self, snapshot: SnapshotId, manifest: bytes, files: Iterable[ManifestFile], rank: int) -> None:
+        if self._manner.into:
+            await self._make_sure_of_chunks(snapshot, files, rank)
+        deadline = trio.current_time() + _BUSY_SECONDS
+        while True:
+            try:
+                return await trio.to_thread.run_sync(self._destination.complete, snapshot, manifest)
+            except GroupBusy as error:
+                if trio.current_time() >= deadline:
+                    raise
+                self._observer.waiting(snapshot, str(error))
+                await trio.sleep(_BUSY_PAUSE_SECONDS)
 
-        async def restore(digest: bytes) -> None:
-            await self._restore_chunk(digest, is_encrypted=are_encrypted)
-            self._observer.chunk_finished(snapshot)
+    async def _make_sure_of_chunks(self, snapshot: SnapshotId, files: Iterable[ManifestFile], rank: int) -> None:
+        """Touch all chunks once more, since hours may have passed, and bring those again that have gone."""
+        for file in files:
+            read = partial(self._read_if_good, f"{snapshot.path}/{file.filename}", partial(check_listed_file, file))
+            present = await trio.to_thread.run_sync(read)
+            if present is None or present[0] is None:
+                continue
+            gone = await trio.to_thread.run_sync(self._destination.gone, present[0])
+            for _ in range(_LOOKS):
+                if not gone:
+                    break
+                await self._chunks.bring_again(gone, rank, are_encrypted=file.chunks_are_encrypted)
+                gone = await trio.to_thread.run_sync(self._destination.gone, gone)
+            if gone:
+                raise SnapshotRefused(f"chunk {gone[0].hex()} is removed from the datastore again and again")
 
-        await for_each(missing, restore, min(self._parallelism, max(1, len(missing))))
-
-    async def _restore_chunk(self, digest: bytes, *, is_encrypted: bool) -> None:
-        """Fetch a chunk unless somebody else does or did: snapshots worked on at the same time share many."""
-
-        def check(data: bytes) -> None:
-            check_chunk(data, digest, content=True)
-            check_encryption(data, digest, is_encrypted=is_encrypted)
-
-        while digest in self._in_flight:
-            await self._in_flight[digest].wait()
-        self._in_flight[digest] = finished = trio.Event()
-        try:
-            async with self._slots:
-                is_missing = partial(self._target.missing_chunks, [digest], are_encrypted=is_encrypted)
-                if await trio.to_thread.run_sync(is_missing):
-                    await self._fetch(
-                        self._layout.chunk_key(digest),
-                        Limit(LONGEST_CHUNK),
-                        check,
-                        lambda data: self._target.write_chunk(digest, data),
-                    )
-                    self._chunks_downloaded += 1
-        finally:
-            del self._in_flight[digest]
-            finished.set()
-
-    async def _copy(self, path: str, limit: Limit, check: Callable[[bytes], Result]) -> Result:
+    async def _copy(self, path: str, limit: Limit, check: Callable[[bytes], Index | None], rank: int) -> Index | None:
         """Restore a listed file, from what an interrupted restore left of it if that passes the check."""
-        async with self._slots:
-            if self._target.is_resumed:
+        async with self._fetcher.slots.taken(rank):
+            if self._destination.is_resumed:
                 present = await trio.to_thread.run_sync(self._read_if_good, path, check)
                 if present is not None:
                     return present[0]
-            return await self._fetch_file(path, limit, check)
+            return await self._fetch_file(path, limit, check, partial(self._destination.files.write, path))
 
-    async def _fetch_file(self, path: str, limit: Limit, check: Callable[[bytes], Result]) -> Result:
-        return await self._fetch(
-            self._layout.content_key(path), limit, check, lambda data: self._target.write_file(path, data)
-        )
+    async def _fetch_file(
+        self, path: str, limit: Limit, check: Callable[[bytes], Result], write: Callable[[bytes], None]
+    ) -> Result:
+        return await self._fetcher.fetch(self._fetcher.layout.content_key(path), limit, check, write)
 
     def _read_if_good(self, path: str, check: Callable[[bytes], Result]) -> tuple[Result] | None:
-        data = self._target.read(path)
+        data = self._destination.files.read(path)
         if data is None:
             return None
         try:
             return (check(data),)
         except DatastoreError:
             return None
-
-    async def _fetch(
-        self, key: str, limit: Limit, check: Callable[[bytes], Result], write: Callable[[bytes], None]
-    ) -> Result:
-        """Download an object, check it and write it, in this order."""
-
-        def check_and_write(data: bytes) -> Result:
-            result = check(data)
-            write(data)
-            return result
-
-        return await read_checked(self._source, key, limit, check_and_write, self._count_download)
-
-    def _count_download(self, size: int) -> None:
-        self._bytes_downloaded += size
-        self._observer.downloaded(size)
-
-    def _report(self, path: str, reason: str) -> Problem:
-        problem = Problem(path, reason)
-        self._problems.append(problem)
-        return problem
 
 
 def _nothing_there(address: StoreAddress, view: View, layout: BucketLayout) -> RestoreError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import retention
+from tests.bench import restoring, retention
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Meter
 from tests.bench.operations import OPERATIONS, Operation
@@ -35,6 +35,8 @@ from tests.watchdog import MARK, killing_mounts_after
 _UPLOAD = "upload"
 _COST_NAMES = (*(operation.name for operation in OPERATIONS), _UPLOAD)
 _RETENTION = "retention"
+_RESTORE = "restore"
+_NAMES = {"cost": _COST_NAMES, _RETENTION: retention.SUBJECTS, _RESTORE: restoring.SUBJECTS}
 # Far more than any sample takes: what lasts longer hangs.
 _HUNG_SECONDS = 600.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -49,6 +51,8 @@ def main() -> int:
     try:
         if arguments.subject == _RETENTION:
             _bench_retention(arguments)
+        elif arguments.subject == _RESTORE:
+            _bench_restore(arguments)
         else:
             _bench_cost(arguments)
     except (BenchFailed, StoreLaunchError) as failure:
@@ -79,6 +83,16 @@ def _bench_retention(arguments: argparse.Namespace) -> None:
         say("taking everything away")
 
 
+def _bench_restore(arguments: argparse.Namespace) -> None:
+    scale = restoring.QUICK if arguments.quick else restoring.FULL
+    say = _narrator()
+    with _scratch_directory(Path(arguments.directory)) as base:
+        results = restoring.measure_restores(base, scale, arguments.only or restoring.SUBJECTS, say)
+        restoring.print_restores(results)
+        _write_json(restoring.restores_as_json(results), arguments.json)
+        say("taking everything away")
+
+
 def _write_json(value: dict[str, Any], file: Path | None) -> None:
     sys.stdout.flush()
     if file is not None:
@@ -89,23 +103,24 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure what mirrorfs costs beside the backing directory and bindfs, and how fast it uploads; or "
-        "how it copes with huge snapshots, states and garbage collections. Nothing is judged. Run it on an idle "
-        "machine.",
+        "how it copes with huge snapshots, states and garbage collections; or how fast it restores. Nothing is "
+        "judged. Run it on an idle machine.",
         epilog="Example: scripts/bench --only mark --only sweep --directory /mnt/datastore --json bench.json",
     )
     parser.add_argument(
         "subject",
         nargs="?",
-        choices=("cost", _RETENTION),
+        choices=tuple(_NAMES),
         default="cost",
-        help="what to measure: the cost of the mount and of uploads (default), or publishing and removing in bulk",
+        help="what to measure: the cost of the mount and of uploads (default), publishing and removing in bulk, or "
+        "restoring beside rclone",
     )
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: two minutes, figures are rougher")
     parser.add_argument(
         "--only",
         action="append",
         metavar="NAME",
-        help=f"one of {', '.join(_COST_NAMES)}; for retention, one of {', '.join(retention.SUBJECTS)}",
+        help="; ".join(f"for {subject}, one of {', '.join(names)}" for subject, names in _NAMES.items()),
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write each sample there")
     parser.add_argument(
@@ -115,7 +130,7 @@ def _arguments() -> argparse.Namespace:
         help="where to make the datastores and the store's data (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    names = retention.SUBJECTS if arguments.subject == _RETENTION else _COST_NAMES
+    names = _NAMES[arguments.subject]
     unknown = set(arguments.only or ()).difference(names)
     if unknown:
         parser.error(f"--only {' '.join(sorted(unknown))}: choose from {', '.join(names)}")

@@ -6,14 +6,17 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from tests.stores.seaweedfs import weed_binary
 
 
-def machine_facts(directory: Path) -> dict[str, str]:
-    """What a reader of the figures has to know; `directory` is where the datastores stand."""
+def machine_facts(directory: Path, rival: Sequence[str] = ("bindfs", "--version")) -> dict[str, str]:
+    """What a reader of the figures has to know; `directory` is where the datastores stand, `rival` tells the version
+    of what is compared with."""
+    name = os.path.basename(rival[0])
     return {
         "processor": f"{os.cpu_count()} x {_processor_name()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
@@ -24,7 +27,7 @@ def machine_facts(directory: Path) -> dict[str, str]:
         "pyfuse3": version("pyfuse3"),
         "trio": version("trio"),
         "libfuse": _first_line("pkg-config", "--modversion", "fuse3"),
-        "bindfs": _first_line("bindfs", "--version").removeprefix("bindfs "),
+        name: _first_line(*rival).removeprefix(f"{name} "),
         "object store": f"SeaweedFS {_weed_version()} on the same machine",
     }
 

@@ -37,9 +37,9 @@ from mirrorfs.datastore.names import (
 from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.url import MalformedURL, parse_url
 from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.marker import Marker
 from mirrorfs.recovery.moment import format_moment, parse_moment
 from mirrorfs.recovery.ownership import parse_owner
-from mirrorfs.recovery.target import _Marker
 from mirrorfs.replay.exchange import Export, MalformedExport
 from mirrorfs.replication.ownership.claim import parse_claim
 from tests.fuzz import strategies
@@ -175,10 +175,10 @@ def json_within_bounds(data: bytes) -> None:
 def restore_markers(data: bytes) -> None:
     """An accepted one comes back from what it is written as."""
     try:
-        marker = _Marker.decode(data)
+        marker = Marker.decode(data)
     except (ValueError, DatastoreError):
         return
-    assert _Marker.decode(marker.encode()) == marker
+    assert Marker.decode(marker.encode()) == marker
 
 
 @reader(st.binary(max_size=80) | strategies.texts.map(lambda text: text.encode("utf-8", "surrogatepass")))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mirrorfs.steps import STEPS, VARIABLE
 
-MOUNT_STEPS = tuple(step for step in STEPS if not step.startswith(("recreation.", "insertion.")))
-"""The steps that a mount or its uploader may reach; at the others tests of `mirrorfs replay` kill."""
+MOUNT_STEPS = tuple(step for step in STEPS if not step.startswith(("recreation.", "insertion.", "into.")))
+"""The steps that a mount or its uploader may reach; at the others tests of the commands kill."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.recovery.ownership import Owner, default_owner
-from mirrorfs.recovery.restore import RestoreReport, restore_datastore
+from mirrorfs.recovery.restore import Manner, RestoreObserver, RestoreReport, restore_datastore
 from mirrorfs.recovery.selection import Selection
 from mirrorfs.recovery.source import View
 from tests.harness.content import MEBIBYTE, plan_of_size
@@ -190,6 +190,9 @@ class Mirror:
         *,
         owner: Owner | None = None,
         view: View = View(),  # noqa: B008 - immutable
+        manner: Manner = Manner(),  # noqa: B008 - immutable
+        parallelism: int = 8,
+        observer: RestoreObserver | None = None,
         tampering: Tampering | None = None,
     ) -> RestoreReport:
         """Restore from it."""
@@ -202,6 +205,9 @@ class Mirror:
                 owner=owner or default_owner(),
                 selection=selection or Selection(),
                 view=view,
+                manner=manner,
+                parallelism=parallelism,
+                observer=observer,
             )
 
         return trio.run(run)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
-from mirrorfs.cli import bucket_reading, restore, snapshots
+from mirrorfs.cli import bucket_reading, restore, restore_progress, snapshots
 from mirrorfs.objectstore.retry import AT_ONCE
 from tests.recovery.mirror import Mirror, entries_of, upload
 
@@ -38,7 +39,14 @@ def test_restore(shared_mirror: Mirror, datastore: Path, base: Path, few_directo
     assert "Restoring 6 snapshots of 3 groups." in result.stderr
     assert f"{SECOND} restored" in result.stderr
     assert "[6/6]" in result.stderr
-    assert re.fullmatch(r"Restored 6 snapshots into .*\d+ chunks downloaded.* All of it is on disk\.\n", result.stdout)
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(r"Restored 6 snapshots into .*\d+ chunks downloaded.* All of it is on disk\.", lines[0])
+    attached = (
+        f"To attach it to a PBS 4: proxmox-backup-manager datastore create recovery {target} --reuse-datastore true"
+    )
+    assert lines[1] == attached
+    assert lines[2] == "To a PBS 3, add this to /etc/proxmox-backup/datastore.cfg:"
+    assert lines[3:] == ["datastore: recovery", f"    path {target}"]
     assert entries_of(target) == entries_of(datastore)
 
 
@@ -57,6 +65,70 @@ def test_an_incomplete_restore_says_so(own_mirror: Mirror, base: Path, few_direc
     assert "Restored 5 snapshots" in result.stdout
     assert f"Not restored: {SECOND}: the manifest is damaged" in result.stderr
     assert "1 snapshot left out" in result.stderr
+
+
+def test_restore_tells_programs(own_mirror: Mirror, base: Path, few_directories: None) -> None:
+    upload(own_mirror.access, own_mirror.bucket, own_mirror.prefix, {f".cnt/{SECOND}/index.json.blob": b"?"})
+    told = json.loads(run(restore.command, own_mirror, str(base / "a"), "--dry-run", "--json").stdout)
+    assert told["dry_run"] is True
+    assert told["chunks"] > 20
+    assert [problem["path"] for problem in told["problems"]] == [SECOND]
+    assert not (base / "a").exists()
+    result = run(restore.command, own_mirror, str(base / "a"), "--json")
+    assert result.exit_code == 1
+    done = json.loads(result.stdout)
+    assert (done["complete"], len(done["restored"]), done["incomplete"]) == (False, 5, [SECOND])
+    assert done["target"] == str(base / "a")
+    assert done["attach"]["command"].startswith("proxmox-backup-manager datastore create ")
+    again = run(restore.command, own_mirror, "--into", str(base / "a"), "--json", "--snapshot", "vm/100/*T00*")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout)["already_there"] == ["vm/100/2026-01-01T00:00:00Z"]
+
+
+def test_a_dry_run(shared_mirror: Mirror, base: Path) -> None:
+    target = base / "target"
+    result = run(restore.command, shared_mirror, str(target), "--dry-run", "--latest", "1", "--bandwidth-limit", "100k")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4
+    assert "vm/100/2026-01-01T02:00:00Z" in lines
+    assert re.fullmatch(
+        r"Would restore 3 snapshots into .*: \d+ chunks to fetch, [\d.]+ MB, about \d+ s\. Nothing was changed\.",
+        lines[-1],
+    )
+    assert not target.exists()
+
+
+def test_restore_into(shared_mirror: Mirror, datastore: Path, base: Path) -> None:
+    shutil.copytree(datastore, base / "living")
+    shutil.rmtree(base / "living" / SECOND)
+    result = run(restore.command, shared_mirror, "--into", str(base / "living"))
+    assert result.exit_code == 0
+    assert re.fullmatch(
+        r"Restored 1 snapshot into .*, 5 were there: 0 chunks downloaded, \d+ were there, .*\n", result.stdout
+    )
+    assert entries_of(base / "living").keys() == entries_of(datastore).keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "give either TARGET, an empty directory, or --into DATASTORE"),
+        (("TARGET", "--into", "TARGET"), "give either TARGET"),
+        (("--into", "TARGET", "--owner", "1:2"), "leave --owner out"),
+        (("--into", "TARGET", "--keep-damaged"), "--into adds whole snapshots only"),
+        (("TARGET", "--bandwidth-limit", "fast"), "'fast' is not a rate"),
+        (("TARGET", "--bandwidth-limit", "0"), "is not a rate"),
+        (("TARGET", "--bandwidth-limit", "-1M"), "is not a rate"),
+    ],
+)
+def test_what_does_not_go_together(shared_mirror: Mirror, base: Path, options: tuple[str, ...], said: str) -> None:
+    target = str(base / "target")
+    arguments = [target if option == "TARGET" else option for option in options]
+    result = run(restore.command, shared_mirror, *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert list(base.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -116,7 +188,7 @@ def test_an_interrupted_restore_says_how_to_go_on(
     def press_control_c(self: object, snapshot: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(restore._ProgressLines, "snapshot_started", press_control_c)
+    monkeypatch.setattr(restore_progress.ProgressLines, "snapshot_started", press_control_c)
     result = run(restore.command, shared_mirror, str(base))
     assert result.exit_code == 1
     assert "Interrupted. Give the same command again to go on." in result.stderr

@@ -14,10 +14,10 @@ import pytest
 from mirrorfs.datastore.names import NamespaceId, SnapshotId
 from mirrorfs.objectstore.errors import StoreUnavailable
 from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.marker import MARKER_NAME
 from mirrorfs.recovery.ownership import Owner, default_owner
 from mirrorfs.recovery.restore import RestoreReport
 from mirrorfs.recovery.selection import Selection
-from mirrorfs.recovery.target import MARKER_NAME
 from tests.harness.formats import encode_blob
 from tests.recovery.mirror import Mirror, Objects, Tampering, breaks_off_after, entries_of
 

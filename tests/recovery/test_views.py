@@ -13,15 +13,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from mirrorfs.cli import bucket_reading, restore, snapshots
+from mirrorfs.cli import bucket_reading, restore, restore_progress, snapshots
 from mirrorfs.datastore.names import GroupId, SnapshotId
 from mirrorfs.objectstore.errors import StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.recovery.marker import MARKER_NAME
 from mirrorfs.recovery.moment import format_moment
 from mirrorfs.recovery.selection import Selection
 from mirrorfs.recovery.source import View
-from mirrorfs.recovery.target import MARKER_NAME
 from tests.recovery.mirror import Mirror, Objects, Tampering, breaks_off_after, entries_of, upload
 from tests.recovery.test_restore import (
     ALL,
@@ -422,7 +422,7 @@ class TestResuming:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(restore._ProgressLines, "snapshot_started", press_control_c)
+            patch.setattr(restore_progress.ProgressLines, "snapshot_started", press_control_c)
             result = run(restore.command, history.mirror, str(base), "--as-of", "0s")
         assert result.exit_code == 1
         told = re.search(r"with --as-of (\S+), to go on\.", result.stderr)

