@@ -68,7 +68,7 @@ def decode_blob(data: bytes, *, maximum_size: int) -> bytes:
     Raises BlobError for a damaged or encrypted blob, and for one that would decompress to more.
     """
     kind = check_blob(data)
-    return _decode_payload(kind, data, maximum_size)
+    return bytes(_payload(kind, data, maximum_size))
 
 
 def check_chunk(data: bytes, digest: bytes, *, content: bool) -> None:
@@ -83,7 +83,7 @@ def check_chunk(data: bytes, digest: bytes, *, content: bool) -> None:
         kind = check_blob(data)
         if not content or kind.is_encrypted:
             return
-        found = hashlib.sha256(_decode_payload(kind, data, LONGEST_CHUNK_CONTENT)).digest()
+        found = hashlib.sha256(_payload(kind, data, LONGEST_CHUNK_CONTENT)).digest()
     except BlobError as error:
         raise BlobError(f"chunk {digest.hex()} is damaged: {error}") from error
     if found != digest:
@@ -114,7 +114,8 @@ def encode_blob(content: bytes, *, compress: bool = False) -> bytes:
     return _HEADER.pack(kind.value, zlib.crc32(payload)) + payload
 
 
-def _decode_payload(kind: BlobKind, data: bytes, maximum_size: int) -> bytes:
+def _payload(kind: BlobKind, data: bytes, maximum_size: int) -> bytes | memoryview:
+    """The plain content, not copied where it stands in `data` as it is."""
     if kind.is_encrypted:
         raise BlobError("the blob is encrypted")
     payload = memoryview(data)[kind.header_size :]
@@ -122,7 +123,7 @@ def _decode_payload(kind: BlobKind, data: bytes, maximum_size: int) -> bytes:
         return _decompress(payload, maximum_size)
     if len(payload) > maximum_size:
         raise BlobError(f"the blob's content is larger than {maximum_size} bytes")
-    return bytes(payload)
+    return payload
 
 
 def _decompress(payload: memoryview, maximum_size: int) -> bytes:

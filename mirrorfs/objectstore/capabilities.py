@@ -71,6 +71,11 @@ class StoreCapabilities:
             return Confirmation.PUT_CHECKSUM
         return Confirmation.READ_BACK
 
+    @property
+    def needs_md5(self) -> bool:
+        """Whether the MD5 of what is put proves or protects anything that its CRC32C does not; it costs far more."""
+        return not self.rejects_wrong_crc32c or self.confirmation is Confirmation.ETAG_MD5
+
 
 UNPROVEN = StoreCapabilities(
     rejects_wrong_crc32c=False,

@@ -47,6 +47,8 @@ _EXPLAIN_NOTHING = frozenset(
         StoreReason.LOCAL_SETTING,
     }
 )
+# So short a body (in bytes) tells the kind of ETags also where its MD5 is not needed otherwise.
+_CHEAP_TO_SUM = 16 * 1024
 # The longest index that PBS makes, and more; what is longer is read by nobody.
 _OF_UNKNOWN_SIZE = BodyLimit(1024 * 1024 * 1024)
 # What a store answers to a header that it does not know or want; the object itself is not what it refuses.
@@ -145,13 +147,14 @@ class S3Client(LockRequests):
 
         def put(checksum: Mapping[str, Any]) -> Answer:
             with self._connection.requesting(f"store {key} in", key, writes=not may_be_missing) as request:
-                request.boto.put_object(Bucket=self.bucket, Key=key, Body=body, **headers, **checksum)
+                request.objects.put_object(Bucket=self.bucket, Key=key, Body=body, **headers, **checksum)
                 return request.answer()
 
         checksum = None if crc32c is None else {"ChecksumCRC32C": encode_crc32c(crc32c)}
         answer = self._with_checksum("put", put, checksum)
         etag = etag_of(answer)
-        self._notice_kind_of_etag(body, etag)
+        if md5 is not None or len(body) <= _CHEAP_TO_SUM:
+            self._notice_kind_of_etag(etag == (_md5(body) if md5 is None else md5.hex()))
         return PutReceipt(etag, documents.crc32c(answer.headers), _began_at(answer))
 
     def _headers_of_new_object(self, key: str) -> dict[str, Any]:
@@ -163,9 +166,9 @@ class S3Client(LockRequests):
         }
         return {name: value for name, value in named.items() if value is not None}
 
-    def _notice_kind_of_etag(self, body: bytes, etag: str) -> None:
+    def _notice_kind_of_etag(self, is_md5: bool) -> None:
         """Of what was just put; which kind there is may change, with the bucket's encryption."""
-        if _is_md5(body, etag):
+        if is_md5:
             self._gives_md5_etags, self._etags_of_another_kind = True, 0
             return
         # One alone may be that of a body that was damaged on its way.
@@ -256,17 +259,18 @@ class S3Client(LockRequests):
         def get(checksum: Mapping[str, Any]) -> Answer:
             named: Any = {**parameters, **checksum}
             with self._connection.requesting(f"read {key} from", key, limit=limit) as request:
-                request.boto.get_object(**named)
+                request.objects.get_object(**named)
                 return request.answer()
 
         return self._with_checksum("read", get, {"ChecksumMode": "ENABLED"})
 
     def _fits(self, body: bytes, etag: str, checksum: int | None) -> bool:
-        is_md5 = _is_md5(body, etag)
-        if is_md5:
-            self._gives_md5_etags = True
         if checksum is not None:
             return checksum == calculate_crc32c(body)
+        is_md5 = _md5(body) == etag
+        if is_md5:
+            # Chance would not make it one.
+            self._gives_md5_etags = True
         return is_md5 or not (self._gives_md5_etags and MD5_ETAG.fullmatch(etag))
 
     def head_object(self, key: str) -> StoredObject | None:
@@ -320,7 +324,7 @@ class S3Client(LockRequests):
         def head(checksum: Mapping[str, Any]) -> Answer:
             named: Any = {**parameters, **checksum}
             with self._connection.requesting(f"look at {parameters['Key']} in", parameters["Key"]) as request:
-                request.boto.head_object(**named)
+                request.objects.head_object(**named)
                 return request.answer()
 
         return self._with_checksum("read", head, {"ChecksumMode": "ENABLED"})
@@ -407,9 +411,8 @@ def encode_crc32c(checksum: int) -> str:
     return base64.b64encode(checksum.to_bytes(4, "big")).decode("ascii")
 
 
-def _is_md5(body: bytes, etag: str) -> bool:
-    """Whether an ETag is the MD5 of a body; then the store gives such ones, since chance would not."""
-    return hashlib.md5(body, usedforsecurity=False).hexdigest() == etag
+def _md5(body: bytes) -> str:
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
 
 def _began_at(answer: Answer) -> float | None:

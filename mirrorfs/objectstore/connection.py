@@ -26,6 +26,7 @@ import mirrorfs
 from mirrorfs.objectstore.errors import ObjectTooLarge, StoreError, StoreReason, StoreUnavailable
 from mirrorfs.objectstore.examination import examined
 from mirrorfs.objectstore.masking import quoted, shown_url
+from mirrorfs.objectstore.object_requests import ObjectRequests
 from mirrorfs.objectstore.refusals import Asked
 from mirrorfs.objectstore.transport import Answer, BodyLimit, BodyRefused, BodyTooLong, Transport, TransportFailed
 from mirrorfs.objectstore.url import MalformedURL, StoreOptions, check_endpoint, is_modern_bucket
@@ -42,6 +43,7 @@ class _Made:
 
     boto: BotoClient
     transport: Transport
+    objects: ObjectRequests
     credentials: Any
     secrets: tuple[str, ...] = ()
 
@@ -52,10 +54,11 @@ class _Made:
 
 
 class Request:
-    """One request: call one method of `boto`, then take its answer, examined."""
+    """One request: call one method of `boto`, or of `objects` where that has it, then take its answer, examined."""
 
     def __init__(self, made: _Made, asked: Asked) -> None:
         self.boto = made.boto
+        self.objects = made.objects
         self._made = made
         self._asked = asked
 
@@ -252,7 +255,7 @@ def _make(bucket: str, options: StoreOptions, parallelism: int) -> _Made:
     events.register("before-call.s3.DeleteObjects", _add_content_md5)
     events.register("before-call.s3.PutObjectRetention", _add_content_md5)
     events.register("before-send.s3", cast(Any, transport.send))
-    made = _Made(boto, transport, credentials)
+    made = _Made(boto, transport, ObjectRequests(boto, transport, credentials), credentials)
     made.refresh()
     return made
 

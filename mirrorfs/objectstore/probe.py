@@ -49,7 +49,7 @@ class Probe:
                 rejects_wrong_md5=await self._rejects(wrong_md5, None, _MD5_OF_SOMETHING_ELSE),
                 put_returns_crc32c=receipt.crc32c == right.crc32c,
                 head_returns_crc32c=head is not None and head.crc32c == right.crc32c,
-                etag_is_md5=head is not None and head.etag == right.md5.hex(),
+                etag_is_md5=head is not None and head.etag == right.expected.md5,
                 copies=await self._copies(right.key, copy.expected),
                 conditional_puts=head is not None and await self._keeps_what_stands(right),
                 # There is no Object Lock without versions, even where only the one may be asked for.

@@ -86,8 +86,10 @@ class ObjectStore:
         """Requests for which nothing has come or gone for half a minute, and for how many seconds."""
         return self._client.requests_without_progress(_QUIET_SECONDS)
 
-    async def put(self, key: str, body: bytes) -> StoredObject:
+    async def put(self, key: str, body: bytes, *, crc32c: int | None = None) -> StoredObject:
         """Stores the body and returns when the store is seen to hold it: size and content are what was sent.
+
+        `crc32c` is that of the body, if it is known already.
 
         What the answer to the PUT says is not enough: `capabilities.confirmation` tells how the object is looked at.
         Where it does not look as it should, which may be an old view of it, the bytes are read back and decide; where
@@ -95,7 +97,7 @@ class ObjectStore:
         is looked for before it is sent again.
         Raises ConfirmationFailed when that has failed for several PUTs.
         """
-        stored = await self._uploads.put(key, body)
+        stored = await self._uploads.put(key, body, crc32c)
         self.uploaded_bytes += len(body)
         self.uploaded_objects += 1
         return stored

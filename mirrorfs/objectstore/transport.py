@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 import time
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -108,6 +109,7 @@ class Transport:
         self._options = options
         self._answers = threading.local()
         self._managers: dict[str | None, urllib3.PoolManager] = {}
+        self._proxies: dict[str, str | None] = {}
         self._lock = threading.Lock()
         self._pool_settings = _pool_settings(options, ca_bundle, parallelism)
 
@@ -211,8 +213,13 @@ class Transport:
     def _proxy_for(self, url: str) -> str | None:
         if self._options.proxy is not None:
             return self._options.proxy
-        proxies = botocore.utils.get_environ_proxies(url)
-        return botocore.httpsession.ProxyConfiguration(proxies=proxies).proxy_url_for(url)
+        parts = urllib.parse.urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}/"
+        if origin not in self._proxies:
+            # What the environment says is looked up once, as by boto3: it costs a third of a request.
+            proxies = botocore.utils.get_environ_proxies(origin)
+            self._proxies[origin] = botocore.httpsession.ProxyConfiguration(proxies=proxies).proxy_url_for(origin)
+        return self._proxies[origin]
 
     def _manager(self, proxy: str | None) -> urllib3.PoolManager:
         with self._lock:

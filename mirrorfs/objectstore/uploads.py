@@ -56,29 +56,37 @@ class Expected:
         """Whether these bytes are it."""
         if self.body is not None:
             return found == self.body
-        if self.md5 is not None and hashlib.md5(found, usedforsecurity=False).hexdigest() != self.md5:
+        if self.md5 is not None and _md5(found).hex() != self.md5:
             return False
         return len(found) == self.size and calculate_crc32c(found) == self.crc32c
+
+    def with_md5(self) -> Expected:
+        """The same with the MD5, if the content is known."""
+        if self.body is None or self.md5 is not None:
+            return self
+        return dataclasses.replace(self, md5=_md5(self.body).hex())
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What is being stored, with the checksums that must come out at the other end."""
+    """What is being stored, with the checksums that must come out at the other end; its MD5 where that is needed."""
 
     key: str
     body: bytes
     crc32c: int
-    md5: bytes
+    md5: bytes | None
 
     @classmethod
-    def seal(cls, key: str, body: bytes) -> Sent:
-        """Calculates the checksums."""
-        return cls(key, body, calculate_crc32c(body), hashlib.md5(body, usedforsecurity=False).digest())
+    def seal(cls, key: str, body: bytes, *, crc32c: int | None = None, with_md5: bool = True) -> Sent:
+        """Calculates the checksums, of the CRC32C only where it is not given."""
+        crc32c = calculate_crc32c(body) if crc32c is None else crc32c
+        return cls(key, body, crc32c, _md5(body) if with_md5 else None)
 
     @property
     def expected(self) -> Expected:
         """What must be found then."""
-        return Expected(self.key, len(self.body), self.crc32c, self.md5.hex(), self.body)
+        md5 = None if self.md5 is None else self.md5.hex()
+        return Expected(self.key, len(self.body), self.crc32c, md5, self.body)
 
 
 class Uploads:
@@ -92,9 +100,13 @@ class Uploads:
         self._etags_of_another_kind = 0
         self._sample_passes_until: dict[str, float] = {}
 
-    async def put(self, key: str, body: bytes) -> StoredObject:
+    async def put(self, key: str, body: bytes, crc32c: int | None = None) -> StoredObject:
         """See `ObjectStore.put`."""
-        sent = await self._requests.in_thread(lambda: Sent.seal(key, body), may_abandon=True)
+        if self.capabilities.needs_md5 or crc32c is None:
+            sent = await self._requests.in_thread(lambda: self._seal(key, body, crc32c), may_abandon=True)
+        else:
+            # Nothing is left to be calculated, which is not worth a thread.
+            sent = self._seal(key, body, crc32c)
         return await self._store(f"store {key} in", sent.expected, lambda: self._put_once(sent))
 
     async def put_over(self, key: str, body: bytes, precondition: Precondition) -> None:
@@ -115,6 +127,9 @@ class Uploads:
         # It refuses what it should not, as one whose ETags are others each time that they are asked for.
         self._requests.client.features.note_refusal(Feature.CONDITIONAL_PUT, refusal.cause)
         await self.put(key, body)
+
+    def _seal(self, key: str, body: bytes, crc32c: int | None) -> Sent:
+        return Sent.seal(key, body, crc32c=crc32c, with_md5=self.capabilities.needs_md5)
 
     async def copy(self, source_key: str, key: str, *, size: int, crc32c: int, body_md5: bytes | None) -> StoredObject:
         """See `ObjectStore.copy`."""
@@ -209,6 +224,8 @@ class Uploads:
         if self.capabilities.confirmation is Confirmation.READ_BACK:
             return await self.holds(expected)
         head = await self._requests.read(lambda: self._requests.client.head_object(expected.key))
+        if head is not None and head.crc32c is None and expected.md5 is None and self.capabilities.etag_is_md5:
+            expected = await self._requests.in_thread(expected.with_md5, may_abandon=True)
         if head is not None and self.shows(head, expected, receipt):
             self._etags_of_another_kind = 0
             return True
@@ -300,6 +317,10 @@ class _Sending:
             return None
         receipt = PutReceipt(head.etag, None, head.seen_at - (trio.current_time() - self._lost_since))
         return receipt if self._uploads.shows(head, self._expected, receipt) else None
+
+
+def _md5(body: bytes) -> bytes:
+    return hashlib.md5(body, usedforsecurity=False).digest()
 
 
 def _is_older(head: StoredObject, receipt: PutReceipt) -> bool:

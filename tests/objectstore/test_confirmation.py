@@ -191,6 +191,23 @@ async def test_an_older_object_of_the_same_content_proves_nothing(
     assert (client.puts, client.gets) == (puts, gets)
 
 
+class ForgetsChecksums(ForgetfulClient):
+    """Honours CRC32C as it was probed, and tells of none any more."""
+
+    def head_object(self, key: str) -> StoredObject | None:
+        head = super().head_object(key)
+        return None if head is None else dataclasses.replace(head, crc32c=None)
+
+    def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
+        raise AssertionError(f"{key} is read though its MD5 tells all")
+
+
+async def test_an_md5_proves_what_was_put_where_a_head_has_no_checksum_for_once() -> None:
+    client = ForgetsChecksums(lies=0)
+    await ObjectStore(client, capabilities=HONEST, patience=QUICK).put("m/a", b"content")
+    assert client.puts == 1
+
+
 async def test_a_store_tells_when_a_put_began_and_when_the_object_was_put(
     store: StoreServer, shared_bucket: str, prefix: str, credentials: None
 ) -> None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Mapping
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import crc32c
 import pytest
 import urllib3
 
 from mirrorfs.objectstore.answers import Retention
+from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
+from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import open_at
+from tests.objectstore.test_store import BY_ETAG, BY_HEAD, BY_PUT
+from tests.stores.capabilities import HONEST
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,10 @@ def md5_of(body: bytes) -> str:
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
+def crc32c_of(body: bytes) -> str:
+    return base64.b64encode(crc32c.crc32c(body).to_bytes(4, "big")).decode()
+
+
 def headers_of(request: Sent) -> dict[str, str]:
     return {name.lower(): value for name, value in request.headers.items()}
 
@@ -67,13 +77,64 @@ async def test_a_put_has_both_checksums_and_its_body_in_one_piece(endpoint: str,
     (request,) = sent
     headers = headers_of(request)
     assert request.url == f"{endpoint}/bucket/m/a"
-    assert headers["x-amz-checksum-crc32c"] == base64.b64encode(crc32c.crc32c(body).to_bytes(4, "big")).decode()
+    assert headers["x-amz-checksum-crc32c"] == crc32c_of(body)
     assert headers["content-md5"] == md5_of(body)
     assert headers["content-length"] == str(len(body))
     assert "x-amz-trailer" not in headers
     assert "transfer-encoding" not in headers
     assert "aws-chunked" not in headers.get("content-encoding", "")
     assert request.body == body
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    ("capabilities", "with_md5"), [(HONEST, False), (BY_HEAD, False), (BY_PUT, False), (BY_ETAG, True)]
+)
+async def test_a_put_has_an_md5_only_where_its_crc32c_does_not_prove_as_much(
+    capabilities: StoreCapabilities, with_md5: bool, sent: list[Sent]
+) -> None:
+    objects = open_at("http://192.0.2.1", "bucket", AT_ONCE)
+    objects.capabilities = capabilities
+    with pytest.raises(StoreUnavailable):
+        await objects.put("m/a", b"content")
+    (request,) = sent
+    assert ("content-md5" in headers_of(request)) == with_md5
+    assert headers_of(request)["x-amz-checksum-crc32c"] == crc32c_of(b"content")
+
+
+class Hashed:
+    """How many bytes each checksum was calculated of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: Counter[str] = Counter()
+        for name in ("md5", "sha256"):
+            monkeypatch.setattr(hashlib, name, self._counted(name, getattr(hashlib, name)))
+        monkeypatch.setattr(crc32c, "crc32c", self._counted("crc32c", crc32c.crc32c))
+        # botocore has names of its own for these.
+        monkeypatch.setattr("botocore.auth.sha256", hashlib.sha256)
+
+    def _counted(self, name: str, calculate: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(data: bytes = b"", *rest: Any, **named: Any) -> Any:  # noqa: ANN401
+            self.sizes[name] += len(data)
+            return calculate(data, *rest, **named)
+
+        return counted
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("knows_crc32c", [True, False])
+async def test_what_is_put_is_hashed_once(
+    objects: ObjectStore, prefix: str, monkeypatch: pytest.MonkeyPatch, knows_crc32c: bool
+) -> None:
+    body = random.Random(1).randbytes(1024 * 1024)
+    await objects.probe(f"{prefix}/probe")
+    checksum = crc32c.crc32c(body) if knows_crc32c else None
+    hashed = Hashed(monkeypatch)
+    await objects.put(f"{prefix}/a", body, crc32c=checksum)
+    assert hashed.sizes["md5"] == 0
+    assert hashed.sizes["crc32c"] == (0 if knows_crc32c else len(body))
+    # Over http the signature holds for the body, too.
+    assert len(body) <= hashed.sizes["sha256"] < len(body) + 100_000
 
 
 @pytest.mark.trio

@@ -105,7 +105,8 @@ class FakeStore:
         """Have the next such request wait, before it has any effect."""
         return self.gates.setdefault((operation, key), Gate())
 
-    async def put(self, key: str, body: bytes) -> StoredObject:
+    async def put(self, key: str, body: bytes, *, crc32c: int | None = None) -> StoredObject:
+        assert crc32c in (None, _stored(key, body).crc32c)
         await self._begin("put", key)
         if key in self.rejected:
             raise StoreRejected(f"store {key}", "it is refused")

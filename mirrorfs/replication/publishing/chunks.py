@@ -182,8 +182,7 @@ class ChunkMirror:
 
     async def _upload(self, digest: bytes, known: ChunkState | None) -> None:
         async with self._in_memory:
-            data = await trio.to_thread.run_sync(self._read, digest)
-            checksum = calculate_crc32c(data)
+            data, checksum = await trio.to_thread.run_sync(self._read, digest)
             if known is not None and (known.size, known.crc32c) == (len(data), checksum):
                 return
             foreseen = self._problems.foreseen(chunk_path(digest), len(data), (digest,))
@@ -211,7 +210,7 @@ class ChunkMirror:
         elif known.confirmed:
             await self._doubt(digest)
         reach("chunk.before-put")
-        await self._bucket.store.put(key, data)
+        await self._bucket.store.put(key, data, crc32c=checksum)
         reach("chunk.after-put")
         await self._confirm(digest, len(data), checksum)
 
@@ -220,7 +219,7 @@ class ChunkMirror:
         key, staged = self._bucket.layout.chunk_key(digest), self._staging_key(digest)
         await self._doubt(digest)
         try:
-            await self._bucket.store.put(staged, data)
+            await self._bucket.store.put(staged, data, crc32c=checksum)
         except (StoreRejected, ConfirmationFailed):
             if known.confirmed:
                 await self._confirm(digest, known.size, known.crc32c)
@@ -230,7 +229,7 @@ class ChunkMirror:
             await self._bucket.store.copy(staged, key, size=len(data), crc32c=checksum)
         except (CopyUnsupported, ObjectMissing) as error:
             log.debug("%s", error)
-            await self._bucket.store.put(key, data)
+            await self._bucket.store.put(key, data, crc32c=checksum)
         reach("chunk.replaced")
         await self._confirm(digest, len(data), checksum)
         await self._unstage([staged])
@@ -279,7 +278,8 @@ class ChunkMirror:
             await self._confirm(digest, len(data), calculate_crc32c(data))
         return True
 
-    def _read(self, digest: bytes) -> bytes:
+    def _read(self, digest: bytes) -> tuple[bytes, int]:
+        """Read a chunk that is sound, and calculate its CRC32C."""
         try:
             data = self._tree.read_chunk(digest)
             # Also the content: a store would confirm wrong content under a good name, and the good object be gone.
@@ -291,7 +291,7 @@ class ChunkMirror:
             raise CannotMirror(chunk_path(digest), reason, (digest,)) from error
         except (DatastoreError, OSError) as error:
             raise CannotMirror(chunk_path(digest), f"the chunk cannot be read: {error}", (digest,)) from error
-        return data
+        return data, calculate_crc32c(data)
 
 
 def _stays(file: ChunkFile, known: ChunkState | None) -> bool:
