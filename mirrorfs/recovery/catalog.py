@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import islice
 
 import trio
 
@@ -34,6 +35,7 @@ from mirrorfs.recovery.source import Limit, Source
 MOST_EMPTY_NAMESPACES = 100_000
 """More markers are counted only: each costs whoever writes below the prefix one request, and us memory."""
 _FOREIGN_EXAMPLES = 100
+_TRIED = 3
 _NOTES_NAME = "notes"
 # What of a snapshot is looked at before, or beside, what its manifest lists.
 _UNLISTED = (MANIFEST_NAME, PROTECTED_NAME, CLIENT_LOG_NAME)
@@ -236,6 +238,18 @@ async def read_manifest_object(source: Source, layout: BucketLayout, snapshot: S
     """
     data = await source.get(layout.content_key(snapshot.manifest_path), Limit(LONGEST_MANIFEST))
     return await trio.to_thread.run_sync(parse_manifest, data), data
+
+
+async def try_reading(source: Source, layout: BucketLayout, snapshots: Iterable[SnapshotId]) -> None:
+    """Read a manifest, so that a key which may only list shows before anything is begun; what is damaged or missing
+    shows later. Raises StoreError.
+    """
+    for snapshot in islice(snapshots, _TRIED):
+        try:
+            await read_manifest_object(source, layout, snapshot)
+        except (DatastoreError, ObjectMissing, ObjectTooLarge):
+            continue
+        return
 
 
 def problem_with_name(manifest: Manifest, snapshot: SnapshotId) -> str | None:

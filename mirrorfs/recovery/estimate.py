@@ -24,7 +24,7 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress
-from mirrorfs.recovery.catalog import problem_with_name, read_manifest_object
+from mirrorfs.recovery.catalog import problem_with_name, read_manifest_object, try_reading
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.inventory import ChunkInventory
 from mirrorfs.recovery.progress import Damages, Problem
@@ -86,6 +86,8 @@ async def estimate_restore(
     source = open_source(view, store, layout, listing_store)
     contents = await list_datastore(source, address, layout, view)
     plan = plan_restore(contents, selection, view)
+    if listing_store is not None:
+        await try_reading(open_source(view, listing_store, layout), layout, plan.snapshots)
     root = _open(target)
     with closing(_Directory(root)) as directory:
         estimation = _Estimation(source, layout, directory, manner, takes_renamed=selection.renamed)

@@ -36,6 +36,7 @@ from mirrorfs.recovery.catalog import (
     list_contents,
     problem_with_name,
     read_manifest_object,
+    try_reading,
 )
 from mirrorfs.recovery.errors import GroupBusy, RestoreError, SnapshotRefused
 from mirrorfs.recovery.fetching import ChunkFetcher, Chunks, Fetcher
@@ -120,9 +121,9 @@ async def restore_datastore(
     its snapshot incomplete: that one is left out and reported, the rest goes on. When this returns,
     everything is on stable storage. A manifest that gives its snapshot another type, id or time than its path is
     damage too, unless the selection takes renamed ones. At most `parallelism` objects are under way, and held in
-    memory, at a time. The bucket is listed through `listing_store`, where given: one with less patience tells of a
-    wrong key or bucket at once. `owner` is whose the files become, by default as `default_owner` says; in a living
-    datastore they become its owner's in any case.
+    memory, at a time. The bucket is listed through `listing_store`, where given, and one manifest is read through it:
+    one with less patience tells of a wrong key or bucket at once. `owner` is whose the files become, by default as
+    `default_owner` says; in a living datastore they become its owner's in any case.
 
     Raises RestoreError and StoreError (of what StoreUnavailable the store has patience with, see there); what
     has been restored up to then stays and is used by the next run.
@@ -131,6 +132,8 @@ async def restore_datastore(
     source = open_source(view, store, layout, listing_store)
     contents = await list_datastore(source, address, layout, view)
     plan = plan_restore(contents, selection, view)
+    if listing_store is not None:
+        await try_reading(open_source(view, listing_store, layout), layout, plan.snapshots)
     account, observer = Account(), observer or RestoreObserver()
     fetcher = Fetcher(source, layout, parallelism, Pace(manner.bytes_per_second), account, observer)
     with _opened(target, str(address), owner or default_owner(), view, manner) as opened:

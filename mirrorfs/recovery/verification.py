@@ -27,7 +27,13 @@ from mirrorfs.datastore.names import CLIENT_LOG_NAME, GroupId, SnapshotId, chunk
 from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge, StoreRejected
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress
-from mirrorfs.recovery.catalog import BucketContents, list_contents, problem_with_name, read_manifest_object
+from mirrorfs.recovery.catalog import (
+    BucketContents,
+    list_contents,
+    problem_with_name,
+    read_manifest_object,
+    try_reading,
+)
 from mirrorfs.recovery.checkpoint import Checkpoint, CheckpointFile
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.inventory import ChunkInventory
@@ -185,6 +191,8 @@ async def verify_bucket(
         kind = "deleted snapshots" if view.deleted else "datastore"
         raise RestoreError(f"There is no {kind} at {address}. Check the name with: mirrorfs snapshots {address}")
     plan = plan_restore(contents, selection, view)
+    if listing_store is not None:
+        await try_reading(open_source(view, listing_store, layout), layout, plan.snapshots)
     verification = _Verification(source, store, layout, contents, observer or VerificationObserver(), parallelism)
     # What is saved is only good for the same question.
     what = {

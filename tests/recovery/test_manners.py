@@ -10,14 +10,19 @@ import pytest
 import trio
 
 from mirrorfs.datastore.names import SnapshotId
+from mirrorfs.objectstore.errors import StoreReason, StoreUnavailable
+from mirrorfs.objectstore.retry import AT_ONCE, FOR_EVER
+from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.url import StoreOptions
 from mirrorfs.recovery import progress, restore
 from mirrorfs.recovery.attaching import attachment_of
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.estimate import Estimate, estimate_restore
-from mirrorfs.recovery.restore import Manner
+from mirrorfs.recovery.restore import Manner, restore_datastore
 from mirrorfs.recovery.selection import Plan, Selection
 from mirrorfs.recovery.source import View
-from tests.recovery.mirror import Mirror, Objects, Tampering, breaks_off_after, entries_of
+from mirrorfs.recovery.verification import verify_bucket
+from tests.recovery.mirror import Mirror, Objects, TamperedClient, Tampering, breaks_off_after, entries_of
 from tests.recovery.test_restore import (
     ALL,
     ENCRYPTED,
@@ -99,6 +104,27 @@ def test_everything_but_chunks(shared_mirror: Mirror, datastore: Path, base: Pat
     assert not [key for key in tampering.gets if "/.chunks/" in key]
     expected = {path: entry for path, entry in entries_of(datastore).items() if not path.startswith(".chunks/")}
     assert entries_of(base) == expected
+
+
+@pytest.mark.parametrize("what", ["restore", "estimate", "verify"])
+def test_a_key_that_may_not_read_is_told_at_once(shared_mirror: Mirror, base: Path, what: str) -> None:
+    def refuse(key: str, body: bytes) -> bytes:
+        raise StoreUnavailable(f"read {key}", "access is denied", StoreReason.ACCESS_DENIED)
+
+    async def run() -> None:
+        options = StoreOptions(endpoint_url=shared_mirror.access.endpoint_url)
+        client = TamperedClient(shared_mirror.bucket, options, Tampering(on_get=refuse))
+        patient, hasty = ObjectStore(client, patience=FOR_EVER), ObjectStore(client, patience=AT_ONCE)
+        if what == "restore":
+            await restore_datastore(patient, shared_mirror.address, base / "target", listing_store=hasty)
+        elif what == "estimate":
+            await estimate_restore(patient, shared_mirror.address, base / "target", listing_store=hasty)
+        else:
+            await verify_bucket(patient, shared_mirror.address, listing_store=hasty)
+
+    with pytest.raises(StoreUnavailable, match="access is denied"):
+        trio.run(run)
+    assert not (base / "target").exists()
 
 
 class TestKeepDamaged:
