@@ -43,7 +43,9 @@ def take_over_while_running(world: World, choice: random.Random) -> None:
         other = world.other_mirror(base)
         other.datastore.mkdir(parents=True, exist_ok=True)
         made = _take_over(world, other, choice, stranger)
-        _expect_that_it_stops(world, choice, "taken over: it is the mirror of", f"{other.datastore} on {HOST}")
+        owner = f"is the mirror of {other.datastore} on {HOST}"
+        # Also in the words of an uploader that was begun after that, and is refused.
+        _expect_that_it_stops(world, choice, owner, owner)
         if choice.random() < 0.3:
             other.kill_all()
             other.detach_dead()
