@@ -160,6 +160,14 @@ STEPS: Final[tuple[str, ...]] = (
     "into.before-placing",
     "into.placed",
     "into.before-finish",
+    # Whoever gives a bucket to a PBS, or takes it back.
+    "handover.before-mark",
+    "handover.marked",
+    "handover.before-giving-up",
+    "handover.given-up",
+    "handover.own-removed",
+    "takeback.before-mark",
+    "takeback.marked",
     # The uploader, and whoever else changes objects.
     "object.before-put",
     "object.after-put",

@@ -22,6 +22,8 @@ _COMMANDS = (
     "restore",
     "verify",
     "replay",
+    "handover",
+    "takeback",
 )
 
 
@@ -69,6 +71,7 @@ def main() -> None:
     What the bucket holds:   mirrorfs snapshots s3://bucket/store1
     Whether it is good:      mirrorfs verify s3://bucket/store1
     Get it back:             mirrorfs restore s3://bucket/store1 /mnt/datastore/new
+    Have a PBS 4 open it:    mirrorfs handover s3://bucket/store1
 
     Credentials come from boto3's usual chain (~/.aws/credentials, AWS_ACCESS_KEY_ID, ...). Each option may
     also be set in the environment: MIRRORFS_MOUNT_ENDPOINT_URL for 'mount --endpoint-url', and so on.

@@ -159,6 +159,8 @@ def command(
         # For a mount that reads its settings again: how the command would be understood now.
         say_json(asdict(settings))
         return
+    if address.problem_for_pbs is not None:
+        say(f"{address.problem_for_pbs} mirrorfs can.", err=True)
     try:
         # Before anything is made: the background process checks again, but has its log in the state directory.
         check_paths(settings)

@@ -110,7 +110,7 @@ def command(
     if resume is not None and not deep and sample is None:
         raise click.UsageError("--resume goes with --deep or --sample: without them there is little to go on with")
     depth = Depth(100.0 if deep else sample or 0.0)
-    progress = _ProgressBar() if sys.stderr.isatty() else _ProgressLines()
+    progress = shown_progress()
     report = _run(address, selection, View(deleted=deleted), depth, resume, parallel, store, progress)
     if as_json:
         say_json(_as_json(address, report), indent=2)
@@ -128,7 +128,7 @@ def _run(
     resume: Path | None,
     parallel: int,
     options: StoreOptions,
-    progress: _Progress,
+    progress: Progress,
 ) -> VerificationReport:
     def read(stores: Stores) -> Awaitable[VerificationReport]:
         return verify_bucket(
@@ -209,7 +209,7 @@ def _as_json(address: StoreAddress, report: VerificationReport) -> dict[str, obj
     }
 
 
-class _Progress(VerificationObserver):
+class Progress(VerificationObserver):
     """Knows how far it is; `has_begun` says whether the bucket could be listed."""
 
     def __init__(self) -> None:
@@ -252,7 +252,7 @@ class _Progress(VerificationObserver):
         )
 
 
-class _ProgressLines(_Progress):
+class _ProgressLines(Progress):
     """For logs and pipes: a line for each step, and now and then one for how far the chunks are."""
 
     def __init__(self) -> None:
@@ -275,7 +275,7 @@ class _ProgressLines(_Progress):
             say(self.state(), err=True)
 
 
-class _ProgressBar(_Progress):
+class _ProgressBar(Progress):
     """For terminals."""
 
     def __init__(self) -> None:
@@ -296,3 +296,8 @@ class _ProgressBar(_Progress):
     def chunk_finished(self, size: int) -> None:
         super().chunk_finished(size)
         self._bar.update("Chunks", completed=self.chunks_finished, total=self.chunks, state=self.state())
+
+
+def shown_progress() -> Progress:
+    """Return what shows how far a verification is, as suits standard error."""
+    return _ProgressBar() if sys.stderr.isatty() else _ProgressLines()

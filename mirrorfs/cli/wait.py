@@ -46,12 +46,12 @@ def wait_until_published(path: str, timeout: float | None) -> None:
     since = journal_broken_since(path)
     if since is not None:
         raise Failure(f"it is not known what is published: {describe_broken_journal(since)}")
-    answer = _ask_patiently(path, timeout)
+    answer = ask_patiently(path, timeout)
     if "error" in answer:
         raise Failure(f"nothing is mirrored: {answer['error']}")
     problems = answer["problems"]
     if problems:
-        raise Failure("some of it cannot be published:", *_lines(path, problems))
+        raise Failure("some of it cannot be published:", *lines_of_problems(path, problems))
 
 
 def journal_broken_since(path: str) -> float | None:
@@ -69,8 +69,8 @@ def describe_broken_journal(since: float) -> str:
     )
 
 
-def _ask_patiently(path: str, timeout: float | None) -> Answer:
-    """Ask again when the uploader dies meanwhile: it is started again by the mount."""
+def ask_patiently(path: str, timeout: float | None) -> Answer:
+    """Ask for the end of the work at hand; again when the uploader dies meanwhile: it is started again by the mount."""
     deadline = None if timeout is None else time.monotonic() + timeout
     lost_at: float | None = None
     while True:
@@ -103,7 +103,8 @@ def _why(path: str) -> str:
     return f"the store is not usable. {store['last_error']}"
 
 
-def _lines(path: str, problems: list[dict[str, Any]]) -> list[str]:
+def lines_of_problems(path: str, problems: list[dict[str, Any]]) -> list[str]:
+    """Name what cannot be mirrored as it is, the first of it."""
     lines = [f"  {problem['name']}: {problem['reason']}" for problem in problems[:_NAMED_PROBLEMS]]
     if len(problems) > _NAMED_PROBLEMS:
         lines.append(f"  and {len(problems) - _NAMED_PROBLEMS} more, see 'mirrorfs status {path}'")

@@ -104,6 +104,12 @@ class Connection:
         return self.options.endpoint_url or "the default endpoint"
 
     @property
+    def region(self) -> str | None:
+        """The region that requests are signed for, as far as it is known."""
+        made = self._made
+        return self.options.region if made is None else made.boto.meta.region_name
+
+    @property
     def place(self) -> str:
         """Bucket and endpoint, for messages."""
         return f"bucket {self.bucket} at {self.endpoint}"

@@ -43,6 +43,11 @@ class ListingRequests:
         """Bucket and endpoint, for messages."""
         return self._connection.place
 
+    @property
+    def region(self) -> str | None:
+        """The region that requests are signed for, as far as it is known: surely after a request."""
+        return self._connection.region
+
     def requests_without_progress(self, seconds: float) -> list[tuple[str, float]]:
         """Requests for which nothing has come or gone for so long: which, and for how many seconds."""
         return self._connection.requests_without_progress(seconds)

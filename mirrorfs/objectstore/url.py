@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+_SHORTEST_DATASTORE_NAME = 3
+_LONGEST_DATASTORE_NAME = 32
 MAX_PREFIX_LENGTH = 255
 """In bytes. S3 allows keys of 1024; the longest path that PBS makes below its datastore fits into the rest."""
 
@@ -15,7 +17,8 @@ MAX_PREFIX_LENGTH = 255
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # What AWS took until 2018, and what other stores still have from then; such a bucket cannot be part of a host's name.
 _OLD_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
-# What PBS takes as the name of a datastore (PROXMOX_SAFE_ID_REGEX), so that a PBS can be pointed at the mirror.
+# What PBS takes as the name of a datastore (PROXMOX_SAFE_ID_REGEX), so that a PBS can be pointed at the mirror. It also
+# wants 3 to 32 characters of it (DATASTORE_SCHEMA): see `problem_for_pbs`.
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -32,6 +35,20 @@ class StoreAddress:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}"
+
+    @property
+    def problem_for_pbs(self) -> str | None:
+        """Why no PBS could attach what is there, as a sentence; None if one can. Its datastore's name is the prefix."""
+        if "/" in self.prefix:
+            why = "the name in the bucket has a slash, and"
+        elif not _SHORTEST_DATASTORE_NAME <= len(self.prefix) <= _LONGEST_DATASTORE_NAME:
+            why = f"the name in the bucket has {len(self.prefix)} characters, and"
+        else:
+            return None
+        return (
+            f"No Proxmox Backup Server can open {self} by itself: {why} is the name of its datastore there, "
+            f"{_SHORTEST_DATASTORE_NAME} to {_LONGEST_DATASTORE_NAME} letters, digits, '.', '_' and '-'."
+        )
 
     def key(self, relative: str) -> str:
         """The full key of what stands at `relative` in the mirror."""

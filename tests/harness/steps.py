@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mirrorfs.steps import STEPS, VARIABLE
 
-MOUNT_STEPS = tuple(step for step in STEPS if not step.startswith(("recreation.", "insertion.", "into.")))
-"""The steps that a mount or its uploader may reach; at the others tests of the commands kill."""
+_OF_COMMANDS = ("recreation.", "insertion.", "into.", "handover.", "takeback.", "drill.")
+MOUNT_STEPS = tuple(step for step in STEPS if not step.startswith(_OF_COMMANDS))
+"""The steps that a mount or its uploader may reach; at the others the tests of single commands kill."""
 
 
 @dataclass(frozen=True, slots=True)

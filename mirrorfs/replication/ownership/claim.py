@@ -2,7 +2,7 @@
 
 Two objects say it. `.mirrorfs/claim.json` says it among mirrors. `.in-use` says it in the way of PBS 4, which refuses
 to create a datastore on, or to attach, a prefix whose `.in-use` names another host (seen with 4.2.3), unless it is told
-`--overwrite-in-use true`. PBS deletes that object with `datastore remove`; mirrorfs never does.
+`--overwrite-in-use true`. PBS deletes that object with `datastore remove`; a mirror never does.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 
 CLAIM_NAME = "claim.json"
 UNKNOWN_HOST = "of unknown name"
+_BORROWER = "the Proxmox Backup Server that it was handed over to"
 _MACHINE_ID = "/etc/machine-id"
-_OPTIONAL_FIELDS = ("taken_from", "in_use")
+_OPTIONAL_FIELDS = ("taken_from", "in_use", "handed_over", "taken_back")
 # In characters; a path of Linux has at most 4,096 bytes, and `in_use` holds one and a host name.
 _LONGEST_FIELD = 8192
 _MOST_RACES = 5
@@ -54,7 +55,9 @@ class Claim:
 
     `epoch` is new each time an uploader starts, and before it removes anything: a state that does not know it is an old
     copy, or another state wrote to the bucket meanwhile. `taken_from` is the host of a PBS whose `.in-use` was
-    overridden, `in_use` the host name in our own, None in the claim of a version that did not put one.
+    overridden, `in_use` the host name in our own, None in the claim of a version that did not put one. `handed_over` is
+    since when (RFC 3339) the prefix is to be a PBS's, `taken_back` since when it is not any more: the mirror that
+    claims it next begins with a look at what has become of it.
     """
 
     mirror_id: str
@@ -64,6 +67,13 @@ class Claim:
     epoch: str
     taken_from: str | None = None
     in_use: str | None = None
+    handed_over: str | None = None
+    taken_back: str | None = None
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether no mirror may use the prefix, because it was given to a PBS."""
+        return self.handed_over is not None and self.taken_back is None
 
     def is_of(self, other: Claim) -> bool:
         """Tell whether both are about the same datastore of the same machine, whatever became of its state."""
@@ -196,6 +206,8 @@ class _Found:
     def refuse_if_foreign(self, where: str) -> None:
         """Raise ClaimRefused unless the prefix is free or this mirror's."""
         own, standing = self.own, self.standing
+        if standing is not None and standing.is_handed_over:
+            raise ClaimRefused(describe_handed_over(where, standing, where))
         if standing is not None and not standing.is_of(own):
             same = "" if standing.owner != own.owner else " (The names are the same, but /etc/machine-id is another.)"
             if standing.mirror_id == own.mirror_id:
@@ -231,7 +243,8 @@ async def _look(bucket: Bucket, identity: Identity, state: CommittedState) -> _F
         )
     )
     other = in_use if in_use is not None and not _is_ours(in_use, own, standing, put) else None
-    used_by = other or noted or (UNKNOWN_HOST if in_use is None and _has_put(own, standing, put) else None)
+    lent = None if standing is None or standing.handed_over is None else _BORROWER
+    used_by = other or noted or lent or (UNKNOWN_HOST if in_use is None and _has_put(own, standing, put) else None)
     if standing is not None and standing.is_of(own):
         own = replace(own, mirror_id=standing.mirror_id)
     own = replace(own, taken_from=other if other is not None or standing is None else standing.taken_from)
@@ -250,10 +263,27 @@ async def _look(bucket: Bucket, identity: Identity, state: CommittedState) -> _F
 
 
 def _new_claim(layout: BucketLayout, identity: Identity) -> Claim:
-    machine = hashlib.sha256(f"{layout.content_prefix}:{_machine_id()}".encode()).hexdigest()
     host = socket.gethostname()
     in_use = f"{host} (mirrorfs of {identity.datastore})"
-    return Claim(identity.mirror_id, host, machine, identity.datastore, uuid.uuid4().hex, in_use=in_use)
+    return Claim(identity.mirror_id, host, _machine_for(layout), identity.datastore, uuid.uuid4().hex, in_use=in_use)
+
+
+def _machine_for(layout: BucketLayout) -> str:
+    return hashlib.sha256(f"{layout.content_prefix}:{_machine_id()}".encode()).hexdigest()
+
+
+def is_of_this_machine(claim: Claim, layout: BucketLayout) -> bool:
+    """Tell whether the mirror of a claim runs on this machine, if it runs."""
+    return (claim.hostname, claim.machine) == (socket.gethostname(), _machine_for(layout))
+
+
+def describe_handed_over(where: str, claim: Claim, url: str = "URL") -> str:
+    """Say that no mirror may use the prefix, since when, and how it is taken back."""
+    return (
+        f"{where} was handed over to a Proxmox Backup Server ({cut(claim.handed_over or '')}). If that is never to use "
+        f"it again: 'mirrorfs takeback {url}' tells what has become of it, and takes it back; or mount once with "
+        "--take-over. Else give another name in the bucket."
+    )
 
 
 def _is_ours(in_use: str, own: Claim, standing: Claim | None, put: str | None) -> bool:

@@ -22,6 +22,7 @@ from mirrorfs.replication.ownership.claim import (
     UNKNOWN_HOST,
     Claim,
     ClaimUnreadable,
+    describe_handed_over,
     etag_of,
     read_claim,
     read_in_use,
@@ -172,6 +173,8 @@ class OwnershipWatch:
         epochs = self._state.view(lambda transaction: transaction.identity.epochs())
         if standing is None:
             return Verdict(stale="the claim is gone from the bucket: it is read anew")
+        if standing.is_handed_over:
+            return Verdict(lost=f"{describe_handed_over('the name in the bucket', standing)} {_MOUNT_AGAIN}")
         if not standing.is_of(self._claim):
             return Verdict(
                 lost=f"the name in the bucket was taken over: it is the mirror of {standing.owner} now. {_MOUNT_AGAIN} "
