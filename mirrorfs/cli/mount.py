@@ -159,8 +159,6 @@ def command(
         # For a mount that reads its settings again: how the command would be understood now.
         say_json(asdict(settings))
         return
-    if address.problem_for_pbs is not None:
-        say(f"{address.problem_for_pbs} mirrorfs can.", err=True)
     try:
         # Before anything is made: the background process checks again, but has its log in the state directory.
         check_paths(settings)
@@ -191,6 +189,9 @@ def _say_ready(settings: MountSettings, note: str) -> None:
     if note:
         say(note, err=True)
     uploader = settings.uploader
+    problem = StoreAddress(uploader.bucket, uploader.prefix).problem_for_pbs
+    if problem is not None:
+        say(f"{problem} mirrorfs can.", err=True)
     mirrored = "will be mirrored" if note else "mirrored"
     say(f"{settings.mountpoint} is mounted and {mirrored} to s3://{uploader.bucket}/{uploader.prefix}")
 

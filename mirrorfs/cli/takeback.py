@@ -65,6 +65,7 @@ def command(
     Examples:
       mirrorfs takeback s3://backups/store1 --endpoint-url https://s3.example.com
       mirrorfs takeback s3://backups/store1 --datastore /mnt/datastore/store1 --dry-run
+      mirrorfs restore s3://backups/store1 --into /mnt/datastore/store1 --snapshot 'vm/700/*'
       mirrorfs mount /mnt/datastore/store1 --to s3://backups/store1
 
     Exit codes: 0 it is taken back, or (--dry-run) could be; 1 it is not; 2 wrong usage.
@@ -130,7 +131,7 @@ def _tell(comparison: Comparison, address: StoreAddress, datastore: str) -> None
     _list(
         comparison.only_in_bucket,
         "are in the bucket alone: made by the PBS, or gone from the datastore. They stay there. Into the datastore "
-        f"with: mirrorfs restore {address} DIR --snapshot ...",
+        f"with: mirrorfs restore {address} --into {shlex.quote(datastore)} --snapshot ...",
     )
     _list(comparison.only_in_datastore, "are in the datastore alone: the next mount sends them.")
     _list(

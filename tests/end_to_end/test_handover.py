@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -22,7 +20,6 @@ from tests.harness.content import BackupPlan, BlobPlan, ImagePlan
 from tests.harness.scan import compare_datastores
 from tests.harness.steps import StepFile
 from tests.harness.writer import DatastoreWriter
-from tests.recovery.conftest import MEMORY
 from tests.recovery.mirror import objects_of
 
 TINY = BackupPlan(images=(ImagePlan("drive-scsi0.img", 3 * 65536, 65536),), blobs=(BlobPlan("qemu-server.conf", 300),))
@@ -109,14 +106,7 @@ def filled(mirror: MirrorUnderTest) -> tuple[MirrorUnderTest, list[WrittenSnapsh
     return mirror, written
 
 
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory in memory where there is one: a restore makes 65,536 directories."""
-    with tempfile.TemporaryDirectory(prefix="mirrorfs-test-", dir=MEMORY if MEMORY.is_dir() else None) as path:
-        yield Path(path)
-
-
-def test_there_and_back(filled: tuple[MirrorUnderTest, list[WrittenSnapshot]], base: Path, memory: Path) -> None:
+def test_there_and_back(filled: tuple[MirrorUnderTest, list[WrittenSnapshot]], base: Path) -> None:
     mirror, (first, second, third) = filled
     pbs = Pbs(mirror)
     said = mirror.succeed(*handover(mirror))
@@ -151,10 +141,13 @@ def test_there_and_back(filled: tuple[MirrorUnderTest, list[WrittenSnapshot]], b
     assert mirror.published() == sorted([first.path, second.path, third.path, made.path])
     assert made.path in json.dumps(mirror.status()["retention"]["held"])
     assert mirror.auditor().audit_bucket() == []
-    # What the PBS has made comes back from there.
-    target = memory / "made"
-    mirror.succeed("restore", mirror.url, str(target), "--snapshot", made.path, *mirror.store_options(), timeout=300)
-    assert compare_datastores(base / "elsewhere", target, only=frozenset({made.path})).differences == ()
+    # What the PBS has made comes into the datastore from there, and is held no more.
+    mirror.succeed(
+        "restore", mirror.url, "--into", str(mirror.datastore), "--snapshot", made.path, *mirror.store_options()
+    )
+    assert compare_datastores(base / "elsewhere", mirror.datastore, only=frozenset({made.path})).differences == ()
+    mirror.wait()
+    assert mirror.audit() == []
 
 
 def test_a_mounted_mirror_is_stopped_when_it_is_asked_for(mirror: MirrorUnderTest) -> None:
