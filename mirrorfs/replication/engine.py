@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -34,6 +35,10 @@ from mirrorfs.steps import reach
 log = logging.getLogger(__name__)
 
 _TREE_WORKERS = 4
+# A first mirror may keep the others busy for days, and what is new then lacks next to nothing.
+_WORKERS_FOR_NEWS = 2
+# Chunks take at most `parallel` requests, however slow the line; a manifest does not wait for one of them to end.
+_REQUESTS_BESIDE_CHUNKS = 4
 
 
 def _give_up(reason: str) -> None:
@@ -70,15 +75,16 @@ class Engine:
         self.tree = Tree(settings.root_descriptor)
         self.datastore = Datastore(settings.datastore, self.tree, journal, settings.journal_sequence)
         layout = BucketLayout(settings.prefix)
+        self._requests = settings.parallel + _REQUESTS_BESIDE_CHUNKS
         self._client = S3Client(
             settings.bucket,
             settings.store,
-            parallelism=settings.parallel,
+            parallelism=self._requests,
             is_chunk=lambda key: layout.chunk_digest(key) is not None,
         )
         store = ObjectStore(
             self._client,
-            parallelism=settings.parallel,
+            parallelism=self._requests,
             patience=Patience(ceiling=settings.retry_ceiling),
             observer=_reach_step_of_object,
         )
@@ -110,7 +116,7 @@ class Engine:
         """Return the store as it is for whoever wants to hear at once how things are: each request has one try."""
         return ObjectStore(
             self._client,
-            parallelism=self._settings.parallel,
+            parallelism=self._requests,
             patience=AT_ONCE,
             condition=self.bucket.store.condition,
         )
@@ -176,6 +182,8 @@ class Engine:
             nursery.start_soon(self.drain.handle_chunks)
         for _ in range(_TREE_WORKERS):
             nursery.start_soon(self.drain.handle_tree)
+        for _ in range(_WORKERS_FOR_NEWS):
+            nursery.start_soon(partial(self.drain.handle_tree, only_told=True))
         nursery.start_soon(self.drain.handle_chunk_removals)
         nursery.start_soon(self.drain.handle_snapshot_removals)
         nursery.start_soon(self.watch.keep_looking)

@@ -6,9 +6,9 @@ dealt with, passes a record only when its item, and whatever had to be done beca
 waits for everything that was recorded before its name was seen to be gone. Work that fails is a problem, which is kept,
 told and tried again, not lost. It knows nothing of how an item is handled: `drain.Handler` says what it needs.
 
-Read `items` (what a name means as work), `worklist` (what waits, and in which order), `drain` (from the journal to the
-workers, and the position); then what all rooms stand on: `commits` (what is known, and changing it), `bucket` (the
-bucket as it is), `ownership` (what is asked before the bucket is changed), `stored` (reading back what is in it),
-`problems` (what cannot be mirrored), `refused` (what the store
-refuses for one reason), `exclusion` (no two on one thing).
+Read `items` (what a name means as work), `worklist` (what waits) with `lanes` (in which order), `drain` (from the
+journal to the workers, and the position); then what all rooms stand on: `commits` (what is known, and changing it),
+`bucket` (the bucket as it is), `ownership` (what is asked before the bucket is changed), `stored` (reading back what is
+in it), `problems` (what cannot be mirrored), `refused` (what the store refuses for one reason), `exclusion` (no two on
+one thing).
 """

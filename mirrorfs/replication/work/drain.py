@@ -118,10 +118,10 @@ class Drain:
             await self._handler.handle(item)
             self._worklist.done(item)
 
-    async def handle_tree(self) -> None:
-        """Handle everything that is not a chunk, for ever."""
+    async def handle_tree(self, *, only_told: bool = False) -> None:
+        """Handle everything that is not a chunk, for ever; `only_told`: not what is only come upon."""
         while True:
-            item = await self._worklist.take_tree()
+            item = await self._worklist.take_tree(only_told=only_told)
             await self._handler.handle(item)
             self._worklist.done(item)
 

@@ -7,6 +7,9 @@ for everything that follows from it.
 A name that is gone leaves the bucket later than what its move has brought under another name gets there: its removal is
 postponed until the journal has been read up to the moment when the name was seen to be gone, and all that has been
 listed by then, chunks and other removals apart, has been handled. Only then it waits in a lane of its own.
+
+What a record tells of goes before what is only come upon, of which a first mirror may have days; and of the snapshots
+of a group that wait, the newest goes first.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import trio
 
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.replication.work.items import ChunkItem, Item
+from mirrorfs.replication.work.lanes import Lane, TreeLane
 
 # Beyond this many items the journal is left unread: what is not read needs no memory.
 _ROOM = 10_000
@@ -41,14 +45,6 @@ WATCHED = math.inf
 """The same for a name that changed while this mount watched: later than anything that is known of it."""
 
 Removable = TypeVar("Removable", ChunkItem, SnapshotId)
-
-
-@dataclass(slots=True)
-class _Lane:
-    """Items of one kind of worker, in order of arrival."""
-
-    waiting: OrderedDict[Item, int] = field(default_factory=OrderedDict)
-    arrived: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +137,8 @@ class Worklist:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` tells seconds."""
         self._clock = clock
-        self._chunks = _Lane()
-        self._tree = _Lane()
+        self._chunks = Lane()
+        self._tree = TreeLane()
         self._chunk_removals = _Removals[ChunkItem]()
         self._snapshot_removals = _Removals[SnapshotId]()
         self._active: dict[Item, int] = {}
@@ -183,7 +179,7 @@ class Worklist:
             self._at_a_glance.add(item)
         self._list(listing, item, sequence)
         if listing is not self._again:
-            lane.arrived.set()
+            lane.add(item, at_a_glance=item in self._at_a_glance)
 
     def inherited(self) -> int:
         """Return the sequence of what this task handles; the newest, when it handles nothing."""
@@ -245,24 +241,21 @@ class Worklist:
 
     async def take_chunk(self) -> ChunkItem:
         """Wait for the next chunk and mark it as being handled."""
-        item = await self._take(self._chunks)
+        item = self._begin(self._chunks, await self._chunks.take())
         assert isinstance(item, ChunkItem)
         if not self._chunks.waiting:
             self._chunk_removals.changed.set()
         return item
 
-    async def take_tree(self) -> Item:
-        """Wait for the next item that is not a chunk and mark it as being handled."""
-        return await self._take(self._tree)
+    async def take_tree(self, *, only_told: bool = False) -> Item:
+        """Wait for the next item that is not a chunk and mark it as being handled.
 
-    async def _take(self, lane: _Lane) -> Item:
-        while not lane.waiting:
-            # All idle workers wait for one event: each that had its own would miss what comes for the others.
-            if lane.arrived.is_set():
-                lane.arrived = trio.Event()
-            await lane.arrived.wait()
-        item, sequence = lane.waiting.popitem(last=False)
-        self._active[item] = sequence
+        `only_told`: not for one that is only come upon.
+        """
+        return self._begin(self._tree, await self._tree.take(only_told=only_told))
+
+    def _begin(self, lane: Lane, item: Item) -> Item:
+        self._active[item] = sequence = lane.remove(item)
         _handling.set(_Handling(sequence, item in self._at_a_glance, self.seen_at(item)))
         self._at_a_glance.discard(item)
         return item
@@ -407,7 +400,7 @@ class Worklist:
         """Tell how much is gone from the datastore and not yet from the bucket."""
         return WaitingRemovals(len(self._chunk_removals), len(self._snapshot_removals))
 
-    def _lane(self, item: Item) -> _Lane:
+    def _lane(self, item: Item) -> Lane:
         return self._chunks if isinstance(item, ChunkItem) else self._tree
 
 

@@ -278,7 +278,7 @@ async def test_a_glance_is_not_enough_once_a_record_has_come() -> None:
     worklist.add(both, 1, at_a_glance=True)
     worklist.add(both, 2)
     worklist.add(again, 1, at_a_glance=True)
-    for item, is_glance in [(glanced, True), (recorded, False), (both, False), (again, True)]:
+    for item, is_glance in [(recorded, False), (both, False), (glanced, True), (again, True)]:
         assert await worklist.take_tree() == item
         assert worklist.handles_at_a_glance() == is_glance
     worklist.add(glanced, 3)
@@ -335,12 +335,12 @@ async def test_removals_do_not_wait_for_each_other() -> None:
     worklist.has_read(2)
     for item in REMOVABLE:
         worklist.add(item, 1)
-    for snapshot in SNAPSHOTS:
+    for snapshot in SNAPSHOTS[::-1]:
         await see_gone(worklist, snapshot, until=2)
     for chunk in CHUNKS:
         await see_gone(worklist, chunk, until=2)
     assert worklist.waits_for_removal() == WaitingRemovals(3, 2)
-    assert await worklist.take_snapshot_removals() == SNAPSHOTS
+    assert await worklist.take_snapshot_removals() == SNAPSHOTS[::-1]
     assert await worklist.take_chunk_removals(2) == CHUNKS[:2]
     assert await take_all_chunk_removals(worklist) == CHUNKS[2:]
     assert worklist.waits_for_removal() == WaitingRemovals(3, 2)
