@@ -20,6 +20,7 @@ from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say, say_json
+from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
 from mirrorfs.replication.settings import (
     DEFAULT_PARALLEL,
     DEFAULT_RETRY_CEILING,
@@ -51,6 +52,20 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error (for systemd).")
 @click.option("--parallel", type=click.IntRange(1, 64), default=DEFAULT_PARALLEL, help="Uploads at the same time.")
+@click.option(
+    "--nice",
+    type=click.IntRange(0, 19),
+    default=DEFAULT_NICE,
+    show_default=True,
+    help="How far the uploader goes after other processes, as for nice(1); 0: it does not.",
+)
+@click.option(
+    "--disk-priority",
+    type=click.Choice([priority.value for priority in DiskPriority]),
+    default=DiskPriority.LOW.value,
+    show_default=True,
+    help="How the uploader shares the disk: after others (low), only when nobody else wants it (idle), or as they do.",
+)
 @click.option(
     "--retry-ceiling",
     type=click.FloatRange(1.0, 3600.0),
@@ -100,6 +115,8 @@ def command(
     state_dir: str | None,
     foreground: bool,
     parallel: int,
+    nice: int,
+    disk_priority: str,
     retry_ceiling: float,
     require_store: bool,
     take_over: bool,
@@ -140,6 +157,8 @@ def command(
         prefix=address.prefix,
         store=store,
         parallel=parallel,
+        nice=nice,
+        disk_priority=disk_priority,
         retry_ceiling=retry_ceiling,
         take_over=take_over,
         allow_removals=allow_removals,

@@ -1,9 +1,9 @@
 """The uploader: takes names from the journal and makes the bucket equal to the datastore under them.
 
-At the top is the process: `settings` (what it is told), `uploader` (its life), `engine` (what mirrors, without anything
-of a process), `mirror` (the rooms put together, and which part handles which item), `parent` (the
-filesystem process, which wakes and ends it), `control`, `status` and `waiting` (what it answers). What it does is in
-five rooms, each of which knows only rooms that stand above it in this list:
+At the top is the process: `settings` (what it is told), `priority` (whom it goes after), `uploader` (its life),
+`engine` (what mirrors, without anything of a process), `mirror` (the rooms put together, and which part handles which
+item), `parent` (the filesystem process, which wakes and ends it), `control`, `status` and `waiting` (what it answers).
+What it does is in five rooms, each of which knows only rooms that stand above it in this list:
 
 - `work`: what is to be done, who does it, and how far the journal is dealt with by that.
 - `ownership`: whose mirror the bucket is, and whether the datastore may be followed at all. Knows `work`.

@@ -12,6 +12,7 @@ import trio
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.log_file import LogFile
 from mirrorfs.output import begin_log
+from mirrorfs.replication.priority import DiskPriority, yield_to_others
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.uploader import Uploader, report_refusal
 
@@ -27,6 +28,8 @@ def main() -> int:
     _reopen_log_at_hang_up()
     # The mount that starts us has them blocked.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
+    # Before any thread begins: each has the priority of the one that begins it.
+    yield_to_others(settings.nice, DiskPriority(settings.disk_priority))
     try:
         uploader = Uploader(settings)
     except DatabaseError as error:

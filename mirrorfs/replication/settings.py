@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mirrorfs.objectstore.url import StoreOptions
+from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
 
 DEFAULT_PARALLEL = 8
 DEFAULT_RETRY_CEILING = 60.0
@@ -37,7 +38,7 @@ class UploaderSettings:
 
     `root_descriptor` is the backing directory, opened before the mount covered it and inherited; `retry_ceiling` is the
     longest wait between two tries, in seconds; `journal_sequence` is the newest that the journal had given when the
-    mount opened it.
+    mount opened it; `nice` and `disk_priority` (a value of DiskPriority) say how far it goes after other processes.
     """
 
     datastore: str
@@ -51,6 +52,8 @@ class UploaderSettings:
     take_over: bool = False
     allow_removals: bool = False
     journal_sequence: int = 0
+    nice: int = DEFAULT_NICE
+    disk_priority: str = DiskPriority.LOW.value
     verbose: bool = False
     retention: RetentionSettings = field(default_factory=RetentionSettings)
 
