@@ -222,6 +222,7 @@ def _estimate(order: _Order) -> Estimate:
             listing_store=stores.listing,
         )
 
+    say("Looking at the bucket; nothing is restored.", err=True)
     return read_bucket(order.address, order.store, order.parallel, read, shown=nullcontext(), going_on=lambda: "")
 
 

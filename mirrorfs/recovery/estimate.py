@@ -27,10 +27,12 @@ from mirrorfs.objectstore.url import StoreAddress
 from mirrorfs.recovery.catalog import problem_with_name, read_manifest_object, try_reading
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.inventory import ChunkInventory
+from mirrorfs.recovery.marker import Marker
 from mirrorfs.recovery.progress import Damages, Problem
 from mirrorfs.recovery.restore import Manner, list_datastore
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
 from mirrorfs.recovery.source import Limit, Source, View, open_source, read_checked
+from mirrorfs.recovery.target import marker_in
 
 _SNAPSHOTS_AT_ONCE = 4
 _SAMPLE_CHUNKS = 32
@@ -80,7 +82,7 @@ async def estimate_restore(
     """Tell what `restore_datastore` would do, given the same; writes nothing.
 
     Lists the chunks of the bucket, which takes 13 bytes of memory for each, and reads manifests and indexes. Raises
-    RestoreError, StoreError.
+    RestoreError where a restore would refuse the directory, and StoreError.
     """
     layout = BucketLayout(address.prefix)
     source = open_source(view, store, layout, listing_store)
@@ -90,6 +92,8 @@ async def estimate_restore(
         await try_reading(open_source(view, listing_store, layout), layout, plan.snapshots)
     root = _open(target)
     with closing(_Directory(root)) as directory:
+        if root is not None and not manner.into:
+            marker_in(root, target, Marker(str(address), view))
         estimation = _Estimation(source, layout, directory, manner, takes_renamed=selection.renamed)
         there = directory.snapshots_of(plan) if manner.into else ()
         snapshots = [snapshot for snapshot in plan.newest_first() if snapshot not in frozenset(there)]

@@ -167,7 +167,7 @@ def open_target(path: Path, url: str, owner: Owner, view: View) -> Iterator[Targ
     try:
         _check_own(descriptor, path, owner)
         _lock(descriptor, path)
-        marker = _marker_of(descriptor, path, Marker(url, view))
+        marker = marker_in(descriptor, path, Marker(url, view))
         yield Target(path, descriptor, owner, marker or Marker(url, view), is_resumed=marker is not None)
     finally:
         os.close(descriptor)
@@ -198,7 +198,11 @@ def _lock(descriptor: int, path: Path) -> None:
         raise RestoreError(f"Another process is restoring into {path}, or has locked it.") from None
 
 
-def _marker_of(descriptor: int, path: Path, ours: Marker) -> Marker | None:
+def marker_in(descriptor: int, path: Path, ours: Marker) -> Marker | None:
+    """What an interrupted restore of the same has noted in an open directory; None when that is empty.
+
+    Raises RestoreError when it is neither.
+    """
     try:
         marker = read_marker(descriptor)
     except ValueError:

@@ -231,6 +231,21 @@ class TestEstimate:
         assert WEB in {problem.path for problem in told.problems}
         assert any(key.rpartition("/")[2] in problem.path for problem in told.problems)
 
+    def test_what_a_restore_would_refuse(self, shared_mirror: Mirror, base: Path) -> None:
+        (base / "precious").touch()
+        with pytest.raises(RestoreError, match="is not empty"):
+            estimate(shared_mirror, base)
+
+    def test_of_what_an_interrupted_restore_has_left_to_do(
+        self, shared_mirror: Mirror, base: Path, few_directories: None
+    ) -> None:
+        with pytest.raises(StoreUnavailable):
+            shared_mirror.restore(base, tampering=Tampering(on_get=breaks_off_after(10)))
+        there = len(list(base.glob(".chunks/*/*")))
+        told = estimate(shared_mirror, base)
+        assert told.chunks_there == there > 0
+        assert told.chunks == shared_mirror.restore(base).chunks_downloaded
+
     def test_into_what_is_no_datastore(self, shared_mirror: Mirror, base: Path) -> None:
         with pytest.raises(RestoreError, match="There is no datastore to restore into"):
             estimate(shared_mirror, base, manner=Manner(into=True))
