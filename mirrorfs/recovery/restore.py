@@ -4,7 +4,7 @@ snapshot last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +52,7 @@ from mirrorfs.recovery.target import CHUNK_DIRECTORIES, Target, open_target
 __all__ = ["Manner", "Problem", "RestoreObserver", "RestoreReport", "restore_datastore"]
 
 Result = TypeVar("Result")
+_Work = Callable[[], Awaitable[None]]
 
 # Small snapshots mostly wait for answers: several at once keep the connection busy. What of them is large does not
 # share it: of those that wait for a chunk the newest of its group comes first.
@@ -202,15 +203,25 @@ class _Restore:
             await self._check_existing_chunks(self._destination)
         for namespace in plan.namespaces:
             await trio.to_thread.run_sync(self._destination.add_namespace, namespace)
-        if self._contents.namespaces_left_out:
+        if self._contents.namespaces_left_out and not self._manner.into:
             self._account.report(
                 "ns", f"{self._contents.namespaces_left_out} empty namespaces beyond the first {MOST_EMPTY_NAMESPACES}"
             )
-        await for_each(plan.groups, self._restore_group, self._fetcher.parallelism)
-        await for_each(enumerate(plan.newest_first()), self._restore_snapshot, _SNAPSHOTS_AT_ONCE)
+        # A disk may be long in making 65,536 directories, and chunks need not wait for those of others.
+        both: tuple[_Work, _Work] = (self._make_frame, partial(self._restore_all, plan))
+        await for_each(both, _call, len(both))
         for snapshot in self._account.incomplete:
             await trio.to_thread.run_sync(self._destination.abandon, snapshot)
         await trio.to_thread.run_sync(self._destination.finish)
+
+    async def _make_frame(self) -> None:
+        # Looking at what an interrupted restore has left makes them, too.
+        if isinstance(self._destination, Target) and not self._destination.is_resumed:
+            await trio.to_thread.run_sync(self._destination.make_chunk_directories)
+
+    async def _restore_all(self, plan: Plan) -> None:
+        await for_each(plan.groups, self._restore_group, self._fetcher.parallelism)
+        await for_each(enumerate(plan.newest_first()), self._restore_snapshot, _SNAPSHOTS_AT_ONCE)
 
     async def _check_existing_chunks(self, target: Target) -> None:
         done = 0
@@ -370,6 +381,10 @@ def _nothing_there(address: StoreAddress, view: View, layout: BucketLayout) -> R
             "mirrorfs snapshots URL --as-of TIME"
         )
     return RestoreError(f"There is no datastore at {address}: nothing stands below {layout.content_prefix}")
+
+
+async def _call(work: _Work) -> None:
+    await work()
 
 
 def _take_as_it_is(_data: bytes) -> None:

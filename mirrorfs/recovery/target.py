@@ -41,8 +41,8 @@ class Target:
         self._marker = marker
 
     def prepare(self, snapshots: Iterable[SnapshotId]) -> None:
-        """Note what is going to be restored, and make the frame of a datastore: `.lock` and `.chunks` with
-        all its directories. What an interrupted restore left of other snapshots is removed.
+        """Note what is going to be restored, and make `.lock`. What an interrupted restore left of other snapshots is
+        removed.
         """
         wanted = frozenset(snapshots)
         abandoned = self._marker.snapshots - wanted
@@ -53,7 +53,6 @@ class Target:
             self.files.give(self._root)
             if self.is_resumed:
                 self.files.remove_temporaries()
-            self._make_chunk_directories()
         for snapshot in sorted(abandoned):
             self.files.remove_snapshot(snapshot)
         self.files.write(".lock", b"")
@@ -121,8 +120,9 @@ class Target:
             os.unlink(MARKER_NAME, dir_fd=self._root)
             os.fsync(self._root)
 
-    def _make_chunk_directories(self) -> None:
-        with self._opened_chunks() as chunks:
+    def make_chunk_directories(self) -> None:
+        """Make `.chunks` with all its directories; those that chunks have come into meanwhile are there."""
+        with self.files.explaining(CHUNKS_NAME), self._opened_chunks() as chunks:
             for number in range(CHUNK_DIRECTORIES):
                 os.close(self.files.enter_directory(chunks, f"{number:04x}", _CHUNK_DIRECTORY_MODE))
 

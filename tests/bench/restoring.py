@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +29,7 @@ from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 SUBJECTS = ("4MiB", "tiny")
 _PARALLEL = 8
 _NAME = "bench"
+_SAMPLE_MILLISECONDS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +149,31 @@ def _rclone_settings(store: StoreServer) -> dict[str, str]:
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> Sample:
     began = time.perf_counter()
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
-    if process.returncode != 0:
-        raise BenchFailed(f"{command[0]} has failed: {said.decode(errors='replace')[-500:]}")
-    return Sample(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
+        )
+        memory = _most_memory(process.pid)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            said.seek(0)
+            raise BenchFailed(f"{command[0]} has failed: {said.read().decode(errors='replace')[-500:]}")
+    return Sample(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, memory)
+
+
+def _most_memory(pid: int) -> int:
+    """Look at a process until it ends; what the kernel tells afterwards begins with what we had when we forked."""
+    ended, most = select.poll(), 0
+    process = os.pidfd_open(pid)
+    try:
+        ended.register(process, select.POLLIN)
+        while not ended.poll(_SAMPLE_MILLISECONDS):
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+            most = max(most, int(found[1]) * 1024 if found else 0)
+    finally:
+        os.close(process)
+    return most
 
 
 def _make_large(datastore: Path, chunks: int) -> None:
