@@ -54,7 +54,7 @@ def begin_log(process: str, *, verbose: bool = False) -> None:
     Tracebacks follow it, indented: no line that begins with a time is anything but a record. What Python prints by
     itself (warnings, errors that nobody caught) becomes records too.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _LogHandler(sys.stderr.fileno())
     handler.setFormatter(LineFormatter(f"%(asctime)s {process} %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -63,6 +63,52 @@ def begin_log(process: str, *, verbose: bool = False) -> None:
     sys.excepthook = _log_uncaught
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_uncaught_in_thread
+
+
+class _LogHandler(logging.Handler):
+    """Writes records to a file as they come, without a buffer; it belongs to whoever opened it.
+
+    A disk that is full, or sick, must neither end the process nor leave half a line before the next record. How many
+    records are missing is logged as soon as that can be.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._file = open(descriptor, "wb", buffering=0, closefd=False)  # noqa: SIM115 - as long as the process runs
+        self._is_amid_line = False
+        self._missing = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            lines = self.format(record)
+        except (TypeError, ValueError, KeyError):
+            # Arguments that do not fit the message: as with any handler, that shows.
+            self.handleError(record)
+            return
+        try:
+            self._write_missing()
+            self._write(lines)
+        except OSError:
+            self._missing += 1
+
+    def _write_missing(self) -> None:
+        if self._missing:
+            told = {
+                "levelno": logging.WARNING,
+                "levelname": logging.getLevelName(logging.WARNING),
+                "msg": "%d records are missing here: they could not be written",
+                "args": (self._missing,),
+            }
+            self._write(self.format(logging.makeLogRecord(told)))
+            self._missing = 0
+
+    def _write(self, lines: str) -> None:
+        before = "\n" if self._is_amid_line else ""
+        left = memoryview(f"{before}{lines}\n".encode("utf-8", "backslashreplace"))
+        while left:
+            left = left[self._file.write(left) :]
+            self._is_amid_line = bool(left)
 
 
 class LineFormatter(logging.Formatter):

@@ -171,6 +171,33 @@ def test_what_python_prints_by_itself_is_a_record_too() -> None:
     ]
 
 
+_ON_A_FULL_DISK = """
+import logging, os, resource
+from mirrorfs.output import begin_log
+begin_log("mount")
+log = logging.getLogger()
+log.info("before")
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.fstat(2).st_size + 10, limits[1]))
+log.info("cut off")
+log.info("not written")
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+log.info("after")
+"""
+
+
+def test_a_log_that_cannot_be_written_ends_nothing_and_goes_on_when_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as log:
+        done = subprocess.run([sys.executable, "-c", _ON_A_FULL_DISK], stderr=log, check=False, timeout=60)
+    assert done.returncode == 0
+    before, cut_off, missing, after = path.read_text().splitlines()
+    assert before.endswith("mount INFO before")
+    assert len(cut_off) == 10
+    assert missing.endswith("mount WARNING 2 records are missing here: they could not be written")
+    assert after.endswith("mount INFO after")
+
+
 def test_a_failure_shows_its_lines_and_no_others() -> None:
     @click.command()
     def command() -> None:

@@ -92,7 +92,7 @@ def _unmount(path: str, *, while_in_use: bool, answers: bool) -> None:
         _refuse_if_used(path, list(dict.fromkeys([*users_of(entry.device), *users_of_chunks(entry.device)])))
         copies = copies_of(entry.device, besides=entry.identifier)
         _unmount_idle(path, answers=answers)
-        held = ", ".join(map(str, copies)) or holders_of(entry.device) if lives(entry.device) else ""
+        held = ", ".join(map(str, copies)) or holders_of(entry.device) if lives(entry) else ""
         if held and process is not None:
             _ask_to_end(process)
     if mount is not None and process is not None:

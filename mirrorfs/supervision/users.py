@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirrorfs.filesystem.mount_table import mount_table
+from mirrorfs.filesystem.mount_table import MountEntry, mount_table
 from mirrorfs.filesystem.system_calls import device_of, open_file_system
 from mirrorfs.output import printable
 
@@ -100,19 +100,22 @@ def writers_beneath(directory: str, descriptor: int) -> list[MountUser]:
     ]
 
 
-def lives(device: str) -> bool:
-    """Tell whether the connection of a FUSE file system still lives: somebody holds it, mounted or not.
+def lives(mount: MountEntry) -> bool:
+    """Tell whether the file system of a mount that was unmounted still lives: somebody holds it, mounted or not.
+
+    The kernel gives the device of one that has ended to the next: then it is that of another datastore's mirrorfs, of
+    which nobody must be told that it holds this one.
 
     Raises OSError: the kernel does not let itself be asked.
     """
     control = open_file_system(b"fusectl")
     try:
-        os.stat(device.partition(":")[2], dir_fd=control)
+        os.stat(mount.device.partition(":")[2], dir_fd=control)
     except FileNotFoundError:
         return False
     finally:
         os.close(control)
-    return True
+    return all(other.source == mount.source for other in mount_table() if other.device == mount.device)
 
 
 def _few(users: list[MountUser]) -> list[str]:

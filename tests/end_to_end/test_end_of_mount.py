@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mirrorfs.cli.settings_file import SETTINGS_BASE
 from mirrorfs.database.directory import escaped_name
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.mount_table import is_mounted, mount_at
+from mirrorfs.supervision.users import lives
 from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.end_to_end.test_crashes import TINY
 from tests.harness.writer import DatastoreWriter
@@ -219,6 +221,26 @@ def test_a_plain_umount_that_does_not_end_it_is_told(mirror: MirrorUnderTest, tm
         assert has_ended(process, 0)
     mirror.mount()
     mirror.wait()
+
+
+def test_a_plain_umount_that_ends_it_is_no_warning(mirror: MirrorUnderTest) -> None:
+    mirror.create()
+    mirror.mount()
+    with watched(mirror.mount_pid()) as process:
+        run("umount", "--recursive", str(mirror.datastore))
+        assert has_ended(process)
+    assert "somebody else" not in mirror.log
+
+
+def test_whoever_gets_the_device_of_a_mount_that_is_gone_does_not_hold_it(mirror: MirrorUnderTest) -> None:
+    mirror.create()
+    mirror.mount()
+    entry = mount_at(str(mirror.datastore))
+    assert entry is not None
+    assert lives(entry)
+    assert not lives(replace(entry, source=b"/another/datastore"))
+    mirror.umount()
+    assert not lives(entry)
 
 
 def test_signals_that_mean_nothing_leave_it_up_and_a_hang_up_opens_the_log_again(mirror: MirrorUnderTest) -> None:

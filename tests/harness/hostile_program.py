@@ -28,7 +28,7 @@ _PARTS = (
     b" ",
     b"'\"`$(id)",
 )
-_NAMES_OF_PBS = (b"index.json.blob", b"owner", b"notes", b".protected", b"vm", b"ns", b".chunks", b"root.pxar.didx")
+_NAMES_OF_PBS = (b"index.json.blob", b"owner", b"notes", b".protected", b"vm", b"ns", b".chunks", b"root.pxar")
 _OUTSIDE = (b"..", b"../vm", b"../ct", b"../host", b"../ns", b"../.chunks", b"../.chunks/0000")
 
 
