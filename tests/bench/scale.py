@@ -27,7 +27,7 @@ class Scale:
     manifests: int
     upload_rounds: int
     uploaded_large_chunks: int
-    uploaded_tiny_chunks: int
+    uploaded_small_chunks: int
 
 
 FULL = Scale(
@@ -44,7 +44,7 @@ FULL = Scale(
     manifests=20,
     upload_rounds=3,
     uploaded_large_chunks=128,
-    uploaded_tiny_chunks=3000,
+    uploaded_small_chunks=3000,
 )
 QUICK = Scale(
     all_chunk_directories=False,
@@ -60,5 +60,5 @@ QUICK = Scale(
     manifests=5,
     upload_rounds=1,
     uploaded_large_chunks=32,
-    uploaded_tiny_chunks=500,
+    uploaded_small_chunks=500,
 )

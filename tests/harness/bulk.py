@@ -29,10 +29,16 @@ class BulkDatastore:
 
 
 def generate_bulk(
-    path: str, seed: int = 0, *, snapshots: int = 1000, chunks: int = 100_000, groups: int = 20
+    path: str,
+    seed: int = 0,
+    *,
+    snapshots: int = 1000,
+    chunks: int = 100_000,
+    groups: int = 20,
+    content_size: int = _CONTENT_SIZE,
 ) -> BulkDatastore:
     """Fill a directory (made, with all chunk directories, when it is no datastore yet) with snapshots of one dynamic
-    index each, that reference chunks / snapshots new chunks of a few bytes and ten of the snapshot before."""
+    index each, that reference chunks / snapshots new chunks of `content_size` bytes and ten of the snapshot before."""
     if not os.path.isdir(f"{path}/.chunks"):
         create_datastore(path, SystemCalls())
     per_snapshot = [chunks // snapshots + (number < chunks % snapshots) for number in range(snapshots)]
@@ -42,7 +48,7 @@ def generate_bulk(
     for number in range(snapshots):
         group = GroupName("", "host", f"bulk{number % groups}")
         snapshot = SnapshotName(group, FIRST_SNAPSHOT_TIME + number * 3600)
-        fresh = [_write_chunk(path, source.randbytes(_CONTENT_SIZE)) for _ in range(per_snapshot[number])]
+        fresh = [_write_chunk(path, source.randbytes(content_size)) for _ in range(per_snapshot[number])]
         _write_snapshot(path, snapshot, [*previous[:_SHARED_WITH_PREVIOUS], *fresh])
         previous = fresh
         paths.append(snapshot.path)
