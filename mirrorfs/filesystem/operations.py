@@ -91,7 +91,7 @@ class PassThrough(pyfuse3.Operations):
         self._root_descriptor = root_descriptor
         self._observer = observer
         self._threads = Threads()
-        owners = partial(owners_of, root_descriptor)
+        self.owners = owners = partial(owners_of, root_descriptor)
         descriptors = shares_of_descriptors(owners)
         self._tree = Tree(root_descriptor, self._threads, descriptors.unlinked)
         self._caching = Caching(self._tree.inodes, shared)

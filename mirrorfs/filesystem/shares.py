@@ -29,16 +29,19 @@ class Shares:
     and each of these a quarter of that. To be used in one thread.
     """
 
-    def __init__(self, owners: Callable[[], set[int]], total: int, others: int) -> None:
+    def __init__(
+        self, owners: Callable[[], set[int]], total: int, others: int, what: str = "open files and listings"
+    ) -> None:
         """`others` is how many all users may hold together who are not root, nor among the uids that `owners` gives.
 
-        It never waits, and is asked again before anybody is refused.
+        It never waits, and is asked again before anybody is refused. `what` is shared, for the log.
         """
         self._owners = owners
         self._privileged = {0, *owners()}
         self._total = total
         self._others = others
         self._each = max(1, others // 4)
+        self._what = what
         self._held: dict[int, int] = {}
         self._held_by_all = 0
         self._held_by_others = 0
@@ -101,7 +104,7 @@ class Shares:
         # Once for as long as it lasts: whoever is refused may try again and again.
         if uid not in self._told:
             self._told.add(uid)
-            log.warning("user %d has all the open files and listings of this mount that one user may have", uid)
+            log.warning("user %d has all the %s of this mount that one user may have", uid, self._what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,11 @@ def owners_of(root_descriptor: int) -> set[int]:
 def shares_of_names(owners: Callable[[], set[int]]) -> Shares:
     """The names in open listings. Those of root and the owner are not bounded: they need them for their work."""
     return Shares(owners, sys.maxsize, _MOST_NAMES)
+
+
+def shares_of_requests(owners: Callable[[], set[int]], total: int) -> Shares:
+    """The requests that are served at a time, of which `total` are."""
+    return Shares(owners, total, total * 3 // 4, "requests")
 
 
 def _raise_descriptor_limit() -> int:
