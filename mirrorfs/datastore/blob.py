@@ -14,6 +14,7 @@ import zlib
 
 import zstandard
 
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import BlobError, contained
 from mirrorfs.datastore.limits import LONGEST_CHUNK, LONGEST_CHUNK_CONTENT
 
@@ -47,7 +48,7 @@ class BlobKind(enum.Enum):
 _KINDS = {kind.value: kind for kind in BlobKind}
 
 
-def check_blob(data: bytes) -> BlobKind:
+def check_blob(data: Content) -> BlobKind:
     """Check length, magic and CRC of a whole DataBlob and say its kind; raises BlobError."""
     if len(data) < _HEADER.size:
         raise BlobError(f"the blob is truncated: {len(data)} bytes are less than a header")
@@ -71,7 +72,7 @@ def decode_blob(data: bytes, *, maximum_size: int) -> bytes:
     return bytes(_payload(kind, data, maximum_size))
 
 
-def check_chunk(data: bytes, digest: bytes, *, content: bool) -> None:
+def check_chunk(data: Content, digest: bytes, *, content: bool) -> None:
     """Check a chunk: its length and CRC always, and with ``content`` that the plain content has the SHA-256 ``digest``.
 
     The digest of an encrypted chunk includes key material, so there only length and CRC are checked: whoever knows
@@ -90,7 +91,7 @@ def check_chunk(data: bytes, digest: bytes, *, content: bool) -> None:
         raise BlobError(f"chunk {digest.hex()} is damaged: the content has the SHA-256 {found.hex()}")
 
 
-def check_encryption(beginning: bytes, digest: bytes, *, is_encrypted: bool) -> None:
+def check_encryption(beginning: Content, digest: bytes, *, is_encrypted: bool) -> None:
     """Check that a chunk, of which `beginning` has the first bytes, is encrypted if its backup is, and only then.
 
     PBS's own verification asks the same (``does not match index CryptMode``). It matters because nobody without the key
@@ -114,7 +115,7 @@ def encode_blob(content: bytes, *, compress: bool = False) -> bytes:
     return _HEADER.pack(kind.value, zlib.crc32(payload)) + payload
 
 
-def _payload(kind: BlobKind, data: bytes, maximum_size: int) -> bytes | memoryview:
+def _payload(kind: BlobKind, data: Content, maximum_size: int) -> bytes | memoryview:
     """The plain content, not copied where it stands in `data` as it is."""
     if kind.is_encrypted:
         raise BlobError("the blob is encrypted")

@@ -15,15 +15,16 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from mirrorfs.datastore.content import Content, pieces_of
+from mirrorfs.datastore.digests import DIGEST_SIZE, Digests
 from mirrorfs.datastore.errors import IndexFormatError, contained
 from mirrorfs.datastore.quoting import quoted
 
 HEADER_SIZE = 4096
 FIXED_MAGIC = bytes((47, 127, 65, 237, 145, 253, 15, 205))
 DYNAMIC_MAGIC = bytes((28, 145, 78, 165, 25, 186, 179, 205))
-DIGEST_SIZE = 32
 _HEADER = struct.Struct("<8s16sq32s")
 _FIXED_SIZES = struct.Struct("<QQ")
 _DIGEST = struct.Struct("32s")
@@ -50,15 +51,15 @@ class Index:
 
     def __iter__(self) -> Iterator[bytes]:
         """The digests in the order of the archive."""
-        return map(_first, self._entry.iter_unpack(self.entries))
+        return map(_first, _unpacked(self._entry, self.entries))
 
     @property
     def _entry(self) -> struct.Struct:
         return _DIGEST if self.kind == "fixed" else _DYNAMIC_DIGEST
 
-    def unique_digests(self) -> set[bytes]:
-        """Each digest once."""
-        return set(self)
+    def unique_digests(self) -> Digests:
+        """Each digest once. Raises TooMuch where they need a file, and the disk has no room for it."""
+        return Digests.of(self)
 
 
 def is_index_name(filename: str) -> bool:
@@ -66,19 +67,19 @@ def is_index_name(filename: str) -> bool:
     return filename.endswith((".fidx", ".didx"))
 
 
-def parse_index(filename: str, data: bytes) -> Index:
+def parse_index(filename: str, data: Content) -> Index:
     """Check a whole index file, whose kind is told by the extension of ``filename``, and read it.
 
     Raises IndexFormatError for a wrong extension, magic, length or checksum.
     """
-    checksum, size = check_index_beginning(filename, data[:HEADER_SIZE], len(data))
+    checksum, size = check_index_beginning(filename, bytes(data[:HEADER_SIZE]), len(data))
     with _explaining(filename), contained(f"index {filename} takes more memory than there is"):
         entries = memoryview(data)[HEADER_SIZE:]
-        if hashlib.sha256(entries).digest() != checksum:
+        if _sha256(entries) != checksum:
             raise IndexFormatError("its entries do not match its checksum")
         if size is not None:
             return Index("fixed", checksum, size, entries)
-        offsets = map(_first, _DYNAMIC_OFFSET.iter_unpack(entries))
+        offsets = map(_first, _unpacked(_DYNAMIC_OFFSET, entries))
         if any(start > end for start, end in itertools.pairwise(offsets)):
             raise IndexFormatError("its offsets are not ascending")
         last = _DYNAMIC_OFFSET.unpack_from(entries, len(entries) - _DYNAMIC_OFFSET.size)[0] if entries else 0
@@ -124,6 +125,17 @@ def _check_header(beginning: bytes, magic: bytes) -> bytes:
     if found != magic:
         raise IndexFormatError(f"it begins with a wrong magic ({found.hex()})")
     return bytes(checksum)
+
+
+def _unpacked(entry: struct.Struct, entries: memoryview) -> Iterator[tuple[Any, ...]]:
+    return itertools.chain.from_iterable(map(entry.iter_unpack, pieces_of(entries)))
+
+
+def _sha256(entries: memoryview) -> bytes:
+    found = hashlib.sha256()
+    for piece in pieces_of(entries):
+        found.update(piece)
+    return found.digest()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mirrorfs.datastore.blob import check_blob, decode_blob
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import BlobError, DatastoreError, ManifestError
 from mirrorfs.datastore.index import Index, check_index_beginning, is_index_name, parse_index
 from mirrorfs.datastore.json_input import MalformedJSON, parse_json
@@ -138,7 +139,7 @@ def parse_manifest(data: bytes) -> Manifest:
     return Manifest(backup_type, backup_id, backup_time, files, verify_state, notes)
 
 
-def check_listed_file(file: ManifestFile, data: bytes) -> Index | None:
+def check_listed_file(file: ManifestFile, data: Content) -> Index | None:
     """Check the whole content of a listed file against its manifest entry; returns the index if it is one.
 
     An index must be intact and have the listed checksum and size; a blob must have a right CRC, and the

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from mirrorfs.datastore.content import Content, Spool
 from mirrorfs.datastore.errors import DatastoreError, contained
 from mirrorfs.datastore.limits import LONGEST_CHUNK, longest_file
 from mirrorfs.datastore.names import (
@@ -116,16 +117,19 @@ class Tree:
             if stat.S_ISREG(mode) and isinstance(classify(os.fsencode(f"{snapshot.path}/{name}")), SnapshotFileName)
         )
 
-    def read(
-        self, path: str, *, maximum_size: int | None = None, check_beginning: CheckBeginning | None = None
-    ) -> bytes:
+    def read(self, path: str, *, maximum_size: int | None = None) -> bytes:
         """The content of the regular file at ``path``, which may have ``maximum_size`` bytes; those that a file of its
         name may have, where that is not said.
 
         Raises FileNotFoundError when it is not there, WrongKindError when something else than a regular file
-        or, on the way, than a directory stands there, and DatastoreError when it is larger, or ``check_beginning``
-        does.
+        or, on the way, than a directory stands there, and DatastoreError when it is larger.
         """
+        return bytes(self.read_content(path, maximum_size=maximum_size))
+
+    def read_content(
+        self, path: str, *, maximum_size: int | None = None, check_beginning: CheckBeginning | None = None
+    ) -> Content:
+        """As `read`, for what may be too large for memory; raises also what ``check_beginning`` does."""
         maximum = longest_file(path) if maximum_size is None else maximum_size
         with self._parent(path) as (directory, name), _reporting(path), contained(f"{path} takes too much memory"):
             descriptor = _open(name, _FILE_FLAGS, directory)
@@ -309,7 +313,7 @@ def _open(name: str, flags: int, directory: int) -> int:
         return os.open(name, flags, dir_fd=directory)
 
 
-def _read_regular(descriptor: int, path: str, maximum: int, check_beginning: CheckBeginning | None) -> bytes:
+def _read_regular(descriptor: int, path: str, maximum: int, check_beginning: CheckBeginning | None) -> Content:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise WrongKindError(f"{path} is not a regular file")
@@ -317,14 +321,12 @@ def _read_regular(descriptor: int, path: str, maximum: int, check_beginning: Che
         raise DatastoreError(f"{path} is larger than {maximum} bytes")
     if check_beginning is not None:
         check_beginning(os.pread(descriptor, _BEGINNING_SIZE, 0), status.st_size)
-    pieces = []
-    total = 0
-    while piece := os.read(descriptor, min(_READ_SIZE, max(1, status.st_size - total + 1))):
-        total += len(piece)
-        if total > maximum:
+    spool = Spool()
+    while piece := os.read(descriptor, min(_READ_SIZE, max(1, status.st_size - spool.length + 1))):
+        spool.add(piece)
+        if spool.length > maximum:
             raise DatastoreError(f"{path} is larger than {maximum} bytes")
-        pieces.append(piece)
-    return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+    return spool.content()
 
 
 @contextlib.contextmanager

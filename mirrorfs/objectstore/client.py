@@ -6,14 +6,14 @@ What comes back is examined (`examination`) and read (`documents`, `listings`); 
 from __future__ import annotations
 
 import base64
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mirrorfs.datastore.content import Content
 from mirrorfs.objectstore import documents, listings
 from mirrorfs.objectstore.answers import MD5_ETAG, CheckBeginning, Precondition, PutReceipt, StoredObject
-from mirrorfs.objectstore.checksums import calculate_crc32c
+from mirrorfs.objectstore.checksums import calculate_crc32c, calculate_md5
 from mirrorfs.objectstore.errors import (
     BodyDamaged,
     CopyUnsupported,
@@ -28,7 +28,7 @@ from mirrorfs.objectstore.features import Feature
 from mirrorfs.objectstore.listing_requests import announced_size, described, etag_of
 from mirrorfs.objectstore.lock_requests import LockRequests
 from mirrorfs.objectstore.refusals import MISSING_CODES, UNSUPPORTED_CODES, Asked, Refusal, translated
-from mirrorfs.objectstore.transport import Answer, BodyLimit
+from mirrorfs.objectstore.transport import Answer, BodyLimit, body_of
 from mirrorfs.objectstore.url import StoreOptions
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class S3Client(LockRequests):
     def put_object(
         self,
         key: str,
-        body: bytes,
+        body: Content,
         *,
         crc32c: int | None,
         md5: bytes | None,
@@ -135,7 +135,7 @@ class S3Client(LockRequests):
         return receipt
 
     def _put(
-        self, key: str, body: bytes, crc32c: int | None, md5: bytes | None, precondition: Precondition | None = None
+        self, key: str, body: Content, crc32c: int | None, md5: bytes | None, precondition: Precondition | None = None
     ) -> PutReceipt:
         headers = self._headers_of_new_object(key)
         if precondition is not None:
@@ -147,14 +147,14 @@ class S3Client(LockRequests):
 
         def put(checksum: Mapping[str, Any]) -> Answer:
             with self._connection.requesting(f"store {key} in", key, writes=not may_be_missing) as request:
-                request.objects.put_object(Bucket=self.bucket, Key=key, Body=body, **headers, **checksum)
+                request.objects.put_object(Bucket=self.bucket, Key=key, Body=body_of(body), **headers, **checksum)
                 return request.answer()
 
         checksum = None if crc32c is None else {"ChecksumCRC32C": encode_crc32c(crc32c)}
         answer = self._with_checksum("put", put, checksum)
         etag = etag_of(answer)
         if md5 is not None or len(body) <= _CHEAP_TO_SUM:
-            self._notice_kind_of_etag(etag == (_md5(body) if md5 is None else md5.hex()))
+            self._notice_kind_of_etag(etag == (calculate_md5(body) if md5 is None else md5).hex())
         return PutReceipt(etag, documents.crc32c(answer.headers), _began_at(answer))
 
     def _headers_of_new_object(self, key: str) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class S3Client(LockRequests):
         checksum = None if is_composite else documents.crc32c_of(documents.text(root, "ChecksumCRC32C"))
         return PutReceipt(documents.etag(documents.text(root, "ETag")), checksum, _began_at(answer))
 
-    def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
+    def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> Content:
         """The whole object, of the length that was announced.
 
         Raises ObjectTooLarge, without having read more, when it has, or turns out to have, more than `maximum` bytes.
@@ -236,22 +236,22 @@ class S3Client(LockRequests):
 
     def get_version(
         self, key: str, version_id: str, maximum: int, check_beginning: CheckBeginning | None = None
-    ) -> bytes:
+    ) -> Content:
         """As `get_object`, of one version. Raises ObjectMissing also where that is the mark of a deletion."""
         parameters = {"Bucket": self.bucket, "Key": key, "VersionId": version_id}
         return self._get(parameters, BodyLimit(maximum, check_beginning))
 
-    def _get(self, parameters: Mapping[str, str], limit: BodyLimit) -> bytes:
+    def _get(self, parameters: Mapping[str, str], limit: BodyLimit) -> Content:
         answer = self._read(parameters, limit)
         checksum = documents.crc32c(answer.headers)
-        if not self._fits(answer.body, etag_of(answer), checksum):
+        if not self._fits(answer.content, etag_of(answer), checksum):
             raise BodyDamaged(
                 f"read {parameters['Key']} from {self.place}",
                 "what arrived does not fit its checksum",
-                answer.body,
+                answer.content,
                 is_certain=checksum is not None,
             )
-        return answer.body
+        return answer.content
 
     def _read(self, parameters: Mapping[str, str], limit: BodyLimit) -> Answer:
         key = parameters["Key"]
@@ -264,10 +264,10 @@ class S3Client(LockRequests):
 
         return self._with_checksum("read", get, {"ChecksumMode": "ENABLED"})
 
-    def _fits(self, body: bytes, etag: str, checksum: int | None) -> bool:
+    def _fits(self, body: Content, etag: str, checksum: int | None) -> bool:
         if checksum is not None:
             return checksum == calculate_crc32c(body)
-        is_md5 = _md5(body) == etag
+        is_md5 = calculate_md5(body).hex() == etag
         if is_md5:
             # Chance would not make it one.
             self._gives_md5_etags = True
@@ -302,7 +302,7 @@ class S3Client(LockRequests):
             answer = self._read({"Bucket": self.bucket, "Key": key}, _OF_UNKNOWN_SIZE)
         except ObjectMissing:
             return None
-        return described(key, len(answer.body), answer)
+        return described(key, len(answer.content), answer)
 
     def look(self, key: str) -> StoredObject:
         """What a HEAD tells of an object. Raises ObjectMissing, on the word of whoever answers."""
@@ -317,7 +317,7 @@ class S3Client(LockRequests):
         size = announced_size(answer)
         if size is None:
             # A gateway that compresses, or one that leaves out what would be 0.
-            size = len(self._read(parameters, _OF_UNKNOWN_SIZE).body)
+            size = len(self._read(parameters, _OF_UNKNOWN_SIZE).content)
         return described(parameters["Key"], size, answer)
 
     def _head(self, parameters: Mapping[str, str]) -> Answer:
@@ -409,10 +409,6 @@ class S3Client(LockRequests):
 def encode_crc32c(checksum: int) -> str:
     """The value of the header x-amz-checksum-crc32c: four bytes, the highest first, in base64."""
     return base64.b64encode(checksum.to_bytes(4, "big")).decode("ascii")
-
-
-def _md5(body: bytes) -> str:
-    return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
 
 def _began_at(answer: Answer) -> float | None:

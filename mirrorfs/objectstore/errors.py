@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from mirrorfs.datastore.content import Content
+
 
 class StoreReason(Enum):
     """Why a store cannot be used for now. The value is a stable word for status output."""
@@ -209,7 +211,7 @@ class BodyDamaged(StoreError):
     `is_certain` is false where it is only an ETag that it does not fit, which may be of another kind.
     """
 
-    def __init__(self, action: str, cause: str, body: bytes, *, is_certain: bool = True) -> None:
+    def __init__(self, action: str, cause: str, body: Content, *, is_certain: bool = True) -> None:
         super().__init__(action, cause)
         self.body = body
         self.is_certain = is_certain

@@ -101,7 +101,7 @@ def _refuse_other_bodies(asked: Asked, answer: Answer, secrets: Collection[str])
         if "html" in content_type:
             raise not_s3(asked, answer, "a web page")
     elif answer.operation == "GetObject":
-        if "html" in content_type and kind_of(answer.body) == "a web page":
+        if "html" in content_type and kind_of(answer.beginning) == "a web page":
             raise not_s3(asked, answer, "a web page")
     elif answer.body:
         if error_document(answer.body) is not None:

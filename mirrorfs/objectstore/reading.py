@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import AsyncGenerator
 
+from mirrorfs.datastore.content import Content, are_equal
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.objectstore.answers import CheckBeginning, ListPage, StoredObject, StoredVersion, VersionMarker
 from mirrorfs.objectstore.errors import BodyDamaged, StoreRejected
@@ -24,9 +25,9 @@ class Reading:
 
     async def get(
         self, key: str, maximum: int, version_id: str | None, check_beginning: CheckBeginning | None
-    ) -> bytes:
-        """See `ObjectStore.get`."""
-        before: bytes | None = None
+    ) -> Content:
+        """See `ObjectStore.get_content`."""
+        before: Content | None = None
         for _ in range(_READS_BEFORE_DAMAGE_IS_BELIEVED):
             try:
                 return await self._get_once(key, maximum, version_id, check_beginning)
@@ -34,7 +35,7 @@ class Reading:
                 damage: BodyDamaged | DatastoreError = error
             except BodyDamaged as error:
                 damage = error
-                if error.body == before and not error.is_certain:
+                if not error.is_certain and before is not None and are_equal(error.body, before):
                     # What comes twice was hardly damaged on its way: the ETag is no MD5.
                     break
                 before = error.body
@@ -45,7 +46,7 @@ class Reading:
 
     async def _get_once(
         self, key: str, maximum: int, version_id: str | None, check_beginning: CheckBeginning | None
-    ) -> bytes:
+    ) -> Content:
         client = self._requests.client
         if version_id is None:
             return await self._requests.read(lambda: client.get_object(key, maximum, check_beginning))

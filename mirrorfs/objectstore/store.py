@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
+from mirrorfs.datastore.content import Content
 from mirrorfs.objectstore.answers import CheckBeginning, Precondition, Retention, StoredObject, StoredVersion
 from mirrorfs.objectstore.capabilities import UNPROVEN, LockMode, StoreCapabilities
 from mirrorfs.objectstore.client import S3Client
@@ -86,7 +87,7 @@ class ObjectStore:
         """Requests for which nothing has come or gone for half a minute, and for how many seconds."""
         return self._client.requests_without_progress(_QUIET_SECONDS)
 
-    async def put(self, key: str, body: bytes, *, crc32c: int | None = None) -> StoredObject:
+    async def put(self, key: str, body: Content, *, crc32c: int | None = None) -> StoredObject:
         """Stores the body and returns when the store is seen to hold it: size and content are what was sent.
 
         `crc32c` is that of the body, if it is known already.
@@ -135,14 +136,18 @@ class ObjectStore:
         """
         return await self._uploads.copy(source_key, key, size=size, crc32c=crc32c, body_md5=body_md5)
 
-    async def get(
+    async def get(self, key: str, maximum: int, version_id: str | None = None) -> bytes:
+        """As `get_content`, for what is small enough to be in memory."""
+        return bytes(await self.get_content(key, maximum, version_id))
+
+    async def get_content(
         self,
         key: str,
         maximum: int,
         version_id: str | None = None,
         *,
         check_beginning: CheckBeginning | None = None,
-    ) -> bytes:
+    ) -> Content:
         """The whole object, the latest version of it or the one of this id. Raises ObjectMissing.
 
         Raises ObjectTooLarge when it has more than `maximum` bytes: others can write below any key, and no more is

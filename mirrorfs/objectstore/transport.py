@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import re
 import socket
 import ssl
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import botocore.awsrequest
 import botocore.httpsession
@@ -28,6 +29,8 @@ import urllib3.connectionpool
 import urllib3.exceptions
 import urllib3.util
 
+from mirrorfs.datastore.content import Content, Spool, copy_of
+from mirrorfs.datastore.errors import TooMuch
 from mirrorfs.objectstore.answers import CheckBeginning
 from mirrorfs.objectstore.deadlines import Deadlines, RequestUnderWay
 from mirrorfs.objectstore.documents import number
@@ -50,7 +53,7 @@ _FINGERPRINT_SEEN = re.compile(r'got "?([0-9a-fA-F]+)"?')
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: names of headers in lower case, the body whole and as it was before any compression.
+    """What came back: names of headers in lower case, the content whole and as it was before any compression.
 
     `elapsed` is the request's duration in seconds, `sent_at` the Unix time by this machine's clock when it began.
     """
@@ -58,9 +61,19 @@ class Answer:
     operation: str
     status: int
     headers: Mapping[str, str]
-    body: bytes = field(repr=False)
+    content: Content = field(repr=False)
     elapsed: float = 0.0
     sent_at: float = 0.0
+
+    @property
+    def body(self) -> bytes:
+        """The content of what is no object: that is never too large for memory."""
+        return bytes(self.content)
+
+    @property
+    def beginning(self) -> bytes:
+        """The first bytes of the content, which tell its kind."""
+        return bytes(self.content[:_BEGINNING_SIZE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +152,7 @@ class Transport:
                 manager.clear()
 
     def _exchange(self, request: AWSPreparedRequest, operation: str) -> Answer:
-        body = _bytes_of(request.body)
+        body = _content_of(request.body)
         began, sent_at = time.monotonic(), time.time()
         description = f"{operation} {shown_url(request.url)}"
         with self.deadlines.watching(description, self._seconds_for(len(body))) as under_way:
@@ -160,8 +173,8 @@ class Transport:
         return Answer(operation, status, headers, received, time.monotonic() - began, sent_at)
 
     def _send_and_receive(
-        self, request: AWSPreparedRequest, body: bytes, under_way: RequestUnderWay
-    ) -> tuple[int, dict[str, str], bytes]:
+        self, request: AWSPreparedRequest, body: Content, under_way: RequestUnderWay
+    ) -> tuple[int, dict[str, str], Content]:
         headers = {name: _text(value) for name, value in request.headers.items()}
         # A store that refuses, or never answers, "Expect: 100-continue" is not rare; a body sent in vain is.
         headers.pop("Expect", None)
@@ -175,7 +188,7 @@ class Transport:
         response = pool.urlopen(
             request.method,
             target,
-            body=_Body(body, under_way) if body else None,
+            body=ContentReader(body, under_way.progress) if body else None,
             headers=headers,
             retries=urllib3.util.Retry(False),
             redirect=False,
@@ -191,7 +204,7 @@ class Transport:
                 under_way.extend(
                     self._seconds_to_move(min(announced, _LARGEST_DOCUMENT if limit is None else limit.maximum))
                 )
-            received = (
+            received: Content = (
                 b""
                 if request.method == "HEAD"
                 else _read_body(response, announced, limit if response.status == 200 else None, under_way)
@@ -294,31 +307,35 @@ def _make_manager(proxy: str | None, settings: Mapping[str, Any]) -> urllib3.Poo
 
 def _read_body(
     response: urllib3.BaseHTTPResponse, announced: int | None, limit: BodyLimit | None, under_way: RequestUnderWay
-) -> bytes:
+) -> Content:
     limit = limit or BodyLimit(_LARGEST_DOCUMENT)
     is_compressed = response.headers.get("Content-Encoding", "identity") != "identity"
     if announced is not None and announced > limit.maximum and not is_compressed:
         raise BodyTooLong(announced)
-    pieces: list[bytes] = []
-    length = 0
+    spool = Spool()
     checks_beginning = limit.check_beginning is not None and announced is not None
-    for piece in response.stream(_BEGINNING_SIZE if checks_beginning else _PIECE, decode_content=True):
-        under_way.progress()
-        pieces.append(piece)
-        length += len(piece)
-        if length > limit.maximum:
-            raise BodyTooLong(announced)
-        if checks_beginning:
-            break
+    stream = response.stream(_BEGINNING_SIZE if checks_beginning else _PIECE, decode_content=True)
     if checks_beginning:
-        _check_beginning(b"".join(pieces), announced or 0, limit)
-        for piece in response.stream(_PIECE, decode_content=True):
-            under_way.progress()
-            pieces.append(piece)
-            length += len(piece)
-            if length > limit.maximum:
-                raise BodyTooLong(announced)
-    return b"".join(pieces)
+        for piece in itertools.islice(stream, 1):
+            _take(piece, spool, limit, announced, under_way)
+            _check_beginning(piece, announced or 0, limit)
+        stream = response.stream(_PIECE, decode_content=True)
+    for piece in stream:
+        _take(piece, spool, limit, announced, under_way)
+    try:
+        return spool.content()
+    except TooMuch as error:
+        raise BodyRefused(error) from None
+
+
+def _take(piece: bytes, spool: Spool, limit: BodyLimit, announced: int | None, under_way: RequestUnderWay) -> None:
+    under_way.progress()
+    if spool.length + len(piece) > limit.maximum:
+        raise BodyTooLong(announced)
+    try:
+        spool.add(piece)
+    except TooMuch as error:
+        raise BodyRefused(error) from None
 
 
 def _check_beginning(beginning: bytes, announced: int, limit: BodyLimit) -> None:
@@ -375,16 +392,39 @@ def _attach(connection: socket.socket | None) -> None:
         under_way.attach(connection)
 
 
-class _Body(io.BytesIO):
-    """A body that tells of each piece that is taken from it."""
+class ContentReader(io.BufferedIOBase):
+    """A content as a file, which boto3 takes and urllib3 sends; `taken` is called for each piece that is read."""
 
-    def __init__(self, body: bytes, under_way: RequestUnderWay) -> None:
-        super().__init__(body)
-        self._under_way = under_way
+    def __init__(self, content: Content, taken: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.content = content
+        self._taken = taken
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._under_way.progress()
-        return super().read(size)
+        self._taken()
+        start, length = self._position, len(self.content)
+        self._position = length if size is None or size < 0 else min(length, start + size)
+        return copy_of(self.content, start, self._position)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self.content)}[whence]
+        self._position = min(len(self.content), max(0, base + offset))
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def body_of(content: Content) -> bytes | IO[bytes]:
+    """What to give boto3 as the body of a request."""
+    return content if isinstance(content, bytes) else cast(IO[bytes], ContentReader(content))
 
 
 class _Placeholder(io.BytesIO):
@@ -395,9 +435,11 @@ class _Placeholder(io.BytesIO):
         return [self.read()]
 
 
-def _bytes_of(body: Any) -> bytes:  # noqa: ANN401
+def _content_of(body: Any) -> Content:  # noqa: ANN401
     if body is None:
         return b""
+    if isinstance(body, ContentReader):
+        return body.content
     if isinstance(body, str):
         return body.encode()
     return body if isinstance(body, bytes) else bytes(body.read())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
 
+from mirrorfs.datastore.content import Content, are_equal
 from mirrorfs.objectstore.answers import MD5_ETAG, Precondition, PutReceipt, StoredObject
 from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
-from mirrorfs.objectstore.checksums import calculate_crc32c
+from mirrorfs.objectstore.checksums import calculate_crc32c, calculate_md5
 from mirrorfs.objectstore.errors import (
     ChecksumRefused,
     ConfirmationFailed,
@@ -50,13 +50,13 @@ class Expected:
     size: int
     crc32c: int
     md5: str | None = None
-    body: bytes | None = None
+    body: Content | None = None
 
-    def is_met_by(self, found: bytes) -> bool:
+    def is_met_by(self, found: Content) -> bool:
         """Whether these bytes are it."""
         if self.body is not None:
-            return found == self.body
-        if self.md5 is not None and _md5(found).hex() != self.md5:
+            return are_equal(found, self.body)
+        if self.md5 is not None and calculate_md5(found).hex() != self.md5:
             return False
         return len(found) == self.size and calculate_crc32c(found) == self.crc32c
 
@@ -64,7 +64,7 @@ class Expected:
         """The same with the MD5, if the content is known."""
         if self.body is None or self.md5 is not None:
             return self
-        return dataclasses.replace(self, md5=_md5(self.body).hex())
+        return dataclasses.replace(self, md5=calculate_md5(self.body).hex())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,15 @@ class Sent:
     """What is being stored, with the checksums that must come out at the other end; its MD5 where that is needed."""
 
     key: str
-    body: bytes
+    body: Content
     crc32c: int
     md5: bytes | None
 
     @classmethod
-    def seal(cls, key: str, body: bytes, *, crc32c: int | None = None, with_md5: bool = True) -> Sent:
+    def seal(cls, key: str, body: Content, *, crc32c: int | None = None, with_md5: bool = True) -> Sent:
         """Calculates the checksums, of the CRC32C only where it is not given."""
         crc32c = calculate_crc32c(body) if crc32c is None else crc32c
-        return cls(key, body, crc32c, _md5(body) if with_md5 else None)
+        return cls(key, body, crc32c, calculate_md5(body) if with_md5 else None)
 
     @property
     def expected(self) -> Expected:
@@ -100,7 +100,7 @@ class Uploads:
         self._etags_of_another_kind = 0
         self._sample_passes_until: dict[str, float] = {}
 
-    async def put(self, key: str, body: bytes, crc32c: int | None = None) -> StoredObject:
+    async def put(self, key: str, body: Content, crc32c: int | None = None) -> StoredObject:
         """See `ObjectStore.put`."""
         if self.capabilities.needs_md5 or crc32c is None:
             sent = await self._requests.in_thread(lambda: self._seal(key, body, crc32c), may_abandon=True)
@@ -109,7 +109,7 @@ class Uploads:
             sent = self._seal(key, body, crc32c)
         return await self._store(f"store {key} in", sent.expected, lambda: self._put_once(sent))
 
-    async def put_over(self, key: str, body: bytes, precondition: Precondition) -> None:
+    async def put_over(self, key: str, body: Content, precondition: Precondition) -> None:
         """See `ObjectStore.put_over`."""
         sent = await self._requests.in_thread(lambda: Sent.seal(key, body), may_abandon=True)
         for _ in range(_WRONG_REFUSALS_THAT_TELL):
@@ -128,7 +128,7 @@ class Uploads:
         self._requests.client.features.note_refusal(Feature.CONDITIONAL_PUT, refusal.cause)
         await self.put(key, body)
 
-    def _seal(self, key: str, body: bytes, crc32c: int | None) -> Sent:
+    def _seal(self, key: str, body: Content, crc32c: int | None) -> Sent:
         return Sent.seal(key, body, crc32c=crc32c, with_md5=self.capabilities.needs_md5)
 
     async def copy(self, source_key: str, key: str, *, size: int, crc32c: int, body_md5: bytes | None) -> StoredObject:
@@ -317,10 +317,6 @@ class _Sending:
             return None
         receipt = PutReceipt(head.etag, None, head.seen_at - (trio.current_time() - self._lost_since))
         return receipt if self._uploads.shows(head, self._expected, receipt) else None
-
-
-def _md5(body: bytes) -> bytes:
-    return hashlib.md5(body, usedforsecurity=False).digest()
 
 
 def _is_older(head: StoredObject, receipt: PutReceipt) -> bool:

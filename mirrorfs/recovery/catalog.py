@@ -12,8 +12,9 @@ import trio
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.deletion import Deletion
+from mirrorfs.datastore.digests import DIGEST_SIZE
 from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.index import DIGEST_SIZE, is_index_name
+from mirrorfs.datastore.index import is_index_name
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.limits import LONGEST_MANIFEST, LONGEST_RECORD
 from mirrorfs.datastore.manifest import Manifest, parse_manifest
@@ -196,7 +197,7 @@ async def read_group_notes(
 
     async def read(group: GroupId) -> None:
         try:
-            data = await source.get(layout.content_key(f"{group.path}/{_NOTES_NAME}"), Limit(LONGEST_RECORD))
+            data = bytes(await source.get(layout.content_key(f"{group.path}/{_NOTES_NAME}"), Limit(LONGEST_RECORD)))
         except (ObjectMissing, ObjectTooLarge):
             return
         notes[group] = data.decode(errors="replace")
@@ -236,7 +237,7 @@ async def read_manifest_object(source: Source, layout: BucketLayout, snapshot: S
 
     Raises ManifestError, and StoreError (ObjectMissing when the snapshot is gone, ObjectTooLarge).
     """
-    data = await source.get(layout.content_key(snapshot.manifest_path), Limit(LONGEST_MANIFEST))
+    data = bytes(await source.get(layout.content_key(snapshot.manifest_path), Limit(LONGEST_MANIFEST)))
     return await trio.to_thread.run_sync(parse_manifest, data), data
 
 

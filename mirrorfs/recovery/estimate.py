@@ -35,6 +35,7 @@ from mirrorfs.recovery.source import Limit, Source, View, open_source, read_chec
 from mirrorfs.recovery.target import marker_in
 
 _SNAPSHOTS_AT_ONCE = 4
+_MOST_NAMED = 10_000
 _SAMPLE_CHUNKS = 32
 _SAMPLE_SECONDS = 5.0
 
@@ -200,7 +201,7 @@ class _Estimation:
     def _use(self, index: Index, file: ManifestFile) -> list[tuple[bytes, str]]:
         """Note which chunks are needed and which stand there; returns those that cannot be had."""
         digests = index.unique_digests()
-        bad = self._inventory.use(digests, are_encrypted=file.chunks_are_encrypted)
+        bad = self._inventory.use(digests, are_encrypted=file.chunks_are_encrypted, most=_MOST_NAMED).named
         self._inventory.leave(self._directory.present(digests))
         for digest in digests:
             self._seen += 1

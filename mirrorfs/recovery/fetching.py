@@ -11,6 +11,7 @@ import trio
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_chunk, check_encryption
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.limits import LONGEST_CHUNK
@@ -65,14 +66,14 @@ class Fetcher:
         self._observer = observer
 
     async def fetch(
-        self, key: str, limit: Limit, check: Callable[[bytes], Result], write: Callable[[bytes], None]
+        self, key: str, limit: Limit, check: Callable[[Content], Result], write: Callable[[Content], None]
     ) -> Result:
         """Download an object, check it and write it, in this order; to be called with a slot.
 
         Raises DatastoreError, StoreError.
         """
 
-        def check_and_write(data: bytes) -> Result:
+        def check_and_write(data: Content) -> Result:
             result = check(data)
             write(data)
             return result
@@ -156,7 +157,7 @@ class ChunkFetcher:
             finished.set()
 
     async def _fetch(self, digest: bytes, *, is_encrypted: bool) -> None:
-        def check(data: bytes) -> None:
+        def check(data: Content) -> None:
             check_chunk(data, digest, content=True)
             check_encryption(data, digest, is_encrypted=is_encrypted)
 
@@ -164,7 +165,7 @@ class ChunkFetcher:
             self._fetcher.layout.chunk_key(digest),
             Limit(LONGEST_CHUNK),
             check,
-            lambda data: self._chunks.write_chunk(digest, data, is_encrypted=is_encrypted),
+            lambda data: self._chunks.write_chunk(digest, bytes(data), is_encrypted=is_encrypted),
         )
 
 

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from mirrorfs.datastore.content import Content, pieces_of
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.names import CHUNKS_NAME, MANIFEST_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
@@ -46,7 +47,7 @@ class Files:
         with self.explaining(path):
             os.close(self.open_directory(path, mode))
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Content) -> None:
         """Put a whole file in place, with the directories above it."""
         parent, _, name = path.rpartition("/")
         with self.explaining(path):
@@ -56,11 +57,11 @@ class Files:
             finally:
                 os.close(directory)
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str) -> Content | None:
         """What stands at `path`; None when there is no regular file."""
         with self.explaining(path):
             try:
-                return self.tree.read(path)
+                return self.tree.read_content(path)
             except (FileNotFoundError, DatastoreError):
                 return None
 
@@ -121,7 +122,7 @@ class Files:
             raise
         return descriptor
 
-    def replace(self, directory: int, name: str, data: bytes) -> None:
+    def replace(self, directory: int, name: str, data: Content) -> None:
         """Put a whole file into an open directory, in the place of any other of that name. Raises OSError."""
         temporary = f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
         descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, dir_fd=directory)
@@ -166,11 +167,12 @@ def remove_temporaries_in(directory: int) -> None:
             os.unlink(name, dir_fd=directory)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: Content) -> None:
     """Write all of it, however little the file system takes at once. Raises OSError."""
-    remaining = memoryview(data)
-    while remaining:
-        remaining = remaining[os.write(descriptor, remaining) :]
+    for piece in pieces_of(data):
+        remaining = piece
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def _remove_files(directory: int, *, keep: Collection[str]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirrorfs import own_files
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.names import CHUNKS_NAME, MANIFEST_NAME, GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.quoting import quoted
 from mirrorfs.recovery.chunk_insertion import ChunkInsertion, open_chunks
@@ -305,8 +306,8 @@ def _marker_of(staging: int, path: Path, ours: Marker) -> Marker | None:
     return marker
 
 
-def _owner_in(data: bytes | None) -> str:
-    return "" if data is None else data.decode(errors="replace").strip()
+def _owner_in(data: Content | None) -> str:
+    return "" if data is None else bytes(data).decode(errors="replace").strip()
 
 
 def _busy(group: GroupId) -> str:

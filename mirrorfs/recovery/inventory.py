@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from mirrorfs.datastore.limits import LONGEST_CHUNK
 
@@ -12,6 +13,14 @@ _PREFIX_BYTES = 8
 _PLAIN, _ENCRYPTED, _LEFT = 1, 2, 4
 _SMALLEST_CHUNK = 12
 _LARGEST_NOTED_SIZE = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class BadChunks:
+    """Chunks of an index that cannot be good, each with the reason; `left_out` references are to others like them."""
+
+    named: tuple[tuple[bytes, str], ...] = ()
+    left_out: int = 0
 
 
 class ChunkInventory:
@@ -55,20 +64,29 @@ class ChunkInventory:
         self._prefixes = array(self._prefixes.typecode, (self._prefixes[number] for number in order))
         self._sizes = array(self._sizes.typecode, (self._sizes[number] for number in order))
 
-    def use(self, digests: Iterable[bytes], *, are_encrypted: bool) -> list[tuple[bytes, str]]:
-        """Note that chunks are referenced by an index; returns those that cannot be good, each with the reason."""
-        bad = {}
+    def use(self, digests: Iterable[bytes], *, are_encrypted: bool, most: int) -> BadChunks:
+        """Note that chunks are referenced by an index; returns those that cannot be good, `most` of them by name."""
+        bad: dict[bytes, str] = {}
+        left_out = 0
         mark = _ENCRYPTED if are_encrypted else _PLAIN
         for digest in digests:
-            number = self._find(digest)
-            if number is None:
-                bad[digest] = "it is missing in the bucket"
+            reason = self._use(digest, mark)
+            if reason is None or digest in bad:
                 continue
-            self._uses[number] |= mark
-            size = self._sizes[number]
-            if not _SMALLEST_CHUNK <= size <= LONGEST_CHUNK:
-                bad[digest] = f"its object has {size} bytes, which no chunk has"
-        return sorted(bad.items())
+            if len(bad) < most:
+                bad[digest] = reason
+            else:
+                left_out += 1
+        return BadChunks(tuple(sorted(bad.items())), left_out)
+
+    def _use(self, digest: bytes, mark: int) -> str | None:
+        """Note one reference; says why the chunk cannot be good."""
+        number = self._find(digest)
+        if number is None:
+            return "it is missing in the bucket"
+        self._uses[number] |= mark
+        size = self._sizes[number]
+        return None if _SMALLEST_CHUNK <= size <= LONGEST_CHUNK else f"its object has {size} bytes, which no chunk has"
 
     def uses_of(self, digest: bytes) -> tuple[bool, ...]:
         """Tell how a chunk is referenced: by nobody (), and else whether it has to be encrypted, or both."""

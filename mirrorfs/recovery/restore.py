@@ -15,6 +15,7 @@ import trio
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_blob
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import DatastoreError, ManifestError
 from mirrorfs.datastore.index import Index
 from mirrorfs.datastore.layout import BucketLayout
@@ -251,7 +252,7 @@ class _Restore:
             path = f"{group.path}/{filename}"
             try:
                 async with self._fetcher.slots.taken(0):
-                    take = partial(files.__setitem__, filename)
+                    take = partial(_put_into, files, filename)
                     await self._fetch_file(path, Limit(LONGEST_RECORD), _take_as_it_is, take)
             except (ObjectMissing, StoreRejected) as error:
                 self._account.report(path, str(error))
@@ -345,7 +346,7 @@ class _Restore:
             if gone:
                 raise SnapshotRefused(f"chunk {gone[0].hex()} is removed from the datastore again and again")
 
-    async def _copy(self, path: str, limit: Limit, check: Callable[[bytes], Index | None], rank: int) -> Index | None:
+    async def _copy(self, path: str, limit: Limit, check: Callable[[Content], Index | None], rank: int) -> Index | None:
         """Restore a listed file, from what an interrupted restore left of it if that passes the check."""
         async with self._fetcher.slots.taken(rank):
             if self._destination.is_resumed:
@@ -355,11 +356,11 @@ class _Restore:
             return await self._fetch_file(path, limit, check, partial(self._destination.files.write, path))
 
     async def _fetch_file(
-        self, path: str, limit: Limit, check: Callable[[bytes], Result], write: Callable[[bytes], None]
+        self, path: str, limit: Limit, check: Callable[[Content], Result], write: Callable[[Content], None]
     ) -> Result:
         return await self._fetcher.fetch(self._fetcher.layout.content_key(path), limit, check, write)
 
-    def _read_if_good(self, path: str, check: Callable[[bytes], Result]) -> tuple[Result] | None:
+    def _read_if_good(self, path: str, check: Callable[[Content], Result]) -> tuple[Result] | None:
         data = self._destination.files.read(path)
         if data is None:
             return None
@@ -367,6 +368,10 @@ class _Restore:
             return (check(data),)
         except DatastoreError:
             return None
+
+
+def _put_into(files: dict[str, bytes], filename: str, data: Content) -> None:
+    files[filename] = bytes(data)
 
 
 def _nothing_there(address: StoreAddress, view: View, layout: BucketLayout) -> RestoreError:
@@ -387,5 +392,5 @@ async def _call(work: _Work) -> None:
     await work()
 
 
-def _take_as_it_is(_data: bytes) -> None:
+def _take_as_it_is(_data: Content) -> None:
     """The check of a file that has no format: owner and notes."""

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from mirrorfs.concurrency import for_each
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.deletion import Deletion, parse_deletion
 from mirrorfs.datastore.errors import DatastoreError, contained
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME, BucketLayout
@@ -70,11 +71,11 @@ class Source(Protocol):
     Every method raises StoreError, and RestoreError where the bucket cannot be looked at like this.
     """
 
-    async def get(self, key: str, limit: Limit) -> bytes:
+    async def get(self, key: str, limit: Limit) -> Content:
         """The whole object. Raises ObjectMissing, and what the limit says."""
         ...
 
-    async def get_again(self, key: str, limit: Limit) -> bytes:
+    async def get_again(self, key: str, limit: Limit) -> Content:
         """The object whose content as `get` gave it was found to be damaged, from elsewhere if it is to be had there.
         Raises as `get` does.
         """
@@ -99,11 +100,11 @@ class PresentSource:
         self._store = store
         self._listing_store = listing_store or store
 
-    async def get(self, key: str, limit: Limit) -> bytes:
+    async def get(self, key: str, limit: Limit) -> Content:
         """See Source."""
         return await _read(self._store, key, limit)
 
-    async def get_again(self, key: str, limit: Limit) -> bytes:
+    async def get_again(self, key: str, limit: Limit) -> Content:
         """See Source: it may have been damaged on its way only."""
         return await _read(self._store, key, limit)
 
@@ -133,7 +134,7 @@ class PastSource:
         self._listing_store = listing_store or store
         self._listed: dict[str, StoredVersion] = {}
 
-    async def get(self, key: str, limit: Limit) -> bytes:
+    async def get(self, key: str, limit: Limit) -> Content:
         """See Source."""
         if self._layout.chunk_digest(key) is None:
             return await self._get_content(key, limit)
@@ -142,7 +143,7 @@ class PastSource:
         except (ObjectMissing, ObjectTooLarge):
             return await self._get_former_chunk(key, limit)
 
-    async def get_again(self, key: str, limit: Limit) -> bytes:
+    async def get_again(self, key: str, limit: Limit) -> Content:
         """See Source: what stands there now may have been put in its place since."""
         if self._layout.chunk_digest(key) is None:
             return await self._get_content(key, limit)
@@ -173,7 +174,7 @@ class PastSource:
         """See Source."""
         return None
 
-    async def _get_content(self, key: str, limit: Limit) -> bytes:
+    async def _get_content(self, key: str, limit: Limit) -> Content:
         version = self._listed.get(key)
         if version is None:
             for found in await self._versions_of(key):
@@ -183,7 +184,7 @@ class PastSource:
             raise ObjectMissing(f"read {key} in {self._store.place}", f"none was there at {self._moment_text}")
         return await _read(self._store, key, limit, version.version_id)
 
-    async def _get_former_chunk(self, key: str, limit: Limit) -> bytes:
+    async def _get_former_chunk(self, key: str, limit: Limit) -> Content:
         contents = [version for version in await self._versions_of(key) if not version.is_delete_marker]
         # That a published snapshot was without a chunk at that time cannot be; then any version is better than none.
         candidates = [version for version in contents if version.modified_at <= self._moment] or contents
@@ -228,13 +229,13 @@ class DeletedSource:
         self._marked: set[SnapshotId] = set()
         self._group_files: dict[str, bytes] = {}
 
-    async def get(self, key: str, limit: Limit) -> bytes:
+    async def get(self, key: str, limit: Limit) -> Content:
         """See Source."""
         if key in self._group_files:
             return self._group_files[key]
         return await self._source.get(self._actual_key(key), limit)
 
-    async def get_again(self, key: str, limit: Limit) -> bytes:
+    async def get_again(self, key: str, limit: Limit) -> Content:
         """See Source."""
         if key in self._group_files:
             return self._group_files[key]
@@ -272,7 +273,7 @@ class DeletedSource:
             raise DatastoreError("deleted.json is missing") from None
         except ObjectTooLarge:
             raise DatastoreError(f"deleted.json is larger than {LONGEST_DELETION} bytes") from None
-        return await trio.to_thread.run_sync(parse_deletion, data)
+        return await trio.to_thread.run_sync(parse_deletion, bytes(data))
 
     async def _read_group_files(self, snapshots: Iterable[SnapshotId]) -> None:
         of_group: dict[GroupId, list[SnapshotId]] = defaultdict(list)
@@ -291,7 +292,7 @@ class DeletedSource:
         for filename in GROUP_FILE_NAMES:
             key = self._layout.content_key(f"{group.path}/{filename}")
             try:
-                files[filename] = await self._source.get(key, Limit(LONGEST_RECORD))
+                files[filename] = bytes(await self._source.get(key, Limit(LONGEST_RECORD)))
             except ObjectTooLarge as error:
                 log.warning("%s", error)
             except ObjectMissing:
@@ -335,7 +336,7 @@ async def read_checked(
     source: Source,
     key: str,
     limit: Limit,
-    check: Callable[[bytes], Result],
+    check: Callable[[Content], Result],
     taken: Callable[[int], None] = lambda _: None,
 ) -> Result:
     """Read an object and give it to `check`, in a thread; `taken` hears the size of each object that has come.
@@ -343,7 +344,7 @@ async def read_checked(
     What fails the check is read once more: it may have been damaged on its way only. Raises DatastoreError, StoreError.
     """
 
-    async def checked(data: bytes) -> Result:
+    async def checked(data: Content) -> Result:
         taken(len(data))
         return await trio.to_thread.run_sync(_contained, data, check)
 
@@ -353,13 +354,13 @@ async def read_checked(
         return await checked(await source.get_again(key, limit))
 
 
-def _contained(data: bytes, check: Callable[[bytes], Result]) -> Result:
+def _contained(data: Content, check: Callable[[Content], Result]) -> Result:
     with contained("it takes more memory than there is"):
         return check(data)
 
 
-async def _read(store: ObjectStore, key: str, limit: Limit, version_id: str | None = None) -> bytes:
-    return await store.get(key, limit.maximum, version_id, check_beginning=limit.check_beginning)
+async def _read(store: ObjectStore, key: str, limit: Limit, version_id: str | None = None) -> Content:
+    return await store.get_content(key, limit.maximum, version_id, check_beginning=limit.check_beginning)
 
 
 def _later(before: StoredVersion | None, version: StoredVersion) -> StoredVersion:

@@ -19,6 +19,7 @@ import trio
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_blob, check_chunk, check_encryption
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import DatastoreError, ManifestError
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.limits import LONGEST_CHUNK, LONGEST_CLIENT_LOG
@@ -36,7 +37,7 @@ from mirrorfs.recovery.catalog import (
 )
 from mirrorfs.recovery.checkpoint import Checkpoint, CheckpointFile
 from mirrorfs.recovery.errors import RestoreError
-from mirrorfs.recovery.inventory import ChunkInventory
+from mirrorfs.recovery.inventory import BadChunks, ChunkInventory
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
 from mirrorfs.recovery.source import Limit, PresentSource, Source, View, open_source, read_checked
 
@@ -289,18 +290,22 @@ class _Verification:
                 self._note(Damage(path, str(error)))
 
     async def _use_chunks_of(
-        self, snapshot: SnapshotId, file: ManifestFile, use: Callable[[ManifestFile, bytes], list[tuple[bytes, str]]]
+        self, snapshot: SnapshotId, file: ManifestFile, use: Callable[[ManifestFile, Content], BadChunks]
     ) -> None:
         """Read and check a listed file, and give it to `use` in a thread, which returns the chunks that are bad."""
         key = self._layout.content_key(f"{snapshot.path}/{file.filename}")
         limit = Limit(file.longest, file.check_beginning)
-        for digest, reason in await read_checked(self._source, key, limit, partial(use, file)):
+        bad = await read_checked(self._source, key, limit, partial(use, file))
+        self._findings.left_out += bad.left_out
+        for digest, reason in bad.named:
             if self._findings.note_chunk(digest, reason, snapshot):
                 self._observer.found(Damage(chunk_path(digest), reason, (snapshot,)))
 
-    def _use_chunks(self, file: ManifestFile, data: bytes) -> list[tuple[bytes, str]]:
+    def _use_chunks(self, file: ManifestFile, data: Content) -> BadChunks:
         index = check_listed_file(file, data)
-        return [] if index is None else self._inventory.use(index, are_encrypted=file.chunks_are_encrypted)
+        if index is None:
+            return BadChunks()
+        return self._inventory.use(index, are_encrypted=file.chunks_are_encrypted, most=MOST_DAMAGES)
 
     async def _find_whom_it_costs(self, plan: Plan, damaged: Mapping[str, str]) -> None:
         """Read the indexes once more, if chunks were damaged, for the snapshots that need them."""
@@ -308,10 +313,10 @@ class _Verification:
             return
         reasons = {bytes.fromhex(digest): reason for digest, reason in damaged.items()}
 
-        def find(file: ManifestFile, data: bytes) -> list[tuple[bytes, str]]:
+        def find(file: ManifestFile, data: Content) -> BadChunks:
             index = check_listed_file(file, data)
-            found = set() if index is None else reasons.keys() & index.unique_digests()
-            return [(digest, reasons[digest]) for digest in sorted(found)]
+            found = {digest for digest in index or () if digest in reasons}
+            return BadChunks(tuple((digest, reasons[digest]) for digest in sorted(found)))
 
         async def look(snapshot: SnapshotId) -> None:
             try:
@@ -432,7 +437,7 @@ class _ChunkReading:
     async def _read(self, digest: bytes) -> None:
         uses = self._inventory.uses_of(digest)
 
-        def check(data: bytes) -> None:
+        def check(data: Content) -> None:
             check_chunk(data, digest, content=True)
             for is_encrypted in uses:
                 check_encryption(data, digest, is_encrypted=is_encrypted)

@@ -74,8 +74,12 @@ class ChunkRecords:
         self._locks.forget_chunk(digest)
 
     def unconfirmed(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Return those of `digests` whose chunk objects are not confirmed, sorted."""
-        return [digest for digest in sorted(digests) if not (self.get(digest) or _NOTHING_CONFIRMED).confirmed]
+        """Return those of `digests` whose chunk objects are not confirmed, in the same order."""
+        return [digest for digest in digests if not self.is_confirmed(digest)]
+
+    def is_confirmed(self, digest: bytes) -> bool:
+        """Tell whether the store has confirmed size and checksum of the chunk object."""
+        return (self.get(digest) or _NOTHING_CONFIRMED).confirmed
 
     def in_directory(self, number: int) -> list[tuple[bytes, ChunkState]]:
         """Return what is known of the chunks of `.chunks/<number as 4 hex digits>`, sorted by digest."""

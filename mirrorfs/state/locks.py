@@ -40,10 +40,6 @@ class LockRecords:
         """Return until when a chunk object is locked at least, as Unix time; 0 if that is not known."""
         return self._chunks.get(digest) or 0.0
 
-    def chunks_locked_before(self, digests: Iterable[bytes], until: float) -> list[bytes]:
-        """Return those of `digests` that are not known to be locked until a Unix time, sorted."""
-        return [digest for digest in sorted(digests) if self.chunk_locked_until(digest) < until]
-
     def set_chunks_locked(self, digests: Iterable[bytes], until: float) -> None:
         """Note that chunk objects are locked."""
         for digest in sorted(digests):

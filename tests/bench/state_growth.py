@@ -18,6 +18,7 @@ from typing import cast
 
 import trio
 
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.references import References, Unreferenced
@@ -108,7 +109,7 @@ async def _count(state: State, path: str, digests: list[bytes]) -> None:
     files = {"drive-scsi0.img.fidx": path}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shared.run)
-        left = await references.count_all_but_last(ReferenceHolder(path), files, digests)
+        left = await references.count_all_but_last(ReferenceHolder(path), files, Digests.of(digests))
         committed = SnapshotState(SnapshotPhase.COMMITTED, files, time.time())
         await shared.apply(lambda transaction: transaction.commit_snapshot(path, committed, left))
         nursery.cancel_scope.cancel()

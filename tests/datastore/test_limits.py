@@ -66,7 +66,7 @@ def test_an_index_is_given_up_by_its_header(tree: Tree, tmp_path: Path, monkeypa
     file = ManifestFile("a.fidx", 2**48, SUM, "none")
     monkeypatch.setattr(os, "read", lambda descriptor, size: pytest.fail("it was read"))
     with pytest.raises(IndexFormatError, match="magic"):
-        tree.read("a.fidx", maximum_size=file.longest, check_beginning=file.check_beginning)
+        tree.read_content("a.fidx", maximum_size=file.longest, check_beginning=file.check_beginning)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_large_index_is_not_copied() -> None:
     index = parse_index("a.fidx", whole)
     assert index.entries.obj is whole
     assert index.count == 100_000
-    assert index.unique_digests() == {SUM}
+    assert list(index.unique_digests()) == [SUM]
     dynamic = parse_index("a.didx", dynamic_index([(5, SUM), (9, bytes([1] * 32))]))
     assert (dynamic.size, dynamic.count, list(dynamic)) == (9, 2, [SUM, bytes([1] * 32)])
 

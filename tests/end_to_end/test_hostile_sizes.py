@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from mirrorfs.datastore.blob import encode_blob
 from tests.datastore.formats import listed, manifest_blob, plain_blob
 from tests.end_to_end.mirrors import PROGRAM
 from tests.harness.mirror import Mirror
@@ -30,6 +33,8 @@ from tests.stores.hostile_store import BUCKET, Body, HostileStore, Zeros
 NAME = "mirror"
 TIME = "2026-11-22T10:00:00Z"
 MOST_MEMORY = 300 * MIB
+# Larger than all that a process may have, and right in every respect. MIRRORFS_INDEX_MIB=2047 is the most there can be.
+CHUNKS = int(os.environ.get("MIRRORFS_INDEX_MIB", "400")) * MIB // 32
 EMPTY = hashlib.sha256(b"").digest()
 
 
@@ -60,6 +65,70 @@ def scratch() -> Iterator[Path]:
 def store() -> Iterator[HostileStore]:
     with HostileStore().running() as store:
         yield store
+
+
+@dataclass(frozen=True, slots=True)
+class LargeIndex:
+    """An index of CHUNKS chunks that is as its header and its manifest say: of one digest, again and again."""
+
+    digest: bytes
+
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return 4096 + CHUNKS * 32
+
+    @property
+    def header(self) -> bytes:
+        """The first 4,096 bytes."""
+        return index_header(self.checksum, CHUNKS * 4 * MIB)
+
+    @property
+    def checksum(self) -> bytes:
+        """Of the entries."""
+        found = hashlib.sha256()
+        for _ in range(CHUNKS // 32768):
+            found.update(self.digest * 32768)
+        return found.digest()
+
+    @property
+    def body(self) -> Zeros:
+        """As an object."""
+        return Zeros(self.size, self.header, unit=self.digest)
+
+    def manifest(self, backup_id: str) -> bytes:
+        """A manifest that lists it."""
+        file = listed("a.img.fidx", CHUNKS * 4 * MIB, self.checksum)
+        return manifest_blob([file], backup_type="host", backup_id=backup_id)
+
+    def write(self, directory: Path, backup_id: str) -> None:
+        """A snapshot with it."""
+        directory.mkdir(parents=True)
+        with (directory / "a.img.fidx").open("wb") as file:
+            file.writelines(self.body.pieces())
+        (directory / "index.json.blob").write_bytes(self.manifest(backup_id))
+
+
+def many_digests() -> tuple[bytes, bytes]:
+    """An index of two million different chunks, none of which is there, and its checksum."""
+    entries = random.Random(1).randbytes(2_000_000 * 32)
+    checksum = hashlib.sha256(entries).digest()
+    return index_header(checksum, 2_000_000 * 4 * MIB) + entries, checksum
+
+
+def put_large_indexes(store: HostileStore) -> None:
+    """Two snapshots that are damaged only in that their chunks are not there."""
+    large = LargeIndex(bytes(32))
+    many, checksum = many_digests()
+    file = listed("a.img.fidx", 2_000_000 * 4 * MIB, checksum)
+    put(store, f".cnt/host/large/{TIME}/a.img.fidx", large.body)
+    put(store, f".cnt/host/large/{TIME}/index.json.blob", large.manifest("large"))
+    put(store, f".cnt/host/many/{TIME}/a.img.fidx", many)
+    put(
+        store,
+        f".cnt/host/many/{TIME}/index.json.blob",
+        manifest_blob([file], backup_type="host", backup_id="many"),
+    )
 
 
 def put(store: HostileStore, path: str, body: Body) -> None:
@@ -135,11 +204,15 @@ def fill_with_indexes(store: HostileStore) -> None:
 
 def test_listing_what_a_bucket_holds(base: Path, store: HostileStore) -> None:
     good = fill(store, base)
+    put_large_indexes(store)
     ended = mirrorfs(base, store, "snapshots", f"s3://{BUCKET}/{NAME}", "--json")
     assert ended.code == 0, ended.errors
     found = {snapshot["path"]: snapshot for snapshot in json.loads(ended.output)["snapshots"]}
     assert found[good]["problem"] is None
-    sound = {good, *(f"host/{name}/{TIME}" for name in ("chunk", "zeros", "header", "small", "unannounced"))}
+    sound = {
+        good,
+        *(f"host/{name}/{TIME}" for name in ("chunk", "zeros", "header", "small", "unannounced", "large", "many")),
+    }
     assert {path for path, snapshot in found.items() if snapshot["problem"] is None} == sound
     assert all(len(snapshot["problem"]) < 400 for path, snapshot in found.items() if path not in sound)
     assert ended.memory < MOST_MEMORY
@@ -149,6 +222,7 @@ def test_listing_what_a_bucket_holds(base: Path, store: HostileStore) -> None:
 
 def test_restoring_a_bucket(base: Path, scratch: Path, store: HostileStore) -> None:
     good = fill(store, base)
+    put_large_indexes(store)
     target = scratch / "target"
     ended = mirrorfs(base, store, "restore", f"s3://{BUCKET}/{NAME}", str(target), "--owner", "0:0")
     assert ended.code == 1
@@ -160,6 +234,7 @@ def test_restoring_a_bucket(base: Path, scratch: Path, store: HostileStore) -> N
 
 def test_verifying_a_bucket(base: Path, store: HostileStore) -> None:
     good = fill(store, base)
+    put_large_indexes(store)
     ended = mirrorfs(base, store, "verify", f"s3://{BUCKET}/{NAME}", "--deep")
     assert ended.code == 1
     assert "Traceback" not in ended.errors
@@ -240,6 +315,13 @@ def test_a_hostile_datastore(mirror: HostileMirror, store: HostileStore) -> None
         sparse(directory / "a.img.fidx", index_size, beginning)
         manifest = manifest_blob([listed("a.img.fidx", size, checksum)], backup_type="ct", backup_id=name)
         (directory / "index.json.blob").write_bytes(manifest)
+    many, checksum = many_digests()
+    for backup_id in ("many", "again"):
+        directory = datastore / f"ct/{backup_id}/{TIME}"
+        sparse(directory / "a.img.fidx", len(many), many)
+        file = listed("a.img.fidx", 2_000_000 * 4 * MIB, checksum)
+        manifest = manifest_blob([file], backup_type="ct", backup_id=backup_id)
+        (directory / "index.json.blob").write_bytes(manifest)
     mirror.mount()
     before = mirror.uploader_pid()
     mirror.run("wait", str(datastore), timeout=200)
@@ -247,7 +329,7 @@ def test_a_hostile_datastore(mirror: HostileMirror, store: HostileStore) -> None
     assert published == {f"{NAME}/.cnt/{path}/index.json.blob" for path in (good, owned)}
     problems = {problem["name"] for problem in mirror.status()["problems"]}
     assert {"host/owned", f"{owned}/client.log.blob", chunk_path(digest.hex())} <= problems
-    assert len(problems) == 3 + 4 * len(blobs()) + 3
+    assert len(problems) == 3 + 4 * len(blobs()) + 5
     assert mirror.peak() < MOST_MEMORY
     assert mirror.uploader_pid() == before
     assert max(map(len, mirror.log.splitlines())) < 1500
@@ -317,4 +399,40 @@ def test_a_snapshot_with_a_blob_of_anything(mirror: HostileMirror, store: Hostil
     mirror.mount()
     mirror.run("wait", str(mirror.datastore), timeout=100)
     assert [problem["name"] for problem in mirror.status()["problems"]] == [f"vm/1/{TIME}"]
+    assert mirror.peak() < MOST_MEMORY
+
+
+def test_the_index_of_a_large_disk_is_mirrored_and_restored(
+    mirror: HostileMirror, store: HostileStore, base: Path, scratch: Path
+) -> None:
+    """An index that is larger than all memory that may be used is no reason not to serve its backup."""
+    with DatastoreWriter(mirror.datastore, seed=5) as writer:
+        writer.create(chunk_directories="when needed")
+        zeros = bytes(4 * MIB)
+        digest = hashlib.sha256(zeros).digest()
+        writer.insert_chunk(digest.hex(), encode_blob(zeros, compress=True))
+    path = f"host/large/{TIME}"
+    LargeIndex(digest).write(mirror.datastore / path, "large")
+    (mirror.datastore / "host/large/owner").write_text("root@pam\n")
+    mirror.mount()
+    mirror.run("wait", str(mirror.datastore), timeout=250)
+    assert f"{NAME}/.cnt/{path}/index.json.blob" in store.objects
+    assert mirror.peak() < MOST_MEMORY
+    mirror.run("reconcile", str(mirror.datastore), "--deep", timeout=250)
+    verified = mirrorfs(base, store, "verify", f"s3://{BUCKET}/{NAME}", "--deep")
+    assert verified.code == 0, verified.errors
+    assert verified.memory < MOST_MEMORY
+    target = scratch / "target"
+    restored = mirrorfs(base, store, "restore", f"s3://{BUCKET}/{NAME}", str(target), "--owner", "0:0")
+    assert restored.code == 0, restored.errors
+    assert restored.memory < MOST_MEMORY
+    assert (target / path / "a.img.fidx").stat().st_size == LargeIndex(digest).size
+    # A new state reads it from the bucket; so does whoever gives its references back.
+    mirror.umount()
+    shutil.rmtree(base / "state")
+    mirror.mount()
+    mirror.run("wait", str(mirror.datastore), timeout=250)
+    shutil.rmtree(mirror.datastore / path)
+    mirror.run("wait", str(mirror.datastore), timeout=250)
+    assert not any(key.startswith(f"{NAME}/.cnt/{path}/") for key in store.objects)
     assert mirror.peak() < MOST_MEMORY

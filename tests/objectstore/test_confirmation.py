@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs.datastore.content import Content
 from mirrorfs.objectstore.answers import CheckBeginning, Precondition, PutReceipt, StoredObject
 from mirrorfs.objectstore.capabilities import Confirmation, StoreCapabilities
 from mirrorfs.objectstore.client import S3Client
@@ -43,7 +44,7 @@ class ForgetfulClient(S3Client):
     def put_object(
         self,
         key: str,
-        body: bytes,
+        body: Content,
         *,
         crc32c: int | None,
         md5: bytes | None,
@@ -51,10 +52,10 @@ class ForgetfulClient(S3Client):
     ) -> PutReceipt:
         self.puts += 1
         if self.puts > self.lies:
-            self.held[key] = body
+            self.held[key] = bytes(body)
         elif not self.loses:
             # Of the right size, so that only a checksum can tell.
-            self.held[key] = body[:-1] + b"?"
+            self.held[key] = bytes(body)[:-1] + b"?"
         return PutReceipt(hashlib.md5(body).hexdigest(), crc32c)
 
     def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
@@ -163,7 +164,7 @@ class BackwardClient(ForgetfulClient):
     def put_object(
         self,
         key: str,
-        body: bytes,
+        body: Content,
         *,
         crc32c: int | None,
         md5: bytes | None,

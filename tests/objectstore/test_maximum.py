@@ -13,6 +13,7 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import IndexFormatError
 from mirrorfs.objectstore import transport
 from mirrorfs.objectstore.client import S3Client
@@ -87,7 +88,7 @@ async def test_the_rest_is_not_read_if_the_beginning_is_wrong(hostile: HostileSt
         raise IndexFormatError("it begins like this")
 
     with pytest.raises(IndexFormatError, match="it begins like this"):
-        await objects.get("a", 2 * GIB, check_beginning=check)
+        await objects.get_content("a", 2 * GIB, check_beginning=check)
     # It may have been damaged on its way only.
     assert seen == [(b"begin\0", GIB)] * 3
     assert hostile.sent < 3 * 32 * MIB
@@ -110,7 +111,7 @@ async def test_the_law_of_reading(body: bytes, maximum: int, is_announced: bool,
     limit = BodyLimit(maximum, (lambda beginning, length: seen.append((beginning, length))) if looks else None)
     under_way = RequestUnderWay("GetObject", 60.0, time.monotonic)
     try:
-        read: bytes | None = transport._read_body(response, len(body) if is_announced else None, limit, under_way)
+        read: Content | None = transport._read_body(response, len(body) if is_announced else None, limit, under_way)
     except BodyTooLong:
         read = None
     assert read == (body if len(body) <= maximum else None)

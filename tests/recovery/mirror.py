@@ -132,7 +132,7 @@ class TamperedClient(S3Client):
 
     def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
         self._tampering.gets.append(key)
-        body = super().get_object(key, maximum, check_beginning)
+        body = bytes(super().get_object(key, maximum, check_beginning))
         for end, spoiled in self._tampering.spoiled.items():
             if key.endswith(end):
                 body = spoiled
@@ -142,7 +142,7 @@ class TamperedClient(S3Client):
         self, key: str, version_id: str, maximum: int, check_beginning: CheckBeginning | None = None
     ) -> bytes:
         self._tampering.gets.append(f"{key}?versionId={version_id}")
-        body = super().get_version(key, version_id, maximum, check_beginning)
+        body = bytes(super().get_version(key, version_id, maximum, check_beginning))
         return body if self._tampering.on_get is None else self._tampering.on_get(key, body)
 
     def list_page(self, prefix: str, token: str | None) -> ListPage:

@@ -93,7 +93,7 @@ def look(changes: Sequence[Change], second: int, page_size: int, key: str, *, ag
         store = ObjectStore(RememberedClient(changes, page_size), patience=AT_ONCE)
         source = PastSource(store, LAYOUT, second + 0.5)
         try:
-            return await (source.get_again(key, LIMIT) if again else source.get(key, LIMIT))
+            return bytes(await (source.get_again(key, LIMIT) if again else source.get(key, LIMIT)))
         except ObjectMissing:
             return None
 
@@ -107,7 +107,7 @@ def look_by_listing(changes: Sequence[Change], second: int, page_size: int) -> b
         async with aclosing(source.list(LAYOUT.content_prefix)) as objects:
             keys = [found.key async for found in objects]
         assert keys in ([], [CONTENT])
-        return await source.get(CONTENT, LIMIT) if keys else None
+        return bytes(await source.get(CONTENT, LIMIT)) if keys else None
 
     return trio.run(get)
 

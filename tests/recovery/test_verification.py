@@ -335,7 +335,7 @@ def test_an_inventory_knows_what_there_is(
         inventory.add(digest, chunks[digest])
     inventory.complete()
     used = plain | set(data.draw(st.lists(st.sampled_from(sorted(chunks)), max_size=20)) if chunks else [])
-    bad = dict(inventory.use(used, are_encrypted=False))
+    bad = dict(inventory.use(used, are_encrypted=False, most=1000).named)
     known = {digest[:8]: size for digest, size in chunks.items()}
     for digest in used:
         if digest[:8] in known:

@@ -178,7 +178,10 @@ class FakeStore:
         await self._begin("clock-difference", prefix)
         return self.clock_ahead
 
-    async def get(self, key: str, maximum: int, *, check_beginning: CheckBeginning | None = None) -> bytes:
+    async def get(self, key: str, maximum: int) -> bytes:
+        return await self.get_content(key, maximum)
+
+    async def get_content(self, key: str, maximum: int, *, check_beginning: CheckBeginning | None = None) -> bytes:
         await self._begin("get", key)
         if key not in self.objects:
             raise ObjectMissing(f"read {key}", "there is none")

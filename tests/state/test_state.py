@@ -142,7 +142,7 @@ class ReferenceModel(RuleBasedStateMachine):
             assert (chunk is not None) == (digest in self.confirmed)
             assert chunk is None or chunk.confirmed == self.confirmed[digest]
         unconfirmed = self.state.view(lambda transaction: transaction.chunks.unconfirmed(DIGESTS))
-        assert unconfirmed == sorted(digest for digest in DIGESTS if not self.confirmed.get(digest))
+        assert unconfirmed == [digest for digest in DIGESTS if not self.confirmed.get(digest)]
 
     def teardown(self) -> None:
         self.state.close()

@@ -19,25 +19,30 @@ from xml.sax.saxutils import escape
 
 BUCKET = "hostile"
 _PAGE = 1000
-_PIECE = bytes(64 * 1024)
+_PIECE_SIZE = 64 * 1024
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 @dataclass(frozen=True, slots=True)
 class Zeros:
-    """The body of an object: `beginning`, then zeros, `size` bytes in all; whether its length is said beforehand."""
+    """The body of an object: `beginning`, then zeros, or `unit` again and again; `size` bytes in all.
+
+    `is_announced`: whether its length is said beforehand.
+    """
 
     size: int
     beginning: bytes = b""
     is_announced: bool = True
+    unit: bytes = b"\0"
 
     def pieces(self) -> Iterator[bytes]:
         """The body, piece by piece."""
         yield self.beginning
         left = self.size - len(self.beginning)
+        piece = self.unit * (_PIECE_SIZE // len(self.unit))
         while left > 0:
-            yield _PIECE[:left]
-            left -= len(_PIECE)
+            yield piece[:left]
+            left -= len(piece)
 
 
 Body = bytes | Zeros

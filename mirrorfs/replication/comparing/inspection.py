@@ -7,7 +7,6 @@ and each correction is made only if the state still says what was compared.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -18,13 +17,14 @@ from typing import Generic, TypeVar
 import trio
 
 from mirrorfs.concurrency import for_each
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.index import is_index_name
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import NAMESPACE_MARKER_NAME, SnapshotFileName, SnapshotId, classify
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.answers import StoredObject
-from mirrorfs.objectstore.checksums import calculate_crc32c
+from mirrorfs.objectstore.checksums import calculate_crc32c, calculate_md5
 from mirrorfs.replication.comparing.adoption import Adoption
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
 from mirrorfs.replication.publishing.publication import SnapshotPublication
@@ -310,12 +310,12 @@ class BucketInspection:
     def _expected_etag(self, known: ContentState) -> str | None:
         """Return the MD5 of the file if it is the one that was confirmed; its CRC32C tells that."""
         try:
-            data = self._tree.read(known.path)
+            data = self._tree.read_content(known.path)
         except (OSError, DatastoreError):
             return None
         if (len(data), calculate_crc32c(data)) != (known.size, known.crc32c):
             return None
-        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return calculate_md5(data).hex()
 
     def _has_content(self, path: str) -> bool:
         try:
@@ -378,7 +378,7 @@ class BucketInspection:
         if known is None:
             return
         digests = await self._digests(snapshot, known)
-        if digests is not None and not digests.isdisjoint(inspection.lost):
+        if digests is not None and digests.among(inspection.lost):
             await inspection.report(_incomplete(self._bucket.layout, snapshot))
 
     async def _doubt_snapshot(self, inspection: _Inspection, snapshot: SnapshotId) -> None:
@@ -387,22 +387,24 @@ class BucketInspection:
             return
         digests = await self._digests(snapshot, known)
         unconfirmed = await trio.to_thread.run_sync(self._unconfirmed, digests) if digests is not None else None
-        if unconfirmed == []:
+        if unconfirmed is not None and not unconfirmed:
             return
         doubted = replace(known, phase=SnapshotPhase.ADOPTED, since=time.time())
         await self._state.apply(lambda transaction: transaction.snapshots.set(snapshot.path, doubted))
         if unconfirmed is None or not await trio.to_thread.run_sync(self._has_all, unconfirmed):
             await inspection.report(_incomplete(self._bucket.layout, snapshot))
 
-    def _unconfirmed(self, digests: set[bytes]) -> list[bytes]:
-        return self._state.view(lambda transaction: transaction.chunks.unconfirmed(digests))
+    def _unconfirmed(self, digests: Digests) -> Digests:
+        return self._state.view(
+            lambda transaction: digests.where(lambda digest: not transaction.chunks.is_confirmed(digest))
+        )
 
-    def _has_all(self, digests: list[bytes]) -> bool:
+    def _has_all(self, digests: Digests) -> bool:
         return all(self._has_chunk(digest) for digest in digests)
 
-    async def _digests(self, snapshot: SnapshotId, known: SnapshotState) -> set[bytes] | None:
+    async def _digests(self, snapshot: SnapshotId, known: SnapshotState) -> Digests | None:
         """Return the chunks that the published indexes need, None if an index can be read nowhere."""
-        digests: set[bytes] = set()
+        digests: list[Digests] = []
         for name, checksum in known.files.items():
             if not is_index_name(name):
                 continue
@@ -412,16 +414,16 @@ class BucketInspection:
                 found = await self._stored_digests(path, name, checksum)
             if found is None:
                 return None
-            digests |= found
-        return digests
+            digests.append(found)
+        return await trio.to_thread.run_sync(Digests.union, *digests)
 
-    def _local_digests(self, path: str, name: str, checksum: str) -> set[bytes] | None:
+    def _local_digests(self, path: str, name: str, checksum: str) -> Digests | None:
         try:
-            return digests_of(name, self._tree.read(path), checksum)
+            return digests_of(name, self._tree.read_content(path), checksum)
         except (OSError, DatastoreError):
             return None
 
-    async def _stored_digests(self, path: str, name: str, checksum: str) -> set[bytes] | None:
+    async def _stored_digests(self, path: str, name: str, checksum: str) -> Digests | None:
         try:
             return await read_digests(self._bucket.store, self._bucket.layout.content_key(path), name, checksum)
         except UNUSABLE:

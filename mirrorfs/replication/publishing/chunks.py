@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 import trio
 
 from mirrorfs.datastore.blob import check_chunk
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.errors import BlobError, DatastoreError
 from mirrorfs.datastore.limits import LONGEST_CHUNK
 from mirrorfs.datastore.names import chunk_path
@@ -62,30 +63,34 @@ class ChunkMirror:
         self._look_again = look_again
         self._kept_by_pins: set[bytes] = set()
         self._busy = Exclusion[bytes]()
-        self._pins: list[set[bytes]] = []
+        self._pins: list[Digests] = []
         self._in_memory = trio.CapacityLimiter(parallel)
 
     @asynccontextmanager
-    async def pinned(self, digests: set[bytes]) -> AsyncIterator[list[bytes]]:
+    async def pinned(self, digests: Digests) -> AsyncIterator[Digests]:
         """Keep `digests` from being deleted, and give those that `ensure` must see to, sorted."""
         self._pins.append(digests)
-        busy = self._busy.held() & digests
+        busy = digests.among(self._busy.held())
         try:
-            missing = await trio.to_thread.run_sync(
-                lambda: self._state.view(lambda transaction: transaction.chunks.unconfirmed(digests))
-            )
-            yield sorted(busy.union(missing))
+            yield await trio.to_thread.run_sync(self._to_see_to, digests, busy)
         finally:
             # By identity: two publications may pin equal sets.
             self._pins = [pin for pin in self._pins if pin is not digests]
-            self._tell_unpinned(digests & self._kept_by_pins)
+            self._tell_unpinned(digests.among(self._kept_by_pins))
+
+    def _to_see_to(self, digests: Digests, busy: set[bytes]) -> Digests:
+        return self._state.view(
+            lambda transaction: digests.where(
+                lambda digest: digest in busy or not transaction.chunks.is_confirmed(digest)
+            )
+        )
 
     async def is_in_bucket(self, digest: bytes) -> bool:
         """Look whether the object of a pinned chunk is there, which the state has as confirmed."""
         if await self._bucket.store.head(self._bucket.layout.chunk_key(digest)) is not None:
             return True
         # If it is not confirmed any more, somebody has found that out before.
-        return bool(self._state.view(lambda transaction: transaction.chunks.unconfirmed([digest])))
+        return not self._state.view(lambda transaction: transaction.chunks.is_confirmed(digest))
 
     def _tell_unpinned(self, digests: set[bytes]) -> None:
         for digest in digests:

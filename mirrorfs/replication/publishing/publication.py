@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import time
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,8 @@ import trio
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_blob
+from mirrorfs.datastore.content import Content
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.manifest import Manifest, check_listed_file, parse_manifest
 from mirrorfs.datastore.names import CLIENT_LOG_NAME, MANIFEST_NAME, PROTECTED_NAME, GroupId, SnapshotId
@@ -38,6 +41,7 @@ from mirrorfs.steps import reach
 log = logging.getLogger(__name__)
 
 _EXTRAS = (PROTECTED_NAME, CLIENT_LOG_NAME)
+MOST_FAILURES = 1000
 # A snapshot may lack thousands of chunks; naming a few tells the administrator as much.
 _NAMED_CHUNKS = 3
 # Of each snapshot; what a state that is older than the bucket has wrong is mostly not wrong of one chunk alone.
@@ -61,8 +65,8 @@ class LocalManifest:
 class LocalClosure:
     """The files that a manifest lists, checked against it, and the chunks that they need."""
 
-    files: dict[str, bytes]
-    digests: set[bytes]
+    files: dict[str, Content]
+    digests: Digests
 
 
 class Removal(Protocol):
@@ -252,7 +256,7 @@ class SnapshotPublication:
             await self._replica.put(f"{snapshot.path}/{name}", closure.files[name])
             reach("publication.file-put")
 
-    async def _mend_chunks(self, snapshot: SnapshotId, digests: list[bytes]) -> None:
+    async def _mend_chunks(self, snapshot: SnapshotId, digests: Sequence[bytes]) -> None:
         try:
             await self._ensure_chunks(snapshot, digests)
         except CannotMirror as failure:
@@ -277,7 +281,7 @@ class SnapshotPublication:
         async with self._chunks.pinned(closure.digests) as missing:
             await self._ensure_chunks(snapshot, missing)
             reach("publication.chunks-put")
-            await self._look_for_some(closure.digests.difference(missing))
+            await self._look_for_some(closure.digests, missing)
             # Not before everything that takes its place is known to be good.
             if self._state.view(lambda transaction: _stands_in_the_way(transaction, snapshot, local.files)):
                 await self._removal.remove(snapshot)
@@ -299,13 +303,13 @@ class SnapshotPublication:
                 await self._ensure_chunks(snapshot, doubted)
             reach("publication.committed")
 
-    async def _look_for_some(self, digests: set[bytes]) -> None:
+    async def _look_for_some(self, digests: Digests, missing: Digests) -> None:
         """Look for a few of the chunks that were there before: where one is gone, the state is not to be believed."""
-        for digest in random.sample(sorted(digests), min(_CHUNKS_LOOKED_FOR, len(digests))):
+        for digest in _some(digests, missing, _CHUNKS_LOOKED_FOR):
             if not await self._chunks.is_in_bucket(digest):
                 await self._ownership.doubt(f"the chunk {digest.hex()} is not in the bucket, though it was confirmed")
 
-    async def _ensure_chunks(self, snapshot: SnapshotId, digests: list[bytes]) -> None:
+    async def _ensure_chunks(self, snapshot: SnapshotId, digests: Sequence[bytes]) -> None:
         failures: list[CannotMirror] = []
         self.remaining[snapshot] = len(digests)
 
@@ -317,6 +321,9 @@ class SnapshotPublication:
                 for missing in failure.chunks:
                     self._blocked[missing].add(snapshot)
                 failures.append(failure)
+                if len(failures) >= MOST_FAILURES:
+                    # Of an index that names none that is there, the failures alone would fill the memory.
+                    raise self._incomplete(snapshot, failures) from None
             self.remaining[snapshot] -= 1
 
         try:
@@ -334,7 +341,8 @@ class SnapshotPublication:
             return CannotMirror(snapshot.path, failures[0].reason, digests, failures[0].code)
         named = "; ".join(str(failure) for failure in failures[:_NAMED_CHUNKS])
         more = f"; and {len(failures) - _NAMED_CHUNKS} more" if len(failures) > _NAMED_CHUNKS else ""
-        return CannotMirror(snapshot.path, f"{len(failures)} of its chunks cannot be sent: {named}{more}", digests)
+        count = f"{'at least ' if len(failures) >= MOST_FAILURES else ''}{len(failures)}"
+        return CannotMirror(snapshot.path, f"{count} of its chunks cannot be sent: {named}{more}", digests)
 
     async def _settle_extras(self, snapshot: SnapshotId, local: LocalManifest) -> None:
         extras, damaged = await trio.to_thread.run_sync(self._read_extras, snapshot)
@@ -369,22 +377,24 @@ class SnapshotPublication:
         return LocalManifest(data, manifest)
 
     def _read_closure(self, snapshot: SnapshotId, manifest: Manifest) -> LocalClosure:
-        files: dict[str, bytes] = {}
-        digests: set[bytes] = set()
+        files: dict[str, Content] = {}
+        digests: list[Digests] = []
         for listed in manifest.files:
             try:
                 path = f"{snapshot.path}/{listed.filename}"
-                data = self._tree.read(path, maximum_size=listed.longest, check_beginning=listed.check_beginning)
+                data = self._tree.read_content(
+                    path, maximum_size=listed.longest, check_beginning=listed.check_beginning
+                )
                 index = check_listed_file(listed, data)
+                if index is not None:
+                    digests.append(index.unique_digests())
             except FileNotFoundError as error:
                 reason = f"its manifest lists {listed.filename}, which is missing"
                 raise CannotMirror(snapshot.path, reason) from error
             except (DatastoreError, OSError) as error:
                 raise CannotMirror(snapshot.path, f"{listed.filename} cannot be used: {error}") from error
             files[listed.filename] = data
-            if index is not None:
-                digests |= index.unique_digests()
-        return LocalClosure(files, digests)
+        return LocalClosure(files, Digests.union(*digests))
 
     def _read_extras(self, snapshot: SnapshotId) -> tuple[dict[str, bytes], dict[str, str]]:
         """Read what may stand beside the listed files; also says why what cannot be used cannot."""
@@ -430,8 +440,8 @@ def _commit_if_complete(
     transaction: StateTransaction,
     snapshot: SnapshotId,
     committed: SnapshotState,
-    digests: set[bytes],
-    uncounted: list[bytes],
+    digests: Digests,
+    uncounted: Digests,
 ) -> list[bytes]:
     """Count the last references if all chunks are confirmed; else return those that are not, and do nothing."""
     doubted = transaction.chunks.unconfirmed(digests)
@@ -442,6 +452,17 @@ def _commit_if_complete(
 
 def _leaves_nothing(transaction: StateTransaction, path: str) -> bool:
     return transaction.snapshots.get(path) is None and not any(transaction.contents.below(path))
+
+
+def _some(digests: Digests, missing: Digests, most: int) -> list[bytes]:
+    """A few by chance of the `digests` that are not missing; `missing` are some of them."""
+
+    def not_missing_up_to(position: int) -> int:
+        return position + 1 - bisect_right(missing, digests[position])
+
+    count = len(digests) - len(missing)
+    ranks = random.sample(range(1, count + 1), min(most, count))
+    return [digests[bisect_left(range(len(digests)), rank, key=not_missing_up_to)] for rank in ranks]
 
 
 def _sizes(manifest: Manifest) -> dict[str, int]:

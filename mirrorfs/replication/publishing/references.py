@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.index import is_index_name
 from mirrorfs.datastore.limits import LONGEST_INDEX
 from mirrorfs.datastore.tree import Tree
@@ -69,7 +70,7 @@ class References:
 
     async def digests(
         self, holder: ReferenceHolder, files: Mapping[str, str], longest: Mapping[str, int] | None = None
-    ) -> set[bytes] | None:
+    ) -> Digests | None:
         """Return the digests that the indexes among `files` (names with checksums in hex) name.
 
         `longest` tells how many bytes each may have, where that is known from elsewhere.
@@ -78,17 +79,17 @@ class References:
         in the log, where one of them is missing there or is not the one that was published: too many references keep
         chunks for too long; too few would delete chunks that are needed (P5).
         """
-        digests: set[bytes] = set()
+        found: list[Digests] = []
         for name, checksum in files.items():
             if not is_index_name(name):
                 continue
             maximum = LONGEST_INDEX if longest is None else longest[name]
             try:
-                digests |= await read_digests(self._bucket.store, self._key(holder, name), name, checksum, maximum)
+                found.append(await read_digests(self._bucket.store, self._key(holder, name), name, checksum, maximum))
             except UNUSABLE as error:
                 _say_unknown(holder.path, name, str(error))
                 return None
-        return digests
+        return await trio.to_thread.run_sync(Digests.union, *found)
 
     def _key(self, holder: ReferenceHolder, name: str) -> str:
         if holder.is_kept:
@@ -99,9 +100,7 @@ class References:
         """Tell how far a count has gone that was begun, up or down, and has not ended."""
         return self._state.view(lambda transaction: transaction.counting.get(holder))
 
-    async def count_all_but_last(
-        self, holder: ReferenceHolder, files: Mapping[str, str], digests: Iterable[bytes]
-    ) -> list[bytes]:
+    async def count_all_but_last(self, holder: ReferenceHolder, files: Mapping[str, str], digests: Digests) -> Digests:
         """Count one reference to each of the `digests` that the indexes among `files` name, but for the last part.
 
         That is returned: it is to be counted in the commit after which the holder's phase tells that all are counted.
@@ -112,7 +111,7 @@ class References:
         if begun is not None and begun.files != files:
             await self.give_back_interrupted(holder)
             begun = None
-        left = sorted(digests if begun is None else (digest for digest in digests if digest > begun.up_to))
+        left = digests if begun is None else digests.beyond(begun.up_to)
         while len(left) > self._chunks_a_commit:
             part, left = left[: self._chunks_a_commit], left[self._chunks_a_commit :]
             await self._count(holder, PartialCount(files, part[-1]), part)
@@ -139,19 +138,19 @@ class References:
         count = self.interrupted(holder)
         if count is None:
             return
-        digests = await self.digests(holder, count.files) or ()
+        digests = await self.digests(holder, count.files) or Digests()
         left: PartialCount | None = count
-        counted = sorted(digest for digest in digests if digest <= count.up_to)
+        counted = digests.up_to(count.up_to)
         while left is not None:
             counted, part = counted[: -self._chunks_a_commit], counted[-self._chunks_a_commit :]
             left = PartialCount(count.files, counted[-1]) if counted else None
             await self._give_back(holder, left, part)
 
-    async def _count(self, holder: ReferenceHolder, count: PartialCount, digests: list[bytes]) -> None:
+    async def _count(self, holder: ReferenceHolder, count: PartialCount, digests: Digests) -> None:
         await self._state.apply(lambda transaction: transaction.counting.count(holder, count, digests))
         reach("references.counted")
 
-    async def _give_back(self, holder: ReferenceHolder, left: PartialCount | None, digests: list[bytes]) -> None:
+    async def _give_back(self, holder: ReferenceHolder, left: PartialCount | None, digests: Digests) -> None:
         unreferenced = await self._state.apply(
             lambda transaction: transaction.counting.give_back(holder, left, digests)
         )

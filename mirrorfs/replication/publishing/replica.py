@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 
 import trio
 
+from mirrorfs.datastore.content import Content, are_equal
 from mirrorfs.datastore.manifest import Manifest
 from mirrorfs.datastore.names import SnapshotId
-from mirrorfs.objectstore.checksums import calculate_crc32c
+from mirrorfs.objectstore.checksums import calculate_crc32c, calculate_md5
 from mirrorfs.objectstore.errors import CopyUnsupported, ObjectMissing, ObjectTooLarge
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.publishing.outlook import GONE, NOT_MIRRORED, Forecast, Outlook
@@ -30,7 +30,7 @@ class Replica:
         self._state = state
         self._ownership = ownership
 
-    async def put(self, path: str, data: bytes, *, same_as: str | None = None) -> None:
+    async def put(self, path: str, data: Content, *, same_as: str | None = None) -> None:
         """Have the object of datastore path `path` equal `data`, confirmed; does nothing where it does.
 
         `same_as` is a path whose object may have the same content: then the store copies it by itself, if it can.
@@ -54,7 +54,7 @@ class Replica:
         )
         reach("content.recorded")
 
-    async def _copy(self, source: str | None, key: str, data: bytes) -> bool:
+    async def _copy(self, source: str | None, key: str, data: Content) -> bool:
         if source is None or not self._bucket.store.capabilities.copies or not self.is_confirmed(source, data):
             return False
         try:
@@ -72,7 +72,7 @@ class Replica:
             return False
         return True
 
-    def is_confirmed(self, path: str, data: bytes | None = None) -> bool:
+    def is_confirmed(self, path: str, data: Content | None = None) -> bool:
         """Tell whether the object of a datastore path is confirmed, and, with `data`, that it equals that."""
         known = self._state.view(lambda transaction: transaction.contents.get(path))
         if known is None or not known.confirmed:
@@ -106,7 +106,7 @@ class Replica:
         reach("content.forgotten")
 
 
-async def holds(store: ObjectStore, key: str, data: bytes) -> bool:
+async def holds(store: ObjectStore, key: str, data: Content) -> bool:
     """Tell whether the object `key` is there with exactly this content.
 
     The store is believed only what it was seen to calculate itself; else the object is read and compared.
@@ -117,9 +117,9 @@ async def holds(store: ObjectStore, key: str, data: bytes) -> bool:
     if store.capabilities.rejects_wrong_crc32c and held.crc32c is not None:
         return held.crc32c == calculate_crc32c(data)
     if store.capabilities.etag_is_md5:
-        digest = await trio.to_thread.run_sync(lambda: hashlib.md5(data, usedforsecurity=False).hexdigest())
-        return held.etag.strip('"') == digest
+        digest = await trio.to_thread.run_sync(calculate_md5, data)
+        return held.etag.strip('"') == digest.hex()
     try:
-        return await store.get(key, len(data)) == data
+        return are_equal(await store.get_content(key, len(data)), data)
     except (ObjectMissing, ObjectTooLarge):
         return False

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.deletion import Deletion
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME
 from mirrorfs.datastore.limits import LONGEST_RECORD, longest_file
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotId
@@ -130,11 +132,11 @@ class Grace:
         data = await self._published(source, content)
         await self._bucket.store.put(target, data)
 
-    async def _published(self, source: str, content: ContentState) -> bytes:
+    async def _published(self, source: str, content: ContentState) -> Content:
         """Read an object of the snapshot. Raises ObjectMissing also where it is not what was published."""
         maximum = content.size if content.confirmed else longest_file(content.path)
         try:
-            data = await self._bucket.store.get(source, maximum)
+            data = await self._bucket.store.get_content(source, maximum)
         except ObjectTooLarge as error:
             raise ObjectMissing(f"copy {source}", "it is not what was published") from error
         if content.confirmed and (len(data), calculate_crc32c(data)) != (content.size, content.crc32c):
@@ -240,7 +242,7 @@ class Grace:
             return
         now = self._now()
         incomplete = DeletedSnapshot(path, {}, names, DeletedPhase.ENDING, now, now)
-        deleted, digests = incomplete, list[bytes]()
+        deleted, digests = incomplete, Digests()
         if MANIFEST_NAME in names:
             try:
                 files = await self._listed_files(path)
@@ -280,7 +282,7 @@ def _hand_over(transaction: StateTransaction, known: SnapshotState, deleted: Del
     transaction.snapshots.set(deleted.path, replace(known, phase=SnapshotPhase.RELEASED, since=deleted.deleted))
 
 
-def _take_in(transaction: StateTransaction, deleted: DeletedSnapshot, digests: list[bytes]) -> None:
+def _take_in(transaction: StateTransaction, deleted: DeletedSnapshot, digests: Digests) -> None:
     transaction.retention.set_deleted(deleted)
     if deleted.phase is DeletedPhase.KEPT:
         transaction.counting.end_count(_holder(deleted.path), digests)

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from mirrorfs.concurrency import for_each
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.objectstore.capabilities import LockMode
 from mirrorfs.objectstore.errors import ObjectMissing, StoreError
 from mirrorfs.replication.publishing.references import References
@@ -128,10 +131,9 @@ class SnapshotLocks:
         now = self._now()
         until, horizon = now + terms.period, now + terms.period * _CHUNK_EXTEND_BELOW
         digests = await self._references.digests(ReferenceHolder(path), snapshot.files)
-        chunks = self._state.view(lambda transaction: transaction.locks.chunks_locked_before(digests or (), horizon))
+        chunks = await trio.to_thread.run_sync(self._not_locked_until, digests or Digests(), horizon)
         try:
-            for first in range(0, len(chunks), _CHUNKS_A_COMMIT):
-                part = chunks[first : first + _CHUNKS_A_COMMIT]
+            for part in chunks.parts(_CHUNKS_A_COMMIT):
                 await self._retain([self._bucket.layout.chunk_key(digest) for digest in part], until, terms.mode)
                 await self._state.apply(
                     lambda transaction, part=part: transaction.locks.set_chunks_locked(part, until)  # type: ignore[misc]
@@ -149,6 +151,11 @@ class SnapshotLocks:
         reach("locks.snapshot-recorded")
         log.debug("%s is locked until %s at least", path, time.strftime("%Y-%m-%d %H:%M", time.gmtime(horizon)))
         return True
+
+    def _not_locked_until(self, digests: Digests, horizon: float) -> Digests:
+        return self._state.view(
+            lambda transaction: digests.where(lambda digest: transaction.locks.chunk_locked_until(digest) < horizon)
+        )
 
     async def _retain(self, keys: list[str], until: float, mode: LockMode) -> None:
         await for_each(keys, lambda key: self._bucket.store.retain(key, until, mode), self._parallel)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import trio
 
+from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.deletion import Deletion, parse_deletion
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.errors import DatastoreError, contained
 from mirrorfs.datastore.index import check_index_beginning, parse_index
 from mirrorfs.datastore.limits import LONGEST_DELETION, LONGEST_INDEX, LONGEST_MANIFEST
@@ -28,9 +30,7 @@ async def read_deletion(store: ObjectStore, key: str) -> Deletion:
     return await trio.to_thread.run_sync(parse_deletion, data)
 
 
-async def read_digests(
-    store: ObjectStore, key: str, name: str, checksum: str, longest: int = LONGEST_INDEX
-) -> set[bytes]:
+async def read_digests(store: ObjectStore, key: str, name: str, checksum: str, longest: int = LONGEST_INDEX) -> Digests:
     """Read the digests that the index `name` names, whose entries are to have this checksum (in hex).
 
     `longest` is how many bytes it may have. Raises UNUSABLE, and StoreError.
@@ -40,14 +40,14 @@ async def read_digests(
         found, _ = check_index_beginning(name, beginning, length)
         _compare(found, checksum)
 
-    def parse() -> set[bytes]:
+    def parse() -> Digests:
         return digests_of(name, data, checksum)
 
-    data = await store.get(key, longest, check_beginning=check_beginning)
+    data = await store.get_content(key, longest, check_beginning=check_beginning)
     return await trio.to_thread.run_sync(parse)
 
 
-def digests_of(name: str, data: bytes, checksum: str) -> set[bytes]:
+def digests_of(name: str, data: Content, checksum: str) -> Digests:
     """Return the digests of an index that is to have this checksum. Raises DatastoreError."""
     index = parse_index(name, data)
     _compare(index.checksum, checksum)

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.objectstore.errors import StoreRejected
 from mirrorfs.replication.retention.chunks import ChunkRemoval
@@ -215,7 +216,7 @@ async def test_a_chunk_pinned_while_its_deletion_waits_is_kept_as_long_as_that(w
         await running.settled()
         for label in "ab":
             world.datastore.remove_chunk(label)
-        async with running.mirror._chunks.pinned({digest_of("a")}):
+        async with running.mirror._chunks.pinned(Digests(digest_of("a"))):
             await running.mirror.remove_chunks([ChunkItem(digest_of(label)) for label in "ab"])
             await running.settled()
             assert world.store.objects.keys() == {chunk_key("a")}

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs.datastore.digests import Digests
 from mirrorfs.state.state import StateTransaction
 from tests.replication.datastore import (
     CHUNK_SIZE,
@@ -287,8 +288,8 @@ async def test_a_chunk_whose_deletion_has_been_decided_is_seen_to_again(world: W
             while digest not in running.mirror._chunks._busy.held():
                 await trio.testing.wait_all_tasks_blocked()
             await trio.testing.wait_all_tasks_blocked(0.05)
-            async with running.mirror._chunks.pinned({digest}) as missing:
-                assert missing == [digest]
+            async with running.mirror._chunks.pinned(Digests(digest)) as missing:
+                assert list(missing) == [digest]
             go_on.set()
         await running.settled()
 
