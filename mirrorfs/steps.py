@@ -168,6 +168,13 @@ STEPS: Final[tuple[str, ...]] = (
     "handover.own-removed",
     "takeback.before-mark",
     "takeback.marked",
+    # Whoever restores for a trial.
+    "drill.scratch-made",
+    "drill.restored",
+    "drill.read",
+    "drill.scratch-emptied",
+    "drill.report-written",
+    "drill.noted",
     # The uploader, and whoever else changes objects.
     "object.before-put",
     "object.after-put",

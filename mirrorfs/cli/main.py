@@ -22,6 +22,7 @@ _COMMANDS = (
     "restore",
     "verify",
     "replay",
+    "drill",
     "handover",
     "takeback",
 )
@@ -71,6 +72,7 @@ def main() -> None:
     What the bucket holds:   mirrorfs snapshots s3://bucket/store1
     Whether it is good:      mirrorfs verify s3://bucket/store1
     Get it back:             mirrorfs restore s3://bucket/store1 /mnt/datastore/new
+    Prove that one could:    mirrorfs drill s3://bucket/store1
     Have a PBS 4 open it:    mirrorfs handover s3://bucket/store1
 
     Credentials come from boto3's usual chain (~/.aws/credentials, AWS_ACCESS_KEY_ID, ...). Each option may

@@ -69,5 +69,5 @@ def _credentials(store: StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that do not look at the frame: making and removing 65,536 directories takes two seconds."""
-    for module in ("target", "restore"):
+    for module in ("target", "restore", "drill"):
         monkeypatch.setattr(f"mirrorfs.recovery.{module}.CHUNK_DIRECTORIES", 16)
