@@ -41,7 +41,7 @@ class DatastoreCommand(click.Command):
 
     def _read(self, path: str) -> dict[str, Any]:
         try:
-            settings = tomllib.loads(own_files.read_file(path).decode())
+            settings = parse_settings(own_files.read_file(path))
         except FileNotFoundError:
             return {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
@@ -54,7 +54,7 @@ class DatastoreCommand(click.Command):
             if option.startswith("--")
         }
         defaults = {}
-        for key, value in _flattened(settings).items():
+        for key, value in settings.items():
             name = names.get(key)
             if name is None:
                 raise click.UsageError(
@@ -62,6 +62,11 @@ class DatastoreCommand(click.Command):
                 )
             defaults[name] = value
         return defaults
+
+
+def parse_settings(data: bytes) -> dict[str, Any]:
+    """Read a settings file, flat. Raises UnicodeDecodeError, tomllib.TOMLDecodeError and RecursionError."""
+    return _flattened(tomllib.loads(data.decode()))
 
 
 def _flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorfs import own_files
+from mirrorfs.datastore.digests import DIGEST_SIZE
 from mirrorfs.recovery.errors import RestoreError
 
 _FORMAT = 1
@@ -68,6 +69,8 @@ class CheckpointFile:
                 raise RestoreError(f"{self._path} was written by another version of mirrorfs: begin with another file.")
             saved = Checkpoint(**value)
             bytes.fromhex(saved.done_up_to)
+            if not _is_sound(saved):
+                raise TypeError
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RestoreError(
                 f"{self._path} is no file that an interrupted 'mirrorfs verify' has left: begin with another file."
@@ -97,6 +100,17 @@ class CheckpointFile:
         """Take the file away: everything has been looked at."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _is_sound(saved: Checkpoint) -> bool:
+    """Whether the parts are of the kinds that were saved."""
+    return (
+        all(isinstance(part, int) for part in (saved.salt, saved.chunks, saved.bytes))
+        and isinstance(saved.what, dict)
+        and isinstance(saved.damaged, dict)
+        and all(len(bytes.fromhex(digest)) == DIGEST_SIZE for digest in saved.damaged)
+        and all(isinstance(reason, str) for reason in saved.damaged.values())
+    )
 
 
 def _described(what: Mapping[str, Any]) -> str:

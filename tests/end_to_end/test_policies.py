@@ -26,7 +26,7 @@ from tests.stores.server import StoreAccess
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectLockRetentionTypeDef
+    from mypy_boto3_s3.type_defs import ObjectLockConfigurationTypeDef, ObjectLockRetentionTypeDef
 
 
 _POLICIES = Path(__file__).parents[2] / "docs" / "policies"
@@ -55,7 +55,12 @@ def _policy(name: str, bucket: str) -> dict[str, Any]:
 
 
 def _user(store: StoreServer, bucket: str, name: str) -> StoreAccess:
-    """A user who has this policy's rights only: its statements stand in the policy of the bucket, for this user.
+    """A user who has this policy's rights only."""
+    return _user_with(store, bucket, name, _policy(name, bucket)["Statement"])
+
+
+def _user_with(store: StoreServer, bucket: str, name: str, rights: list[dict[str, Any]]) -> StoreAccess:
+    """A user who has the rights of these statements: they stand in the policy of the bucket, for this user.
 
     As a user's own policy SeaweedFS takes none with Deny in it.
     """
@@ -66,12 +71,9 @@ def _user(store: StoreServer, bucket: str, name: str) -> StoreAccess:
         statements = json.loads(admin.get_bucket_policy(Bucket=bucket)["Policy"])["Statement"]
     except ClientError:
         statements = []
-    policy = _policy(name, bucket)
-    statements += [
-        {**statement, "Sid": f"{user}{statement['Sid']}", "Principal": {"AWS": arn}}
-        for statement in policy["Statement"]
-    ]
-    admin.put_bucket_policy(Bucket=bucket, Policy=json.dumps({**policy, "Statement": statements}))
+    statements += [{**statement, "Sid": f"{user}{statement['Sid']}", "Principal": {"AWS": arn}} for statement in rights]
+    policy = {"Version": "2012-10-17", "Statement": statements}
+    admin.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
     key = iam.create_access_key(UserName=user)["AccessKey"]
     access = StoreAccess(store.endpoint_url, key["AccessKeyId"], key["SecretAccessKey"])
     deadline = time.monotonic() + 20
@@ -297,6 +299,72 @@ def test_what_a_policy_allows_is_what_it_names(policed_store: StoreServer, name:
     client = _user(policed_store, bucket, name).client()
     refused = [action for action, call in _calls(client, bucket, put["VersionId"]).items() if _is_refused(call)]
     assert sorted(refused) == sorted(set(_calls(client, bucket, "")) - set(allowed))
+
+
+def _denied_calls(client: S3Client, bucket: str, version: str) -> dict[str, Callable[[], object]]:
+    """For each right that is denied, a request that needs it; those that leave least for the others at last."""
+    lock: ObjectLockConfigurationTypeDef = {"ObjectLockEnabled": "Enabled"}
+    until = datetime.now(UTC) + timedelta(minutes=1)
+    return {
+        "s3:PutObjectLegalHold": lambda: client.put_object_legal_hold(
+            Bucket=bucket, Key="store1/x", LegalHold={"Status": "OFF"}
+        ),
+        "s3:BypassGovernanceRetention": lambda: client.put_object_retention(
+            Bucket=bucket,
+            Key="store1/x",
+            VersionId=version,
+            BypassGovernanceRetention=True,
+            Retention={"Mode": "GOVERNANCE", "RetainUntilDate": until},
+        ),
+        "s3:PutBucketVersioning": lambda: client.put_bucket_versioning(
+            Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}
+        ),
+        "s3:PutBucketObjectLockConfiguration": lambda: client.put_object_lock_configuration(
+            Bucket=bucket, ObjectLockConfiguration=lock
+        ),
+        "s3:PutLifecycleConfiguration": lambda: client.put_bucket_lifecycle_configuration(
+            Bucket=bucket,
+            LifecycleConfiguration={
+                "Rules": [{"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}}]
+            },
+        ),
+        "s3:DeleteObjectVersion": lambda: client.delete_object(
+            Bucket=bucket, Key="store1/y", VersionId=client.head_object(Bucket=bucket, Key="store1/y")["VersionId"]
+        ),
+        "s3:DeleteBucket": lambda: client.delete_bucket(Bucket=bucket),
+        "s3:PutBucketPolicy": lambda: client.put_bucket_policy(
+            Bucket=bucket, Policy=client.get_bucket_policy(Bucket=bucket)["Policy"]
+        ),
+        "s3:DeleteBucketPolicy": lambda: client.delete_bucket_policy(Bucket=bucket),
+    }
+
+
+_ALL = ("arn:aws:s3:::{bucket}", "arn:aws:s3:::{bucket}/*")
+
+
+@pytest.mark.parametrize("is_denied", [True, False])
+def test_what_a_policy_denies_is_denied_also_to_who_may_do_all(policed_store: StoreServer, is_denied: bool) -> None:
+    """Its Deny is more than the lack of a right; without it the same requests are not refused."""
+    bucket = policed_store.create_bucket(locked=True)
+    admin = policed_store.access.client()
+    version = admin.put_object(
+        Bucket=bucket,
+        Key="store1/x",
+        Body=b"data",
+        ObjectLockMode="GOVERNANCE",
+        ObjectLockRetainUntilDate=datetime.now(UTC) + timedelta(hours=1),
+    )["VersionId"]
+    admin.put_object(Bucket=bucket, Key="store1/y", Body=b"data")
+    allow = [
+        {"Sid": f"All{number}", "Effect": "Allow", "Action": "s3:*", "Resource": resource.format(bucket=bucket)}
+        for number, resource in enumerate(_ALL)
+    ]
+    deny = [entry for entry in _policy("mirror-protected", bucket)["Statement"] if entry["Effect"] == "Deny"]
+    client = _user_with(policed_store, bucket, "all", [*allow, *deny] if is_denied else allow).client()
+    calls = _denied_calls(client, bucket, version)
+    assert set(calls) == {action for entry in deny for action in entry["Action"]}
+    refused = {action for action, call in calls.items() if _is_refused(call)}
+    assert refused == (set(calls) if is_denied else set())
 
 
 @pytest.mark.parametrize("path", sorted(_POLICIES.glob("*.json")), ids=lambda path: str(path.stem))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+import trio
 from hypothesis import strategies as st
 
 from mirrorfs.cli.durations import parse_duration
-from mirrorfs.database.errors import DatabaseError
+from mirrorfs.cli.settings_file import parse_settings
+from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.datastore.blob import check_chunk, check_encryption, decode_blob
 from mirrorfs.datastore.deletion import parse_deletion
 from mirrorfs.datastore.errors import BlobError, DatastoreError, IndexFormatError, ManifestError
@@ -36,12 +40,16 @@ from mirrorfs.datastore.names import (
 )
 from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.url import MalformedURL, parse_url
+from mirrorfs.recovery.checkpoint import CheckpointFile
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.marker import Marker
 from mirrorfs.recovery.moment import format_moment, parse_moment
 from mirrorfs.recovery.ownership import parse_owner
 from mirrorfs.replay.exchange import Export, MalformedExport
+from mirrorfs.replication import control
 from mirrorfs.replication.ownership.claim import parse_claim
+from mirrorfs.state import chunks as chunks_of_state
+from mirrorfs.state import contents, counting, problems, retention, snapshots
 from tests.fuzz import strategies
 
 _LONGEST_MESSAGE = 1000
@@ -250,3 +258,55 @@ def times_and_places(text: str) -> None:
     for url in (text, f"s3://{text}", f"s3://bucket/{text}"):
         with suppress(MalformedURL, StoreError):
             assert str(parse_url(url)).startswith("s3://")
+
+
+@reader(strategies.checkpoints)
+def checkpoints_of_a_verification(data: bytes) -> None:
+    """What is gone on from has the kinds that were saved."""
+    try:
+        saved = CheckpointFile(Path("checkpoint"), {"url": "s3://bucket/name"})._parsed(data)
+    except RestoreError as error:
+        _is_short(error)
+        return
+    saved.advanced("", saved.damaged, saved.chunks + 1, saved.bytes + 1)
+    assert all(isinstance(text, str) for pair in saved.damaged.items() for text in pair)
+
+
+@reader(strategies.settings_files)
+def settings_files(data: bytes) -> None:
+    """Nothing else is raised."""
+    with suppress(UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+        assert not any(isinstance(value, dict) for value in parse_settings(data).values())
+
+
+@reader(strategies.requests)
+def requests_on_the_control_socket(line: bytes) -> None:
+    """Each has an answer, which can be sent."""
+
+    async def tell(_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def answer(_: object, __: object) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        return {}
+
+    answered = json.loads(trio.run(control._answer, line, {"status": answer}, tell))
+    assert answered == {} or len(answered["error"]) < _LONGEST_MESSAGE
+    assert "could not answer" not in answered.get("error", "")
+
+
+@reader(strategies.stored_values)
+def values_of_the_state(data: bytes) -> None:
+    """What is damaged is said to be."""
+    for form in (
+        chunks_of_state._FORM,
+        contents._FORM,
+        counting._FORM,
+        problems._FORM,
+        retention._DELETED_FORM,
+        retention._HELD_FORM,
+        retention._REFUSED_FORM,
+        snapshots._FORM,
+    ):
+        with suppress(DatabaseCorrupt):
+            form.read(data)

@@ -173,6 +173,44 @@ markers = spoiled(
         }
     )
 )
+checkpoints = spoiled(
+    documents(
+        {
+            "format": st.just(1) | _NUMBERS,
+            "what": st.just({"url": "s3://bucket/name"}) | json_values,
+            "salt": _NUMBERS,
+            "done_up_to": st.sampled_from(["", "ab" * 32, "abc"]) | json_values,
+            "damaged": st.just({"ab" * 32: "it is gone"}) | json_values,
+            "chunks": _NUMBERS | json_values,
+            "bytes": _NUMBERS,
+        }
+    )
+)
+settings_files = (
+    st.lists(
+        st.sampled_from(
+            ['endpoint-url = "https://store"', "[retention]", 'delete-after = "30d"', "a.b = 1", "x = [[1], {y = 2}]"]
+        )
+        | _TEXTS.map(lambda text: f"key = {text}"),
+        max_size=5,
+    ).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
+    | st.integers(1, 5000).map(lambda depth: b".".join([b"a"] * depth) + b" = 1")
+    | st.binary(max_size=80)
+)
+stored_values = spoiled(
+    documents(
+        {
+            "phase": st.sampled_from(["published", "kept", "ending"]) | _TEXTS,
+            "files": st.dictionaries(_TEXTS, _TEXTS, max_size=2),
+            "since": st.floats() | _NUMBERS,
+            "path": _TEXTS,
+            "size": _NUMBERS,
+            "crc32c": _NUMBERS,
+            "up_to": _TEXTS | st.just("ab" * 32),
+            "reason": _TEXTS,
+        }
+    )
+) | st.binary(max_size=20)
 requests = spoiled(documents({"command": st.sampled_from(["status", "wait"]) | json_values}))
 settings = documents({"to": _TEXTS})
 exports = st.lists(

@@ -34,6 +34,9 @@ from mirrorfs.steps import reach
 log = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 60.0
+# Others can write there too: no more of them are in memory, whatever the bucket holds.
+_ADOPTED_AT_ONCE = 50_000
+_MOST_FILES = 1000
 
 
 class Grace:
@@ -227,19 +230,30 @@ class Grace:
 
     async def adopt(self) -> None:
         """Take into a new state what an earlier one has kept; what is not complete there goes."""
+        while names := await self._some_unknown():
+            for path, filenames in names.items():
+                await self._adopt_snapshot(path, tuple(filenames))
+
+    async def _some_unknown(self) -> dict[str, list[str]]:
+        """Return the files of snapshots that the state does not know, not of all of them if there are too many."""
         names: dict[str, list[str]] = {}
         async with aclosing(self._bucket.store.list(self._bucket.layout.deleted_prefix)) as objects:
             async for stored in objects:
                 found = self._bucket.layout.deleted_path(stored.key)
-                if found is not None:
-                    path, _, name = found.rpartition("/")
-                    names.setdefault(path, []).append(name)
-        for path, filenames in names.items():
-            await self._adopt_snapshot(path, tuple(filenames))
+                if found is None:
+                    continue
+                path, _, name = found.rpartition("/")
+                if path in names:
+                    if len(names[path]) < _MOST_FILES:
+                        names[path].append(name)
+                elif len(names) < _ADOPTED_AT_ONCE and not self._is_known(path):
+                    names[path] = [name]
+        return names
+
+    def _is_known(self, path: str) -> bool:
+        return self._state.view(lambda transaction: transaction.retention.deleted(path)) is not None
 
     async def _adopt_snapshot(self, path: str, names: tuple[str, ...]) -> None:
-        if self._state.view(lambda transaction: transaction.retention.deleted(path)) is not None:
-            return
         now = self._now()
         incomplete = DeletedSnapshot(path, {}, names, DeletedPhase.ENDING, now, now)
         deleted, digests = incomplete, Digests()
