@@ -24,11 +24,14 @@ PIECE_SIZE = 200 * 20480
 
 
 class Spool:
-    """Takes a content piece by piece, and holds up to `largest_in_memory` bytes of it in memory."""
+    """Takes a content piece by piece, and holds up to `largest_in_memory` bytes of it in memory.
 
-    def __init__(self, largest_in_memory: int = LARGEST_IN_MEMORY) -> None:
+    Nothing at all of what is `announced` to be larger.
+    """
+
+    def __init__(self, largest_in_memory: int = LARGEST_IN_MEMORY, announced: int | None = None) -> None:
         self.length = 0
-        self._largest_in_memory = largest_in_memory
+        self._largest_in_memory = 0 if announced is not None and announced > largest_in_memory else largest_in_memory
         self._pieces: list[bytes] = []
         self._file: IO[bytes] | None = None
 

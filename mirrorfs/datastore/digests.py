@@ -17,9 +17,10 @@ from mirrorfs.datastore.content import Content, Spool, content_of, nameless_file
 DIGEST_SIZE = 32
 _DIGEST = struct.Struct("32s")
 _first = operator.itemgetter(0)
+_LARGEST_IN_MEMORY = 4 * 1024 * 1024
 _FEW = 32 * 1024
-# As a set of Python's they take 35 MB, so only one at a time is made.
-_DIGESTS_IN_A_RUN = 256 * 1024
+# As a set of Python's they take 20 MB, so only one at a time is made.
+_DIGESTS_IN_A_RUN = 128 * 1024
 _making_a_run = threading.Lock()
 # While runs are merged, so much of each is in memory.
 _PIECE_OF_A_RUN = 16 * 1024
@@ -61,7 +62,7 @@ class Digests(Sequence[bytes]):
     @classmethod
     def in_order(cls, digests: Iterable[bytes]) -> Digests:
         """Those, which are different and ascending. Raises as `of` does."""
-        return cls(content_of(_joined(digests)))
+        return cls(content_of(_joined(digests), _LARGEST_IN_MEMORY))
 
     @classmethod
     def union(cls, *sets: Digests) -> Digests:
@@ -120,7 +121,7 @@ class Digests(Sequence[bytes]):
 
     def where(self, is_wanted: Callable[[bytes], bool]) -> Digests:
         """Those for which the answer is yes."""
-        spool = Spool()
+        spool = Spool(_LARGEST_IN_MEMORY)
         for part in self.parts(_JOINED_AT_ONCE):
             # A list: an exception would keep a generator alive, of whose frames Python 3.11.2 does not dispose well.
             spool.add(b"".join([digest for digest in list(part) if is_wanted(digest)]))

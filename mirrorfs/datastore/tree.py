@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from mirrorfs.datastore.content import Content, Spool
+from mirrorfs.datastore.content import LARGEST_IN_MEMORY, Content, Spool
 from mirrorfs.datastore.errors import DatastoreError, contained
 from mirrorfs.datastore.limits import LONGEST_CHUNK, longest_file
 from mirrorfs.datastore.names import (
@@ -37,6 +37,7 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: the open of a planted FIFO must not wait for a writer.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ_SIZE = 16 * 1024 * 1024
+_SPOOLED_AT_ONCE = 1024 * 1024
 # Of an index that is its header.
 _BEGINNING_SIZE = 4096
 _WRONG_KIND = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
@@ -321,8 +322,9 @@ def _read_regular(descriptor: int, path: str, maximum: int, check_beginning: Che
         raise DatastoreError(f"{path} is larger than {maximum} bytes")
     if check_beginning is not None:
         check_beginning(os.pread(descriptor, _BEGINNING_SIZE, 0), status.st_size)
-    spool = Spool()
-    while piece := os.read(descriptor, min(_READ_SIZE, max(1, status.st_size - spool.length + 1))):
+    spool = Spool(announced=status.st_size)
+    largest = _READ_SIZE if status.st_size <= LARGEST_IN_MEMORY else _SPOOLED_AT_ONCE
+    while piece := os.read(descriptor, min(largest, max(1, status.st_size - spool.length + 1))):
         spool.add(piece)
         if spool.length > maximum:
             raise DatastoreError(f"{path} is larger than {maximum} bytes")

@@ -312,7 +312,7 @@ def _read_body(
     is_compressed = response.headers.get("Content-Encoding", "identity") != "identity"
     if announced is not None and announced > limit.maximum and not is_compressed:
         raise BodyTooLong(announced)
-    spool = Spool()
+    spool = Spool(announced=announced)
     checks_beginning = limit.check_beginning is not None and announced is not None
     stream = response.stream(_BEGINNING_SIZE if checks_beginning else _PIECE, decode_content=True)
     if checks_beginning:

@@ -27,7 +27,7 @@ def _where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(digests, "_FEW", 2)
         monkeypatch.setattr(digests, "_DIGESTS_IN_A_RUN", 3)
         monkeypatch.setattr(digests, "_PIECE_OF_A_RUN", 64)
-        monkeypatch.setattr(content.Spool.__init__, "__defaults__", (100,))
+        monkeypatch.setattr(digests, "_LARGEST_IN_MEMORY", 100)
         monkeypatch.setattr(content.content_of, "__defaults__", (100,))
 
 
