@@ -156,6 +156,7 @@ STEPS: Final[tuple[str, ...]] = (
     # Whoever brings something back into a living datastore.
     "insertion.before-rename",
     "insertion.inserted",
+    "insertion.before-end-of-quarantine",
     "into.staged",
     "into.before-placing",
     "into.placed",

@@ -4,9 +4,10 @@ It promises that a command which fails says why in a sentence and what to do, wi
 and that no secret is taken from an argument. What a command does is done by the packages below this one.
 
 Read main (how a command is found), then any command: mount, umount, status, wait, reconcile, retention, metrics for a
-mount; snapshots, verify, restore (with restore_progress), drill for a bucket; handover and takeback for one that a PBS
-opens; replay, with replay_plan and replay_run, for what is left of a state directory. options, view_options,
-selection_options, retention_options, durations, rates and settings_file are what they take, mounted is what those about
-a mount begin with, bucket_reading how those that read a whole bucket run, errors is how they end badly, screen what is
-drawn on a terminal.
+mount; snapshots, verify, restore (with restore_progress), drill for a bucket; heal (with heal_progress, and mirror_of
+that tells where a mirror is) for a datastore and its bucket; handover and takeback for one that a PBS opens; replay,
+with replay_plan and replay_run, for what is left of a state directory. options, view_options, selection_options,
+retention_options, durations, rates and settings_file are what they take, mounted is what those about a mount begin
+with, bucket_reading how those that read a whole bucket run, errors is how they end badly, screen what is drawn on a
+terminal.
 """

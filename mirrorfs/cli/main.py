@@ -21,6 +21,7 @@ _COMMANDS = (
     "snapshots",
     "restore",
     "verify",
+    "heal",
     "replay",
     "drill",
     "handover",
@@ -71,6 +72,7 @@ def main() -> None:
     See how far it is:       mirrorfs status /mnt/datastore/store1
     What the bucket holds:   mirrorfs snapshots s3://bucket/store1
     Whether it is good:      mirrorfs verify s3://bucket/store1
+    Bring lost chunks back:  mirrorfs heal /mnt/datastore/store1
     Get it back:             mirrorfs restore s3://bucket/store1 /mnt/datastore/new
     Prove that one could:    mirrorfs drill s3://bucket/store1
     Have a PBS 4 open it:    mirrorfs handover s3://bucket/store1

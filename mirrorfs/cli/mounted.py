@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mirrorfs.cli.errors import Failure
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.mount_table import is_mounted, real_path
@@ -28,6 +30,20 @@ def require_serving(path: str, *, if_absent: str = "'mirrorfs status' lists what
             raise Failure(f"the filesystem process of {path} was killed: mount it again, nothing is lost")
         case Condition.SILENT:
             raise Failure(describe_silence(path))
+
+
+def writable_datastore(given: str, aim: str) -> Path:
+    """Return where to write into a datastore: in its mount, if it has one.
+
+    Raises Failure, with what is the `aim`, unless it can be written to there.
+    """
+    path = locate(given)
+    match condition_of(path):
+        case Condition.DEAD:
+            raise Failure(f"the filesystem process of {path} was killed: mount it again, or unmount it, then {aim}")
+        case Condition.SILENT:
+            raise Failure(describe_silence(path))
+    return Path(path)
 
 
 def describe_silence(path: str) -> str:

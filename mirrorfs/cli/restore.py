@@ -15,13 +15,12 @@ import rich.filesize
 
 from mirrorfs.cli.bucket_reading import Stores, read_bucket
 from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.mounted import describe_silence, locate
+from mirrorfs.cli.mounted import writable_datastore
 from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.rates import Rate
 from mirrorfs.cli.restore_progress import Progress, ProgressBar, ProgressLines, count, duration
 from mirrorfs.cli.selection_options import selection_options, usage
 from mirrorfs.cli.view_options import view_options
-from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.mount_table import is_mounted, real_path
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say, say_json
@@ -145,7 +144,9 @@ def command(
         raise click.UsageError("--metadata-only and --keep-damaged do not go together")
     order = _Order(
         address,
-        _datastore(into) if target is None and into is not None else _empty_target(target or Path()),
+        writable_datastore(into, "restore into it")
+        if target is None and into is not None
+        else _empty_target(target or Path()),
         selection,
         view,
         Manner(into is not None, metadata_only, keep_damaged, bandwidth_limit),
@@ -159,19 +160,6 @@ def command(
         _tell_estimate(_estimate(order), order, as_json=as_json)
         return
     _tell_report(_run(order), order, as_json=as_json)
-
-
-def _datastore(given: str) -> Path:
-    """Where to add to a datastore: in its mount, if it has one."""
-    path = locate(given)
-    match condition_of(path):
-        case Condition.DEAD:
-            raise Failure(
-                f"the filesystem process of {path} was killed: mount it again, or unmount it, then restore into it"
-            )
-        case Condition.SILENT:
-            raise Failure(describe_silence(path))
-    return Path(path)
 
 
 def _empty_target(target: Path) -> Path:

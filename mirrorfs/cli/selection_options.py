@@ -20,8 +20,22 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Value = TypeVar("Value")
 
 
-def selection_options(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give the command `name` the options that select, as one parameter `selection`."""
+_RENAMED = click.option(
+    "--renamed",
+    is_flag=True,
+    help="Also backups that somebody has renamed: whose manifest has another type, id or time than their path.",
+)
+
+
+def _not_offered(command: Command) -> Command:
+    return command
+
+
+def selection_options(name: str, *, renamed: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give the command `name` the options that select, as one parameter `selection`; without --renamed where it makes
+    no difference whether something was `renamed`.
+    """
+    offer_renamed = _RENAMED if renamed else _not_offered
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option(
@@ -58,11 +72,7 @@ def selection_options(name: str) -> Callable[[Callable[..., None]], Callable[...
         @click.option(
             "--latest", type=click.IntRange(min=1), metavar="N", help="Of each group only the N newest of these."
         )
-        @click.option(
-            "--renamed",
-            is_flag=True,
-            help="Also backups that somebody has renamed: whose manifest has another type, id or time than their path.",
-        )
+        @offer_renamed
         @functools.wraps(command)
         def with_selection(
             namespaces: tuple[str, ...],
@@ -71,7 +81,7 @@ def selection_options(name: str) -> Callable[[Callable[..., None]], Callable[...
             since: float | None,
             until: float | None,
             latest: int | None,
-            renamed: bool,
+            renamed: bool = False,
             **others: object,
         ) -> None:
             if since is not None and until is not None and since > until:

@@ -35,33 +35,38 @@ class DatastoreCommand(click.Command):
         ctx.meta[ARGUMENTS] = tuple(args)
         datastore = given.get("datastore")
         if isinstance(datastore, str):
-            path = os.path.join(SETTINGS_BASE, f"{escaped_name(real_path(datastore))}.toml")
-            ctx.default_map = {**(ctx.default_map or {}), **self._read(path)}
+            ctx.default_map = {**(ctx.default_map or {}), **read_settings(real_path(datastore), self)}
         return super().parse_args(ctx, args)
 
-    def _read(self, path: str) -> dict[str, Any]:
-        try:
-            settings = parse_settings(own_files.read_file(path))
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-            raise click.UsageError(f"cannot read the settings file {path}: {error}") from error
-        names = {
-            option.removeprefix("--"): parameter.name
-            for parameter in self.params
-            if isinstance(parameter, click.Option)
-            for option in parameter.opts
-            if option.startswith("--")
-        }
-        defaults = {}
-        for key, value in settings.items():
-            name = names.get(key)
-            if name is None:
-                raise click.UsageError(
-                    f"the settings file {path} has {quoted(key)}, which is no option of '{self.name}'"
-                )
-            defaults[name] = value
-        return defaults
+
+def read_settings(datastore: str, command: click.Command) -> dict[str, Any]:
+    """What the settings file of a datastore, given by its real path, says of the parameters of `command`, by name.
+
+    Raises UsageError for a file that cannot be read, or has what is no option of the command.
+    """
+    path = os.path.join(SETTINGS_BASE, f"{escaped_name(datastore)}.toml")
+    try:
+        settings = parse_settings(own_files.read_file(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise click.UsageError(f"cannot read the settings file {path}: {error}") from error
+    names = {
+        option.removeprefix("--"): parameter.name
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+    defaults = {}
+    for key, value in settings.items():
+        name = names.get(key)
+        if name is None:
+            raise click.UsageError(
+                f"the settings file {path} has {quoted(key)}, which is no option of '{command.name}'"
+            )
+        defaults[name] = value
+    return defaults
 
 
 def parse_settings(data: bytes) -> dict[str, Any]:

@@ -42,8 +42,8 @@ _SPOOLED_AT_ONCE = 1024 * 1024
 _BEGINNING_SIZE = 4096
 _WRONG_KIND = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
-# PBS numbers the corrupt copies of a chunk from 0 to 9.
-_QUARANTINE_NUMBERS = range(10)
+QUARANTINE_NUMBERS = range(10)
+"""How PBS numbers the corrupt copies of a chunk."""
 
 _CHUNK_DIRECTORY = re.compile("[0-9a-f]{4}")
 
@@ -155,7 +155,7 @@ class Tree:
             with self._parent(path) as (directory, name):
                 size = _size_of_file(directory, name)
                 # In this order: what is being quarantined is seen under one name at least.
-                copies = (_size_of_file(directory, f"{name}.{number}.bad") for number in _QUARANTINE_NUMBERS)
+                copies = (_size_of_file(directory, f"{name}.{number}.bad") for number in QUARANTINE_NUMBERS)
                 return ChunkFile(size, any(copy is not None for copy in copies))
         except (FileNotFoundError, WrongKindError):
             return ChunkFile(None, is_quarantined=False)

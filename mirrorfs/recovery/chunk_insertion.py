@@ -13,10 +13,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mirrorfs import own_files
 from mirrorfs.datastore.blob import check_chunk, check_encryption
-from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.names import CHUNKS_NAME
-from mirrorfs.datastore.tree import Tree
+from mirrorfs.datastore.errors import BlobError, DatastoreError
+from mirrorfs.datastore.names import CHUNKS_NAME, chunk_path
+from mirrorfs.datastore.tree import QUARANTINE_NUMBERS, Tree
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.ownership import Owner
 from mirrorfs.steps import reach
@@ -104,10 +105,48 @@ class ChunkInsertion:
         finally:
             os.close(directory)
 
+    def quarantined(self, digest: bytes) -> list[str]:
+        """The names that the corrupt copies of a chunk have in its directory; PBS numbers them."""
+        path = chunk_path(digest)
+        # PBS takes the first number that is free.
+        if not self._tree.is_taken(f"{path}.0.bad"):
+            return []
+        numbered = [f"{path}.{number}.bad" for number in QUARANTINE_NUMBERS]
+        return [name.rpartition("/")[2] for name in numbered if self._tree.is_taken(name)]
+
+    def end_quarantine(self, digest: bytes, *, is_encrypted: bool) -> int:
+        """Remove the corrupt copies of a chunk that is there, good, and on stable storage; else nothing.
+
+        Returns how many they were.
+        """
+        # Listed first: what a verification puts there from now on may be the only copy.
+        copies = self.quarantined(digest)
+        if not copies or not self._is_good(digest, is_encrypted=is_encrypted):
+            return 0
+        directory = self._open_directory(digest.hex()[:4])
+        try:
+            # Not syncfs: that goes nowhere below a FUSE file system.
+            _synchronize_file(digest.hex(), directory)
+            os.fsync(directory)
+            reach("insertion.before-end-of-quarantine")
+            # The one by which they are found goes last.
+            for name in reversed(copies):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
+        return len(copies)
+
     def synchronize(self) -> None:
         """Return when all that was inserted is on stable storage; below a FUSE file system, on its way there."""
         if _libc.syncfs(self._chunks) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def _is_good(self, digest: bytes, *, is_encrypted: bool) -> bool:
+        try:
+            return self.use(digest, is_encrypted=is_encrypted)
+        except BlobError:
+            return False
 
     def _open_directory(self, name: str) -> int:
         try:
@@ -150,6 +189,31 @@ def open_chunks(root: int, path: Path) -> Iterator[ChunkInsertion]:
         os.close(chunks)
 
 
+@contextlib.contextmanager
+def open_datastore_root(path: Path) -> Iterator[tuple[int, ChunkInsertion]]:
+    """Open the directory of a datastore in which a PBS may work, and its chunks as `open_chunks` does.
+
+    Raises:
+        RestoreError: as `open_chunks`, where there is no directory, and where this process may not give files to whom
+            they belong.
+        NotOwn: somebody else than root and its owner could change what is in it.
+        OSError: as open(2).
+    """
+    # To open it would make it.
+    if not path.is_dir():
+        raise RestoreError(f"{path} is no datastore: there is no such directory.")
+    root = own_files.open_directory(str(path))
+    try:
+        with open_chunks(root, path) as chunks:
+            owner = chunks.owner
+            if os.geteuid() not in (0, owner.user):
+                raise RestoreError(f"{path} belongs to user {owner.user}: run as root.")
+            own_files.check_directory(str(path), root, owners=(owner.user,), groups=(owner.group,))
+            yield root, chunks
+    finally:
+        os.close(root)
+
+
 def _create(name: str, directory: int) -> int:
     try:
         return os.open(name, _CREATE_FLAGS, 0o600, dir_fd=directory)
@@ -162,3 +226,11 @@ def _write_all(descriptor: int, data: bytes) -> None:
     remaining = memoryview(data)
     while remaining:
         remaining = remaining[os.write(descriptor, remaining) :]
+
+
+def _synchronize_file(name: str, directory: int) -> None:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -120,7 +120,7 @@ class ChunkFetcher:
                     raise
                 damages.note(chunk_path(digest), str(error))
 
-        for part in _parts(digests):
+        for part in parts(digests):
             different = dict.fromkeys(part)
             look = partial(self._chunks.to_look_at, different, are_encrypted=are_encrypted)
             missing = await trio.to_thread.run_sync(look)
@@ -169,7 +169,8 @@ class ChunkFetcher:
         )
 
 
-def _parts(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
+def parts(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The digests of an index, so many at a time as may be in memory."""
     remaining = iter(digests)
     while part := list(islice(remaining, _DIGESTS_AT_ONCE)):
         yield part

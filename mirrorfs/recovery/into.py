@@ -19,7 +19,7 @@ from mirrorfs import own_files
 from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.names import CHUNKS_NAME, MANIFEST_NAME, GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.quoting import quoted
-from mirrorfs.recovery.chunk_insertion import ChunkInsertion, open_chunks
+from mirrorfs.recovery.chunk_insertion import ChunkInsertion, open_datastore_root
 from mirrorfs.recovery.digest_set import DigestSet
 from mirrorfs.recovery.errors import GroupBusy, RestoreError, SnapshotRefused
 from mirrorfs.recovery.files import DIRECTORY_FLAGS, Files
@@ -253,13 +253,7 @@ def open_datastore(path: Path, url: str, view: View) -> Iterator[LivingDatastore
     """
     with contextlib.ExitStack() as stack:
         try:
-            root = own_files.open_directory(str(path))
-            stack.callback(os.close, root)
-            chunks = stack.enter_context(open_chunks(root, path))
-            owner = chunks.owner
-            if os.geteuid() not in (0, owner.user):
-                raise RestoreError(f"{path} belongs to user {owner.user}: run as root.")
-            own_files.check_directory(str(path), root, owners=(owner.user,), groups=(owner.group,))
+            root, chunks = stack.enter_context(open_datastore_root(path))
             staging = _open_staging(path, root)
             stack.callback(os.close, staging)
             marker = _marker_of(staging, path, Marker(url, view))

@@ -82,10 +82,17 @@ class Plan:
         return [snapshot for _, snapshot in sorted(ranked)]
 
 
-def plan_restore(contents: BucketContents, selection: Selection, view: View = View()) -> Plan:  # noqa: B008 - immutable
+def plan_restore(
+    contents: BucketContents,
+    selection: Selection,
+    view: View = View(),  # noqa: B008 - immutable
+    *,
+    holder: str = "bucket",
+) -> Plan:
     """Apply a selection to what a bucket holds, as seen in the view. Raises RestoreError when something chosen is not
-    there, or nothing is of the chosen times.
+    there, or nothing is of the chosen times; its text calls what holds them the `holder`.
     """
+    advice = "" if holder != "bucket" else f" See what it holds with: mirrorfs snapshots URL{view.options}"
     published = contents.published
     chosen = _Chosen(selection)
     snapshots = [snapshot for snapshot in published if chosen.has_snapshot(snapshot)]
@@ -96,14 +103,11 @@ def plan_restore(contents: BucketContents, selection: Selection, view: View = Vi
     ]
     if missing:
         kind = "deleted " if view.deleted else ""
-        raise RestoreError(
-            f"The bucket holds no {kind}{f', no {kind}'.join(missing)}{view.suffix}. "
-            f"See what it holds with: mirrorfs snapshots URL{view.options}"
-        )
+        raise RestoreError(f"The {holder} holds no {kind}{f', no {kind}'.join(missing)}{view.suffix}.{advice}")
     if selection.has_times:
         of_times = [snapshot for snapshot in snapshots if _is_of_times(snapshot, selection)]
         if not of_times:
-            raise RestoreError(_none_of_times(snapshots, selection, view))
+            raise RestoreError(f"{_none_of_times(snapshots, selection, view)}{advice}")
         # A group is asked for by its snapshots then: one that has none of that time is not.
         snapshots, groups = of_times, set()
     if selection.latest is not None:
@@ -170,10 +174,7 @@ def _none_of_times(snapshots: Sequence[SnapshotId], selection: Selection, view: 
     limits = [("since", selection.since), ("until", selection.until)]
     times = " and ".join(f"{word} {format_moment(time)}" for word, time in limits if time is not None)
     deleted = "deleted " if view.deleted else ""
-    return (
-        f"None of the {len(snapshots)} chosen {deleted}snapshots was made {times}. "
-        f"See what there is with: mirrorfs snapshots URL{view.options}"
-    )
+    return f"None of the {len(snapshots)} chosen {deleted}snapshots was made {times}."
 
 
 def _by_group(snapshots: Iterable[SnapshotId]) -> Iterator[tuple[GroupId, Iterator[SnapshotId]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from dataclasses import asdict
 from typing import Any
 
 import trio
@@ -56,6 +57,7 @@ class UploaderStatus:
             "datastore": self._settings.datastore,
             "bucket": self._settings.bucket,
             "prefix": self._settings.prefix,
+            "store_options": asdict(self._settings.store),
             "uploader": {"pid": os.getpid(), "started": self._started, "phase": self.phase, "refused": self.refused},
             "waiting": waiting_answer(self._store.condition, self.phase, self._started, time.time()),
             "store": self._store_answer(),

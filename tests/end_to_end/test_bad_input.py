@@ -167,7 +167,7 @@ def test_unknown_mount_options(untouched: MirrorUnderTest) -> None:
     assert "frobnicate" in untouched.log
 
 
-@pytest.mark.parametrize("command", ["mount", "umount", "status", "wait"])
+@pytest.mark.parametrize("command", ["mount", "umount", "status", "wait", "heal"])
 def test_not_root(untouched: MirrorUnderTest, command: str) -> None:
     arguments = untouched.mount_arguments() if command == "mount" else [command, str(untouched.datastore)]
     os.chmod(untouched.base, 0o755)

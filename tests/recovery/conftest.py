@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recovery.mirror import Mirror, Objects, objects_of, upload, write_datastore
+from tests.recovery.mirror import LONG_AGO, Mirror, Objects, objects_of, upload, write_datastore
 from tests.stores.seaweedfs import StoreServer
 
 MEMORY = Path("/dev/shm")
@@ -37,6 +38,22 @@ def datastore(scratch: Path) -> Path:
     """The datastore that is mirrored; only to be read."""
     root = scratch / "datastore"
     write_datastore(root)
+    return root
+
+
+@pytest.fixture
+def living(datastore: Path, base: Path) -> Path:
+    """A copy of the datastore; what stands in it was last used long ago."""
+    root = base / "living"
+    shutil.copytree(datastore, root)
+    for directory, _, filenames in os.walk(root):
+        status = (datastore / Path(directory).relative_to(root)).stat()
+        os.chown(directory, status.st_uid, status.st_gid)
+        for filename in filenames:
+            path = Path(directory) / filename
+            status = (datastore / path.relative_to(root)).stat()
+            os.chown(path, status.st_uid, status.st_gid)
+            os.utime(path, ns=(LONG_AGO, LONG_AGO))
     return root
 
 

@@ -27,6 +27,8 @@ from tests.harness.content import MEBIBYTE, plan_of_size
 from tests.harness.writer import DatastoreWriter
 from tests.stores.server import StoreAccess
 
+LONG_AGO = 1_000_000_000 * 10**9
+"""In nanoseconds: when a living datastore was used last."""
 PLAN = plan_of_size(MEBIBYTE, chunk_size=64 * 1024)
 _UNPUBLISHED = re.compile(r"\.lock|\.gc-status|.*\.tmp(_.*)?|.*\.bad")
 

@@ -170,3 +170,34 @@ def test_no_datastore(base: Path) -> None:
     (base / ".chunks").write_bytes(b"")
     with pytest.raises(RestoreError, match="is no datastore"), opened(base):
         pass
+
+
+def test_corrupt_copies_go_only_when_the_chunk_is_good(root: Path) -> None:
+    copies = [place(root).with_name(f"{DIGEST.hex()}.{number}.bad") for number in range(2)]
+    for copy in copies:
+        write(copy, b"corrupt")
+    with opened(root) as chunks:
+        assert chunks.end_quarantine(DIGEST, is_encrypted=False) == 0
+        for bad in (b"", GOOD[:-1], encrypted_blob(b"of nobody")):
+            write(place(root), bad)
+            assert chunks.end_quarantine(DIGEST, is_encrypted=False) == 0
+            assert all(copy.exists() for copy in copies)
+        write(place(root), GOOD)
+        assert chunks.end_quarantine(DIGEST, is_encrypted=False) == 2
+    assert os.listdir(place(root).parent) == [DIGEST.hex()]
+
+
+def test_what_a_verification_quarantines_meanwhile_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(place(root), GOOD)
+    write(place(root).with_name(f"{DIGEST.hex()}.0.bad"), b"corrupt")
+    fsync = os.fsync
+
+    def quarantined_meanwhile(descriptor: int) -> None:
+        if place(root).exists():
+            place(root).rename(place(root).with_name(f"{DIGEST.hex()}.1.bad"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", quarantined_meanwhile)
+    with opened(root) as chunks:
+        assert chunks.end_quarantine(DIGEST, is_encrypted=False) == 1
+    assert os.listdir(place(root).parent) == [f"{DIGEST.hex()}.1.bad"]

@@ -23,27 +23,10 @@ from mirrorfs.recovery.restore import Manner, RestoreReport
 from mirrorfs.recovery.selection import Selection
 from tests.datastore.formats import encrypted_blob
 from tests.harness.scan import compare_datastores
-from tests.recovery.mirror import Mirror, Objects, Tampering, breaks_off_after, entries_of
+from tests.recovery.mirror import LONG_AGO, Mirror, Objects, Tampering, breaks_off_after, entries_of
 from tests.recovery.test_restore import ALL, ENCRYPTED, FIRST, SECOND, THIRD, WEB, chunks_of
 
-LONG_AGO = 1_000_000_000 * 10**9
 INTO = Manner(into=True)
-
-
-@pytest.fixture
-def living(datastore: Path, base: Path) -> Path:
-    """A copy of the datastore; what stands in it was last used long ago."""
-    root = base / "living"
-    shutil.copytree(datastore, root)
-    for directory, _, filenames in os.walk(root):
-        status = (datastore / Path(directory).relative_to(root)).stat()
-        os.chown(directory, status.st_uid, status.st_gid)
-        for filename in filenames:
-            path = Path(directory) / filename
-            status = (datastore / path.relative_to(root)).stat()
-            os.chown(path, status.st_uid, status.st_gid)
-            os.utime(path, ns=(LONG_AGO, LONG_AGO))
-    return root
 
 
 def forget(root: Path, *snapshots: str, objects: Objects, chunks: bool = True) -> set[str]:
