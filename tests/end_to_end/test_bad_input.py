@@ -765,4 +765,4 @@ def test_a_failing_foreground_mount_says_the_same(untouched: MirrorUnderTest, st
     untouched.bucket = "not-made-yet"
     done = untouched.run(*untouched.mount_arguments("--foreground", "--require-store"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip().splitlines()[-1].startswith(f"Error: Could not read {untouched.name}/.")
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: Could not look into bucket not-made-yet ")
