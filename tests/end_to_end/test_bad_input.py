@@ -186,6 +186,7 @@ def test_not_root(untouched: MirrorUnderTest, command: str) -> None:
     assert not untouched.state.exists()
 
 
+@pytest.mark.xdist_group("mount-namespaces")
 def test_no_fuse_device(untouched: MirrorUnderTest) -> None:
     script = """
         set -e

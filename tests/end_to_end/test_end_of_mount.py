@@ -25,6 +25,9 @@ from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.end_to_end.test_crashes import TINY
 from tests.harness.writer import DatastoreWriter
 
+# A mount namespace has copies of all mounts that stand, those of other tests too, and holds them.
+pytestmark = pytest.mark.xdist_group("mount-namespaces")
+
 
 def run(*command: str) -> None:
     subprocess.run(command, check=True, timeout=20)
