@@ -225,7 +225,7 @@ def _administrator(model: Model, client: FakeS3) -> Administrator:
 
 def _tell(*held: str) -> None:
     answers.clear()
-    removals = [{"snapshot": path, "since": 1.0} for path in held]
+    removals = [{"snapshot": path, "since": time.time()} for path in held]
     answers["retention"] = {"held": removals, "deleted": [], "refused": {"count": 0, "examples": []}}
 
 

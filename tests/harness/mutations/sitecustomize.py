@@ -64,7 +64,7 @@ def _take_all_for_confirmed(original: Method) -> Method:
 
 
 def _look_for_none(original: Method) -> Method:
-    async def look_for_some(self: object, digests: object) -> None:
+    async def look_for_some(self: object, *arguments: object) -> None:
         return None
 
     return look_for_some
