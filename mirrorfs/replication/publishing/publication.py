@@ -46,6 +46,8 @@ MOST_FAILURES = 1000
 _NAMED_CHUNKS = 3
 # Of each snapshot; what a state that is older than the bucket has wrong is mostly not wrong of one chunk alone.
 _CHUNKS_LOOKED_FOR = 3
+# Each takes some ten times the memory of its manifest, which whoever writes to the datastore chooses.
+_READ_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class SnapshotPublication:
         self._problems = problems
         self._ownership = ownership
         self._parallel = parallel
+        self._readers = trio.CapacityLimiter(_READ_AT_ONCE)
         self._alone = Exclusion[SnapshotId]()
         self._blocked: defaultdict[bytes, set[SnapshotId]] = defaultdict(set)
         self.remaining: dict[SnapshotId, int] = {}
@@ -125,7 +128,7 @@ class SnapshotPublication:
             CannotMirror: the snapshot, or part of it, cannot be published as it is.
         """
         async with self._alone.hold(snapshot):
-            local = await trio.to_thread.run_sync(self._read_manifest, snapshot)
+            local = await trio.to_thread.run_sync(self._read_manifest, snapshot, limiter=self._readers)
             if local is None:
                 await self._note_extras(snapshot, {})
                 if not self._state.view(lambda transaction: _leaves_nothing(transaction, snapshot.path)):
@@ -232,7 +235,7 @@ class SnapshotPublication:
         )
 
     async def _closure(self, snapshot: SnapshotId, local: LocalManifest) -> LocalClosure:
-        return await trio.to_thread.run_sync(self._read_closure, snapshot, local.manifest)
+        return await trio.to_thread.run_sync(self._read_closure, snapshot, local.manifest, limiter=self._readers)
 
     async def _compare_closure(self, snapshot: SnapshotId, known: SnapshotState, local: LocalManifest) -> None:
         """Have the objects of a snapshot equal files whose checksums are those that were published.
@@ -345,7 +348,7 @@ class SnapshotPublication:
         return CannotMirror(snapshot.path, f"{count} of its chunks cannot be sent: {named}{more}", digests)
 
     async def _settle_extras(self, snapshot: SnapshotId, local: LocalManifest) -> None:
-        extras, damaged = await trio.to_thread.run_sync(self._read_extras, snapshot)
+        extras, damaged = await trio.to_thread.run_sync(self._read_extras, snapshot, limiter=self._readers)
         await self._note_extras(snapshot, damaged)
         for name, data in extras.items():
             await self._replica.put(f"{snapshot.path}/{name}", data)
