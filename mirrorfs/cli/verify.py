@@ -80,8 +80,9 @@ def command(
     encrypted. It needs no mount, and a key that may list and read.
 
     Progress goes to standard error. The table tells the snapshots of each group; then follows what is damaged, why,
-    and which snapshots that costs. Chunks that are damaged in the bucket are sent again by a mount on the datastore
-    that has them: 'mirrorfs reconcile --deep DATASTORE'.
+    and which snapshots that costs. Chunks that are gone or cut in the bucket are sent again by a mount on the
+    datastore that has them: 'mirrorfs reconcile --deep DATASTORE'. It compares sizes: delete the object of a chunk that
+    has its size and other bytes first.
 
     \b
     Examples:
