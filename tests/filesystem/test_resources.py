@@ -18,7 +18,7 @@ _FOLDERS = 65_536
 
 
 def _wait_until_known(mount: PassThroughProcess, most: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while mount.statistics()["inodes"] > most:
         assert time.monotonic() < deadline, mount.statistics()
         Path("/proc/sys/vm/drop_caches").write_text("2")
@@ -35,12 +35,17 @@ def test_chunk_folders(memory_base: Path, mounter: Mounter) -> None:
     os.close(parent)
     mounted = mount.mountpoint / ".chunks"
     before = _memory(mount.pid)
-    listed = os.listdir(mounted)
-    assert len(listed) == _FOLDERS
+    # A kernel that is short of memory may forget some meanwhile.
+    for _ in range(5):
+        listed = os.listdir(mounted)
+        assert len(listed) == _FOLDERS
+        if mount.statistics()["inodes"] > _FOLDERS * 0.9:
+            break
+    else:
+        raise AssertionError(mount.statistics())
     for name in listed[::16]:
         assert os.listdir(mounted / name) == []
     statistics = mount.statistics()
-    assert statistics["inodes"] > _FOLDERS * 0.9
     assert statistics["descriptors"] < 600
     assert len(os.listdir(f"/proc/{mount.pid}/fd")) < 700
     # The list of names and the kernel's own share not counted, some 250 bytes an inode.

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,18 +153,21 @@ def test_a_chunk_that_is_there_is_used_only_if_it_is_good(
 def test_a_chunk_that_is_collected_meanwhile_is_brought_again(
     shared_mirror: Mirror, datastore: Path, objects: Objects, living: Path
 ) -> None:
-    forget(living, SECOND, THIRD, objects=objects)
+    forget(living, THIRD, objects=objects)
     victims = sorted(chunks_of(THIRD, objects) & chunks_of(FIRST, objects))[:3]
 
+    alone = threading.Lock()
+
     def collect(key: str, body: bytes) -> bytes:
-        for digest in victims:
-            path = chunk(living, digest)
-            if path.exists() and path.stat().st_atime_ns > LONG_AGO:
-                path.unlink()
-                victims.remove(digest)
+        with alone:
+            for digest in list(victims):
+                path = chunk(living, digest)
+                if path.exists() and path.stat().st_atime_ns > LONG_AGO:
+                    path.unlink()
+                    victims.remove(digest)
         return body
 
-    assert add(shared_mirror, living, SECOND, THIRD, tampering=Tampering(on_get=collect)).is_complete
+    assert add(shared_mirror, living, THIRD, tampering=Tampering(on_get=collect)).is_complete
     assert not victims, "nothing was collected after it had been looked at"
     assert_as_it_was(living, datastore)
 
