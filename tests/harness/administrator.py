@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tests.harness.bucket import Bucket
@@ -16,12 +16,20 @@ from tests.harness.statistics import Statistics
 class Administrator:
     """Holds the mirror to its word: what it says to hold back stays in the bucket until it is approved or comes back.
 
-    `bucket` is read past everything that may be between mirror and store. Raises ClientError or BotoCoreError when
-    the store cannot be read.
+    `bucket` is read past everything that may be between mirror and store; `seen_published` tells when a snapshot was
+    last seen to stand there (Unix time). Raises ClientError or BotoCoreError when the store cannot be read.
     """
 
-    def __init__(self, mirror: Mirror, model: Model, bucket: Bucket, statistics: Statistics) -> None:
+    def __init__(
+        self,
+        mirror: Mirror,
+        model: Model,
+        bucket: Bucket,
+        statistics: Statistics,
+        seen_published: Callable[[str], float | None],
+    ) -> None:
         self._mirror, self._model, self._bucket, self._statistics = mirror, model, bucket, statistics
+        self._seen_published = seen_published
         # Since when, by Unix time, the removal of a snapshot is held.
         self._held: dict[str, float] = {}
         self._last_approval = "never approved"
@@ -48,13 +56,18 @@ class Administrator:
         """Those of which the manifest is not there, and nothing but the mirror can have taken it away."""
         for path, since in sorted(held.items()):
             is_back = path in self._model.snapshots or self._model.departures.came_after(path, since)
-            if is_back or self._model.is_open(path):
+            if is_back or self._model.is_open(path) or not self._has_stood(path):
                 continue
             if self._bucket.head(f".cnt/{path}/{MANIFEST_NAME}") is None:
                 yield (
                     f"P5 .cnt/{path}: its removal was held, nobody has approved, and it is gone from the bucket "
                     f"(held since {since:.3f}, {self._model.departures.history(path)}, {self._last_approval})"
                 )
+
+    def _has_stood(self, path: str) -> bool:
+        """A mirror may hold what went just before its manifest was to be put; then nothing is lost."""
+        seen = self._seen_published(path)
+        return seen is not None and not self._model.departures.came_after(path, seen)
 
     def approve(self) -> str | None:
         """Approve of all that is held; None, or why that failed."""

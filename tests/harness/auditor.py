@@ -137,6 +137,10 @@ class Auditor:
         """How many versions of objects are known; this follows what stands in the bucket, however long the run."""
         return self._reader.remembered
 
+    def seen_published(self, path: str) -> float | None:
+        """When the manifest of a snapshot was last seen to stand (Unix time)."""
+        return self._past.seen_published.get(path)
+
     def audit_bucket(self) -> list[Violation]:
         """P1, and what is seen of P5 and (if deep) P6, from the bucket alone, at any time."""
         with self._one_at_a_time, ThreadPoolExecutor(self._threads) as pool:

@@ -113,7 +113,6 @@ class World:
         self.mirror = self._new_mirror()
         self._stack.callback(self.mirror.kill_all)
         self._machine = Machine(disks, self.clock, self.steps, self.mirror, self.statistics)
-        self.administrator = Administrator(self.mirror, self.model, self._route.bucket(), self.statistics)
         self._stack.callback(self._workers.end)
         self.pbs("create", chunk_directories="when needed")
         self.model.synced()
@@ -122,6 +121,9 @@ class World:
         self._watch = Watch(self._route, self.seed)
         self._stack.callback(self._watch.stop)
         self.auditor = self._watch.auditor
+        self.administrator = Administrator(
+            self.mirror, self.model, self._route.bucket(), self.statistics, self.auditor.seen_published
+        )
         self._completion = Completion(self._machine, self.administrator, self.statistics, settings.convergence_seconds)
         self._restores = Restores(self.mirror, self.auditor, self.look, base / "restored", self.statistics)
         self.mount()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,9 +219,9 @@ class Told(Mirror):
 answers: dict[str, Any] = {}
 
 
-def _administrator(model: Model, client: FakeS3) -> Administrator:
+def _administrator(model: Model, client: FakeS3, seen_published: float | None = math.inf) -> Administrator:
     mirror = Told(Path("/nowhere"), Path("/nowhere"), "s3://bucket/mirror", "", {})
-    return Administrator(mirror, model, Bucket(client, "bucket", "mirror"), Statistics())
+    return Administrator(mirror, model, Bucket(client, "bucket", "mirror"), Statistics(), lambda _: seen_published)
 
 
 def _tell(*held: str) -> None:
@@ -249,6 +250,19 @@ def test_what_is_held_must_stand_until_it_is_approved_or_back() -> None:
     assert len(list(administrator.look())) == 1
     assert list(administrator.look()) == []
     assert administrator.held == frozenset()
+
+
+@pytest.mark.parametrize("seen_published", [None, "before it came"])
+def test_what_never_stood_may_be_held_and_is_not_lost(seen_published: str | None) -> None:
+    """It went when all of it but its manifest was in the bucket."""
+    model = Model()
+    seen = None if seen_published is None else time.time()
+    time.sleep(0.01)
+    model.departures.came(PATH)
+    administrator = _administrator(model, FakeS3(), seen)
+    time.sleep(0.01)
+    _tell(PATH)
+    assert list(administrator.look()) == []
 
 
 @pytest.mark.parametrize("way", ["back", "open", "forgotten"])
