@@ -15,9 +15,10 @@ from mirrorfs.cli.errors import require_root
 from mirrorfs.cli.heal_progress import Progress, shown_progress
 from mirrorfs.cli.mirror_of import MirrorOfDatastore
 from mirrorfs.cli.mounted import writable_datastore
-from mirrorfs.cli.options import PATH, StoreURL, store_options
+from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.restore_progress import count
 from mirrorfs.cli.selection_options import selection_options
+from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say, say_json
 from mirrorfs.recovery.heal_report import HealReport, LostChunk
@@ -41,7 +42,7 @@ class _Order:
 
 
 @click.command("heal", cls=MirrorOfDatastore, short_help="Bring chunks that a datastore has lost back.")
-@click.argument("datastore", type=PATH)
+@click.argument("datastore", type=DATASTORE)
 @click.option(
     "--from",
     "address",

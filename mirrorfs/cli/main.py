@@ -11,6 +11,7 @@ from mirrorfs.cli.errors import shown_errors
 from mirrorfs.output import escape_tracebacks
 
 _COMMANDS = (
+    "config",
     "mount",
     "umount",
     "status",

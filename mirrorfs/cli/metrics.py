@@ -9,7 +9,7 @@ import click
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
 from mirrorfs.cli.errors import Failure, require_root
-from mirrorfs.cli.options import PATH
+from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.output import say
 from mirrorfs.supervision.metrics import MirrorCollector
@@ -36,7 +36,7 @@ class ListenAddress(click.ParamType[tuple[str, int]]):
 
 
 @click.command("metrics")
-@click.argument("datastore", type=PATH, required=False)
+@click.argument("datastore", type=DATASTORE, required=False)
 @click.option(
     "--listen",
     type=ListenAddress(),

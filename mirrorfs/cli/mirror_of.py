@@ -9,14 +9,13 @@ import click
 
 from mirrorfs.cli import mount
 from mirrorfs.cli.mounted import locate
-from mirrorfs.cli.settings_file import read_settings
+from mirrorfs.cli.settings_file import file_settings, named_datastore, settings_file
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.objectstore.url import StoreOptions
 from mirrorfs.replication.control import ask
 from mirrorfs.supervision.registry import find, state_directory_of
 
 _ANSWER_SECONDS = 10.0
-_KIBIBYTE = 1024
 _STORE_OPTIONS = frozenset(field.name for field in dataclasses.fields(StoreOptions))
 
 
@@ -38,7 +37,7 @@ class MirrorOfDatastore(click.Command):
 
 def _known_of(datastore: str) -> dict[str, Any]:
     try:
-        path = locate(datastore)
+        path = locate(named_datastore(datastore))
         return _asked(path) or _configured(path)
     except PermissionError:
         # Only root sees what is mounted: the command itself says so.
@@ -57,12 +56,12 @@ def _asked(path: str) -> dict[str, Any]:
         # Of a version that did not tell, which has not been mounted anew since.
         return {}
     options = {name: value for name, value in status["store_options"].items() if value is not None}
-    options["slowest_rate"] /= _KIBIBYTE
     return {"address": f"s3://{status['bucket']}/{status['prefix']}", **options}
 
 
 def _configured(path: str) -> dict[str, Any]:
     """What the settings file of a datastore says."""
     mounted = find(path)
-    settings = read_settings(real_path(path) if mounted is None else mounted.datastore, mount.command)
+    file = settings_file(real_path(path) if mounted is None else mounted.datastore)
+    settings = {} if file is None else file_settings(file, mount.command)
     return {name: value for name, value in settings.items() if name == "address" or name in _STORE_OPTIONS}

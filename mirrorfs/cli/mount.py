@@ -11,10 +11,12 @@ import click
 
 from mirrorfs import interpreter, own_files
 from mirrorfs.chunkstore.store import Choice
+from mirrorfs.cli.durations import Duration, shown_duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.retention_options import retention_options
-from mirrorfs.cli.settings_file import ARGUMENTS, DatastoreCommand
+from mirrorfs.cli.setting import TakesEffect, setting
+from mirrorfs.cli.settings_file import ARGUMENTS, DATASTORE, DatastoreCommand
 from mirrorfs.database.directory import StateDirectory, default_state_directory
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount_table import real_path
@@ -33,77 +35,105 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
 
 
 @click.command("mount", cls=DatastoreCommand)
-@click.argument("datastore", type=PATH)
-@click.option(
+@click.argument("datastore", type=DATASTORE)
+@setting(
     "--to",
     "address",
     envvar="MIRRORFS_MOUNT_TO",
     type=StoreURL(),
     required=True,
+    takes_effect=TakesEffect.MOUNT,
     metavar="s3://BUCKET/NAME",
     help="Where to mirror to.",
 )
 @store_options
-@click.option("--mountpoint", type=PATH, help="Mount here instead of over the datastore itself.")
-@click.option(
+@setting(
+    "--mountpoint",
+    type=PATH,
+    metavar="DIR",
+    takes_effect=TakesEffect.MOUNT,
+    help="Mount here instead of over the datastore itself.",
+)
+@setting(
     "--state-dir",
     type=PATH,
+    metavar="DIR",
+    takes_effect=TakesEffect.MOUNT,
     help="Journal and state of this mirror. Default: a directory of the datastore's name in /var/lib/mirrorfs.",
 )
-@click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error (for systemd).")
-@click.option("--parallel", type=click.IntRange(1, 64), default=DEFAULT_PARALLEL, help="Uploads at the same time.")
-@click.option(
+@setting(
+    "--foreground",
+    is_flag=True,
+    takes_effect=TakesEffect.ONCE,
+    help="Stay in the foreground and log to standard error (for systemd).",
+)
+@setting("--parallel", type=click.IntRange(1, 64), default=DEFAULT_PARALLEL, help="Uploads at the same time.")
+@setting(
     "--nice",
     type=click.IntRange(0, 19),
     default=DEFAULT_NICE,
     show_default=True,
     help="How far the uploader goes after other processes, as for nice(1); 0: it does not.",
 )
-@click.option(
+@setting(
     "--disk-priority",
     type=click.Choice([priority.value for priority in DiskPriority]),
     default=DiskPriority.LOW.value,
     show_default=True,
     help="How the uploader shares the disk: after others (low), only when nobody else wants it (idle), or as they do.",
 )
-@click.option(
+@setting(
     "--retry-ceiling",
-    type=click.FloatRange(1.0, 3600.0),
-    default=DEFAULT_RETRY_CEILING,
-    metavar="SECONDS",
+    type=Duration(1.0, 3600.0, plain_seconds=True),
+    default=shown_duration(DEFAULT_RETRY_CEILING),
+    metavar="DURATION",
     help="Longest wait between two tries to reach a store that is down.",
 )
-@click.option("--require-store", is_flag=True, help="Do not mount when the store does not answer now.")
-@click.option("--take-over", is_flag=True, help="Use the name in the bucket though another mirror or PBS has it.")
-@click.option(
+@setting(
+    "--require-store",
+    is_flag=True,
+    takes_effect=TakesEffect.MOUNT,
+    help="Do not mount when the store does not answer now.",
+)
+@setting(
+    "--take-over",
+    is_flag=True,
+    takes_effect=TakesEffect.ONCE,
+    help="Use the name in the bucket though another mirror or PBS has it.",
+)
+@setting(
     "--allow-removals",
     is_flag=True,
+    takes_effect=TakesEffect.ONCE,
     help="Remove from the mirror what the datastore does not hold any more, even if that is most of it, and was not "
     "seen to go.",
 )
 @retention_options
-@click.option(
+@setting(
     "--chunk-store",
     type=click.Choice([choice.value for choice in Choice]),
     default=Choice.AUTO.value,
+    takes_effect=TakesEffect.MOUNT,
     help="How PBS reaches its chunks. native: on the backing directory itself, at the disk's speed; fuse: through the "
     "mount, as all else; auto: native where kernel and file system can, else fuse ('mirrorfs status' tells which).",
 )
-@click.option(
+@setting(
     "-o",
     "--options",
     "mount_options",
     envvar="MIRRORFS_MOUNT_OPTIONS",
     multiple=True,
     metavar="OPTIONS",
+    takes_effect=TakesEffect.MOUNT,
     help="Mount options, as for mount(8).",
 )
-@click.option(
+@setting(
     "--while-in-use",
     is_flag=True,
+    takes_effect=TakesEffect.MOUNT,
     help="Mount although somebody has files of the datastore open for writing; what he writes to these is not seen.",
 )
-@click.option("--verbose", is_flag=True, help="Log more.")
+@setting("--verbose", is_flag=True, help="Log more.")
 @click.option("--show-settings", hidden=True, metavar="DIR")
 @click.pass_context
 def command(
@@ -133,10 +163,9 @@ def command(
     The mount comes up also when the store is not reachable: replication then waits and goes on by itself.
     What the datastore holds already is mirrored too. Nothing in it is changed.
 
-    Options may also stand in /etc/mirrorfs/NAME.toml, where NAME is the path with dashes for slashes
-    (mnt-datastore-store1.toml): keys are the long options, as in endpoint-url = "https://s3.example.com",
-    those of retention may stand in a table [retention], as in delete_after = "30d". Flags win over
-    the environment, the environment wins over the file.
+    Options may also stand in /etc/mirrorfs/NAME.toml, which 'mirrorfs config init' writes: then NAME alone is
+    what DATASTORE is called. Flags win over the environment, the environment wins over the file.
+    docs/settings.md has every key.
 
     \b
     Example:

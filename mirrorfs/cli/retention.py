@@ -6,7 +6,7 @@ import click
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import locate, require_serving
-from mirrorfs.cli.options import PATH
+from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.output import say, say_json
 from mirrorfs.replication.control import ask
 from mirrorfs.supervision.registry import state_directory_of
@@ -31,7 +31,7 @@ def command() -> None:
 
 
 @command.command("approve")
-@click.argument("datastore", type=PATH)
+@click.argument("datastore", type=DATASTORE)
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option(
     "--json", "as_json", envvar="MIRRORFS_RETENTION_APPROVE_JSON", is_flag=True, help="Print JSON instead of lines."

@@ -8,27 +8,29 @@ from collections.abc import Callable
 import click
 
 from mirrorfs.cli.durations import Duration
+from mirrorfs.cli.setting import setting
 from mirrorfs.replication.settings import RetentionSettings
 
 
 def retention_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of retention, as one parameter `retention`."""
 
-    @click.option(
+    @setting(
         "--retention-delete-after",
         type=Duration(),
         default="0",
         metavar="DURATION",
         help="Keep removed snapshots restorable for so long (30d, 12h), with their chunks. 0: they go at once.",
     )
-    @click.option(
+    @setting(
         "--retention-max-delete-fraction",
         type=click.FloatRange(0.0, 1.0, min_open=True),
+        values="a share, more than 0, at most 1",
         metavar="SHARE",
         help="Hold removals when more than this share of the snapshots goes in a day, until 'mirrorfs retention "
         "approve'.",
     )
-    @click.option(
+    @setting(
         "--retention-unseen-after",
         type=Duration(),
         default="7d",
@@ -36,7 +38,7 @@ def retention_options(command: Callable[..., None]) -> Callable[..., None]:
         help="Hold the removal of what was not seen to go, unless it looks like a prune, for so long, or until "
         "'mirrorfs retention approve'. 0: it goes at once.",
     )
-    @click.option(
+    @setting(
         "--retention-lock-for",
         type=Duration(),
         metavar="DURATION",

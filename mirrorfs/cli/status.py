@@ -11,8 +11,8 @@ import click
 from mirrorfs.chunkstore.attachment import is_attached
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import locate, require_serving
-from mirrorfs.cli.options import PATH
 from mirrorfs.cli.screen import clear
+from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import say, say_json
@@ -40,7 +40,7 @@ _HELD_FOR = {
 
 
 @click.command("status")
-@click.argument("datastore", type=PATH, required=False)
+@click.argument("datastore", type=DATASTORE, required=False)
 @click.option(
     "--json",
     "as_json",

@@ -10,7 +10,7 @@ import click
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import locate, require_serving
-from mirrorfs.cli.options import PATH
+from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.output import say
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.supervision.registry import find, state_directory_of
@@ -23,7 +23,7 @@ _NAMED_PROBLEMS = 10
 
 
 @click.command("wait")
-@click.argument("datastore", type=PATH)
+@click.argument("datastore", type=DATASTORE)
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
 def command(datastore: str, timeout: float | None) -> None:
     """Return when everything that exists now in DATASTORE is published, confirmed by the store.

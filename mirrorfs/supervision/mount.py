@@ -142,6 +142,8 @@ async def _run(
             settings.uploader.state_directory,
             os.getpid(),
             root=root_id(root_descriptor),
+            arguments=() if settings.invocation is None else settings.invocation.arguments,
+            directory="" if settings.invocation is None else settings.invocation.directory,
         )
     )
     interception = Interception(

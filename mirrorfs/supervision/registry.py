@@ -41,6 +41,10 @@ class RunningMount:
     chunks_reason: str = ""
     root: str | None = None
     """major:minor:inode of the datastore's own directory, by which it is known whatever its path is."""
+    arguments: tuple[str, ...] = ()
+    """Those of the `mirrorfs mount` that made it."""
+    directory: str = ""
+    """The working directory by which paths in the arguments are meant."""
 
 
 class Registration:
@@ -158,6 +162,7 @@ def _read(path: str) -> RunningMount | None:
     try:
         value = json.loads(own_files.read_file(path))
         # A newer version may have noted more; an entry that is none of ours is as good as none.
-        return RunningMount(**{name: value[name] for name in value if name in RunningMount.__dataclass_fields__})
+        noted = {name: value[name] for name in value if name in RunningMount.__dataclass_fields__}
+        return RunningMount(**{**noted, "arguments": tuple(noted.get("arguments", ()))})
     except (FileNotFoundError, ValueError, TypeError):
         return None

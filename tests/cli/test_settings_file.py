@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mirrorfs.cli import settings_file
-from mirrorfs.cli.settings_file import DatastoreCommand
+from mirrorfs.cli.settings_file import DATASTORE, DatastoreCommand, named_datastore
 
 
 @click.command("try", cls=DatastoreCommand)
-@click.argument("datastore")
+@click.argument("datastore", type=DATASTORE)
 @click.option("--to", "address", required=True)
 @click.option("--parallel", type=click.IntRange(1, 64), default=8)
 @click.option("--foreground", is_flag=True)
@@ -69,7 +69,15 @@ def test_precedence(settings: Path) -> None:
         ("to = ", "cannot read the settings file"),
         ('secret-key = "x"', "which is no option of 'try'"),
         ('[retention]\nsecret_key = "x"', "has 'retention-secret-key', which is no option of 'try'"),
-        ('to = "s3://a/b"\nparallel = 100', "100"),
+        ("paralel = 3", "which is no option of 'try': the nearest there is is 'parallel'"),
+        ('[retentoin]\ndelete_after = "30d"', "the nearest there is is 'retention-delete-after'"),
+        ("xyzzy = 3", "docs/settings.md and 'mirrorfs mount --help' list what there is"),
+        ('to = "s3://a/b"\nparallel = 100', "srv-store1.toml has a wrong value of 'parallel': 100"),
+        ('to = ["s3://a/b"]', "has a wrong value of 'to': it must be a text"),
+        ("parallel = true", "has a wrong value of 'parallel': it must be a text"),
+        ("parallel = nan", "has a wrong value of 'parallel': it must be a text"),
+        ('foreground = "yes"', "has a wrong value of 'foreground': it must be true or false"),
+        ('datastore = "store1"', "has a wrong value of 'datastore': it must be the absolute path"),
     ],
 )
 def test_a_wrong_file_is_a_usage_error(settings: Path, text: str, said: str) -> None:
@@ -77,3 +85,36 @@ def test_a_wrong_file_is_a_usage_error(settings: Path, text: str, said: str) -> 
     done = _run("/srv/store1")
     assert done.exit_code == 2
     assert said in done.output
+
+
+class TestNames:
+    """A file names its datastore, and is what the datastore is called."""
+
+    def test_a_command_takes_the_name_alone(self, settings: Path) -> None:
+        settings.with_name("store1.toml").write_text('datastore = "/srv/store1"\nto = "s3://a/b"\nparallel = 3\n')
+        assert _run("store1").output == "/srv/store1 s3://a/b 3 False\n"
+        assert _run("/srv/store1").output == "/srv/store1 s3://a/b 3 False\n"
+        assert _run("./store1").exit_code == 2
+
+    def test_a_word_that_is_no_name_is_a_path(self, settings: Path) -> None:
+        assert named_datastore("store1") == "store1"
+        assert named_datastore("../store1") == "../store1"
+
+    def test_two_files_about_one_datastore_are_told(self, settings: Path) -> None:
+        for name in ("store1", "srv-store1"):
+            settings.with_name(f"{name}.toml").write_text('datastore = "/srv/store1"\nto = "s3://a/b"\n')
+        done = _run("store1")
+        assert done.exit_code == 2
+        assert "store1.toml are both about '/srv/store1'" in done.output
+
+    def test_a_file_of_another_datastore_is_not_taken_for_its_name(self, settings: Path) -> None:
+        settings.write_text('datastore = "/srv/other"\nto = "s3://a/b"\n')
+        assert "Missing option '--to'" in _run("/srv/store1").output
+
+    def test_a_file_that_names_no_datastore_gives_no_name(self, settings: Path) -> None:
+        settings.write_text('to = "s3://a/b"\n')
+        assert "does not say which datastore it is about" in _run("srv-store1").output
+
+    def test_a_file_that_cannot_be_read_may_be_about_any(self, settings: Path) -> None:
+        settings.with_name("other.toml").write_text("to = ")
+        assert "cannot read the settings file" in _run("/srv/store1", "--to", "s3://a/b").output
