@@ -10,6 +10,7 @@ from typing import TypeVar
 import trio
 
 from mirrorfs.cli.errors import Failure
+from mirrorfs.memory import use_one_arena
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.retry import Patience
@@ -46,6 +47,7 @@ def read_bucket(
 
     Raises Failure, with what `going_on` says added where the store has failed or somebody has interrupted it.
     """
+    use_one_arena()
     client = S3Client(address.bucket, options, parallelism=parallelism)
 
     async def run() -> Result:

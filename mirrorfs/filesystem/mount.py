@@ -15,7 +15,8 @@ from mirrorfs.filesystem.mount_table import OwnMount, detach
 from mirrorfs.filesystem.operations import PassThrough
 from mirrorfs.filesystem.shares import shares_of_requests
 from mirrorfs.filesystem.slots import Slots
-from mirrorfs.filesystem.system_calls import open_file_system, unmount, use_one_arena
+from mirrorfs.filesystem.system_calls import open_file_system, unmount
+from mirrorfs.memory import use_one_arena
 
 log = logging.getLogger(__name__)
 

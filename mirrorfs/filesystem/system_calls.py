@@ -32,7 +32,6 @@ _POLL = struct.Struct("@i2h")  # struct pollfd: fd, events, revents
 _TIME = struct.Struct("@2l")  # struct timespec
 _SIGNAL_EVENT = struct.Struct("@P3i44x")  # struct sigevent: sigev_value, sigev_signo, sigev_notify, thread id
 _SIGEV_THREAD_ID = 4
-_M_ARENA_MAX = -8
 _CLOCK_MONOTONIC = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_FSETID = 4
@@ -179,18 +178,6 @@ def open_file_system(kind: bytes) -> int:
         return _descriptor(_system_call(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
     finally:
         os.close(context)
-
-
-def use_one_arena() -> None:
-    """mallopt(3): threads that begin from now on take memory from where all others do, not from arenas of their own.
-
-    What one thread reads and another one lets go would leave holes in each of these arenas, which are never given back.
-    The interpreter's lock is held for nearly all of it, so that nobody waits. C libraries without arenas have no such
-    call.
-    """
-    mallopt = getattr(_libc, "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
 
 
 class IntervalTimer:

@@ -11,6 +11,7 @@ import trio
 
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.log_file import LogFile
+from mirrorfs.memory import use_one_arena
 from mirrorfs.output import begin_log
 from mirrorfs.replication.priority import DiskPriority, yield_to_others
 from mirrorfs.replication.settings import UploaderSettings
@@ -19,6 +20,7 @@ from mirrorfs.replication.uploader import Uploader, report_refusal
 
 def main() -> int:
     """Read the settings from standard input and mirror until it is closed."""
+    use_one_arena()
     # Unbuffered: what follows the settings line belongs to the uploader's own reader.
     settings = UploaderSettings.decode(_read_line())
     begin_log("uploader", verbose=settings.verbose)

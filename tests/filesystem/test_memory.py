@@ -1,7 +1,6 @@
 """The memory of the daemon does not grow with what it has done."""
 
 import os
-import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,13 +9,12 @@ from statistics import median
 
 import pytest
 
+from tests.arenas import arenas
 from tests.filesystem.conftest import Mounter, PassThroughProcess
 
 _USERS = 16
 _MEBIBYTE = 1 << 20
 _FILE_SIZE = 2 * _MEBIBYTE
-# glibc reserves that much for each arena, at addresses that are multiples of it (HEAP_MAX_SIZE).
-_ARENA_RESERVATION = 64 * _MEBIBYTE
 
 
 def _forget(path: Path) -> None:
@@ -43,13 +41,6 @@ def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def _arenas(pid: int) -> int:
-    """How many there are beside the one that a process begins with."""
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    starts = [int(start, 16) for start in re.findall(r"^([0-9a-f]+)-[0-9a-f]+ rw-p 00000000 00:00 0 *$", maps, re.M)]
-    return sum(start % _ARENA_RESERVATION == 0 for start in starts)
-
-
 def _run(mount: PassThroughProcess, rounds: int) -> list[int]:
     """What the daemon has in memory after each round."""
     data = os.urandom(_FILE_SIZE)
@@ -69,7 +60,7 @@ def _run(mount: PassThroughProcess, rounds: int) -> list[int]:
 def test_threads_share_their_memory(mounter: Mounter) -> None:
     mount = mounter()
     _run(mount, 4)
-    assert _arenas(mount.pid) == 0
+    assert arenas(mount.pid) == 0
 
 
 @pytest.mark.long
