@@ -16,6 +16,9 @@ from mirrorfs.replication.control import stream_lines
 
 CATCH_UP = "catch-up"
 CAUGHT_UP = "caught-up"
+ALIVE = "alive"
+ALIVE_SECONDS = 30.0
+"""How often the uploader says that it works. Whoever hangs does not."""
 
 _caught_up = re.compile(rf"{CAUGHT_UP} ([0-9]{{1,18}})".encode())
 
@@ -47,6 +50,12 @@ class FilesystemProcess:
         ):
             async for line in lines:
                 self._hear(line)
+
+    async def say_alive(self) -> None:
+        """Say again and again that this process works, until cancelled."""
+        while True:
+            self._tell(ALIVE)
+            await trio.sleep(ALIVE_SECONDS)
 
     async def catch_up(self) -> None:
         """Return when the journal holds every change that has happened in the datastore before this call."""

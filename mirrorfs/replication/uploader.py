@@ -44,7 +44,8 @@ class Uploader:
     Standard input carries, after the settings, an empty line for each time the journal has grown. Standard output
     carries lines of JSON: {"event": "store", "state": "ready" | "waiting" | "refused", "reason": …} once it is known
     how the store answers, {"event": "done", "generation": …, "sequence": …} when the journal is dealt with up to there,
-    and {"event": "catch-up", "number": N}, which a line `caught-up N` answers when the journal holds what has happened.
+    {"event": "catch-up", "number": N}, which a line `caught-up N` answers when the journal holds what has happened, and
+    {"event": "alive"} twice a minute.
     """
 
     def __init__(self, settings: UploaderSettings) -> None:
@@ -110,6 +111,7 @@ class Uploader:
     async def _serve_and_mirror(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_parent)
+            nursery.start_soon(self._parent.say_alive)
             nursery.start_soon(self._state.run)
             nursery.start_soon(
                 serve_control,

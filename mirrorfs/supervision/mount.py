@@ -37,6 +37,7 @@ from mirrorfs.supervision.trimming import Trimming
 from mirrorfs.supervision.unmounting import say_when_unmounted
 from mirrorfs.supervision.uploader_process import UploaderProcess
 from mirrorfs.supervision.users import LET_GO, named, writers_beneath
+from mirrorfs.supervision.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +188,7 @@ async def _run(
                 log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
                 ready(note)
                 manager.tell(READY)
+                nursery.start_soon(Watchdog(manager, settings.mountpoint, root_descriptor).run)
                 await trio.sleep_forever()
             finally:
                 reach("mount.before-end")

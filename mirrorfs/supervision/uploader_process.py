@@ -19,6 +19,7 @@ from mirrorfs.journal.journal import Position
 from mirrorfs.replication.control import stream_lines
 from mirrorfs.replication.parent import CAUGHT_UP
 from mirrorfs.replication.settings import BEGIN_AGAIN, UploaderSettings
+from mirrorfs.supervision.watchdog import SignsOfLife
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class UploaderProcess:
         self._died = died
         self._catch_up = catch_up
         self._process: trio.Process | None = None
+        self._signs_of_life = SignsOfLife()
         self._run = trio.CancelScope()
         self._is_to_begin_anew = False
         self._wake_descriptor: int | None = None
@@ -135,6 +137,7 @@ class UploaderProcess:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
+        self._signs_of_life = SignsOfLife()
         try:
             await process.stdin.send_all(self.settings.encode())
             self._wake_descriptor = os.dup(_descriptor_of(process.stdin))
@@ -142,7 +145,7 @@ class UploaderProcess:
             with trio.CancelScope() as self._run:
                 # Asked for while this one was being started, it has the settings from before.
                 if not self._is_to_begin_anew:
-                    await self._listen(process.stdout)
+                    await self._listen(process)
         except trio.BrokenResourceError:
             log.debug("the uploader has gone away")
         finally:
@@ -152,15 +155,23 @@ class UploaderProcess:
             self._process = None
         return code
 
-    async def _listen(self, stream: trio.abc.ReceiveStream) -> None:
+    async def _listen(self, process: trio.Process) -> None:
+        assert process.stdout is not None
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._kill_when_silent, process)
             try:
-                async with aclosing(stream_lines(stream)) as lines:
+                async with aclosing(stream_lines(process.stdout)) as lines:
                     async for line in lines:
                         self._hear(line, nursery)
             except trio.BrokenResourceError:
                 log.debug("the uploader has gone away")
             nursery.cancel_scope.cancel()
+
+    async def _kill_when_silent(self, process: trio.Process) -> None:
+        await self._signs_of_life.watch()
+        log.error("the uploader lives, but does not work any more: it is ended, and the next one goes on where it was")
+        # Its output ends with it, and so does `_listen`.
+        process.kill()
 
     def _hear(self, line: bytes, nursery: trio.Nursery) -> None:
         match _parse(line):
@@ -172,6 +183,8 @@ class UploaderProcess:
                 self.answered.set()
             case {"event": "done", "generation": str(generation), "sequence": int(sequence)}:
                 self._done(Position(generation, sequence))
+            case {"event": "alive"}:
+                self._signs_of_life.hear()
             case {"event": "catch-up", "number": int(number)}:
                 nursery.start_soon(self._answer_when_caught_up, number)
             case _:

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from mirrorfs.replication.parent import FilesystemProcess
+from mirrorfs.replication.parent import ALIVE_SECONDS, FilesystemProcess
 
 pytestmark = pytest.mark.trio
 
@@ -80,3 +80,9 @@ async def test_each_question_waits_for_its_own_answer(scene: Scene) -> None:
                 await trio.testing.wait_all_tasks_blocked()
         assert answered == ["second", "first"]
         os.close(scene.write)
+
+
+async def test_it_says_that_it_works(scene: Scene, autojump_clock: trio.testing.MockClock) -> None:
+    with trio.move_on_after(2.5 * ALIVE_SECONDS):
+        await scene.parent.say_alive()
+    assert scene.told == [("alive", {})] * 3

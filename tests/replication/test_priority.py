@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from mirrorfs.replication import priority
 
 _PROGRAM = """
 import json, os, subprocess, threading
@@ -37,3 +40,19 @@ def test_threads_that_begin_later_have_the_priority_that_was_asked_for(nice: int
 
 def test_what_was_begun_with_a_lower_priority_keeps_it() -> None:
     assert found_after(3, "normal", begun_with=17)["nice"] == 17
+
+
+@pytest.mark.parametrize(("mount", "uploader"), [(-900, 0), (0, 0), (300, 300)])
+def test_it_is_ended_before_the_mount_when_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mount: int, uploader: int
+) -> None:
+    # Played by a file: containers may not protect a process.
+    score = tmp_path / "oom_score_adj"
+    score.write_text(f"{mount}\n")
+    monkeypatch.setattr(priority, "_OOM_SCORE", str(score))
+    priority.yield_to_others(0, priority.DiskPriority.NORMAL)
+    assert int(score.read_text()) == uploader
+
+
+def test_the_kernel_knows_that_score() -> None:
+    assert -1000 <= int(Path(priority._OOM_SCORE).read_text()) <= 1000

@@ -15,7 +15,7 @@ import trio.testing
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.settings import UploaderSettings
-from mirrorfs.supervision import uploader_process
+from mirrorfs.supervision import uploader_process, watchdog
 from mirrorfs.supervision.uploader_process import StoreAnswer, UploaderProcess
 
 pytestmark = pytest.mark.trio
@@ -302,3 +302,37 @@ while os.read(0, 4096):
             await process.answered.wait()
             nursery.cancel_scope.cancel()
     assert process.store_answer == StoreAnswer("ready", "")
+
+
+async def test_one_that_works_no_more_is_replaced(
+    stub: Callable[[str], None],
+    root: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(watchdog, "ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(uploader_process, "_FIRST_DELAY", 0.01)
+    # The first says that it lives, and hangs; the next goes on.
+    stub(
+        _READ_SETTINGS
+        + f"""
+path = {str(tmp_path / "hung")!r}
+if os.path.exists(path):
+    print(json.dumps({{"event": "store", "state": "ready", "reason": ""}}), flush=True)
+    while os.read(0, 4096):
+        pass
+open(path, "w").close()
+print(json.dumps({{"event": "alive"}}), flush=True)
+while True:
+    signal.pause()
+"""
+    )
+    process = uploader(root)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_running)
+            await process.answered.wait()
+            nursery.cancel_scope.cancel()
+    assert "does not work any more" in caplog.text
+    assert "signal 9" in caplog.text
