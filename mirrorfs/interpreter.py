@@ -32,3 +32,8 @@ def environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     relative = {name: inherited[name] for name in _PATHS if inherited.get(name, "~")[:1] not in ("", "~", "/")}
     return {**inherited, **{name: os.path.abspath(value) for name, value in relative.items()}}
+
+
+def program(name: str) -> str:
+    """Return the path of a command of mirrorfs that was installed together with this interpreter."""
+    return os.path.join(os.path.dirname(os.path.abspath(sys.executable)), name)

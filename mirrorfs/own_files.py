@@ -130,15 +130,15 @@ def socket_reference(path: str) -> int:
     return reference
 
 
-def make_directory(path: str) -> None:
-    """Make a directory (mode 0700), and those above it, where they are missing, and check the way to it.
+def make_directory(path: str, *, mode: int = 0o700) -> None:
+    """Make a directory with this mode, and those above it, where they are missing, and check the way to it.
 
     Raises:
         NotOwn: it, or one above it, is no directory, or somebody else could put another one in its place, or it
             belongs to somebody else, or others may write to it.
         OSError: as open(2), mkdir(2).
     """
-    descriptor = _Way(strict=True, mode=0o700).walk(path)
+    descriptor = _Way(strict=True, mode=mode).walk(path)
     try:
         check_directory(path, descriptor)
     finally:

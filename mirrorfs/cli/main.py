@@ -27,6 +27,8 @@ _COMMANDS = (
     "drill",
     "handover",
     "takeback",
+    "install",
+    "uninstall",
 )
 
 
@@ -77,6 +79,7 @@ def main() -> None:
     Get it back:             mirrorfs restore s3://bucket/store1 /mnt/datastore/new
     Prove that one could:    mirrorfs drill s3://bucket/store1
     Have a PBS 4 open it:    mirrorfs handover s3://bucket/store1
+    Make it a service:       mirrorfs install store1
 
     Credentials come from boto3's usual chain (~/.aws/credentials, AWS_ACCESS_KEY_ID, ...). Each option may
     also be set in the environment: MIRRORFS_MOUNT_ENDPOINT_URL for 'mount --endpoint-url', and so on.

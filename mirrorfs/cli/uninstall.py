@@ -1,0 +1,96 @@
+"""`mirrorfs uninstall`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from mirrorfs import own_files
+from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.service_root import below, datastore_of, root_option, settings_of, settings_path
+from mirrorfs.cli.settings_file import SettingsFile
+from mirrorfs.database.directory import StateDirectory, default_state_directory
+from mirrorfs.database.errors import DatabaseError, StateDirectoryBusy
+from mirrorfs.filesystem.mount_table import is_mounted, real_path
+from mirrorfs.output import say
+from mirrorfs.service import installation, manager
+from mirrorfs.service.remains import take_state_away
+
+
+@click.command("uninstall", short_help="Take a mirror's service away, and leave a plain datastore.")
+@click.argument("name")
+@click.option("--keep-state", is_flag=True, help="Leave journal, state and log, as a later install uses them.")
+@click.option("--purge", is_flag=True, help="Remove the settings file too.")
+@root_option
+def command(name: str, keep_state: bool, purge: bool, root: str) -> None:
+    """Take away what 'mirrorfs install NAME' has made, and journal, state and log of the mirror.
+
+    The datastore must be unmounted, and is left as it is: a plain one, which PBS uses without mirrorfs. The bucket
+    stays as it is too. The settings file stays unless --purge is given; reports of drills and credentials stay.
+
+    \b
+    Example:
+      proxmox-backup-manager datastore update store1 --maintenance-mode type=offline
+      mirrorfs umount --drain store1
+      mirrorfs uninstall store1
+      proxmox-backup-manager datastore update store1 --delete maintenance-mode
+
+    Exit codes: 0 uninstalled, 1 not, or not whole (the reason is on standard error), 2 wrong usage.
+    """
+    require_root("take a service away")
+    if keep_state and purge:
+        raise click.UsageError("--keep-state and --purge contradict each other: give one of them")
+    settings = settings_of(root, name)
+    if settings is None and not installation.is_installed(root, name):
+        raise Failure(f"there is no service {name}, and no settings file {settings_path(root, name)}")
+    if settings is not None and root == "/":
+        _refuse_mounted(datastore_of(settings))
+    try:
+        _take_away(root, name)
+        if settings is None:
+            say("Which datastore it was about is not known any more: see /var/lib/mirrorfs for its state directory.")
+        elif not keep_state:
+            _take_state_away(root, settings)
+    except StateDirectoryBusy as error:
+        raise Failure(f"{error}: end it first with 'mirrorfs umount', then run this again") from error
+    except own_files.NotOwn:
+        raise
+    except (OSError, DatabaseError) as error:
+        raise Failure(f"not everything was taken away: {error}. Run it again when that is mended") from error
+    if settings is not None and purge:
+        own_files.take_away(settings.path)
+        say(settings.path)
+    elif settings is not None:
+        say(f"{settings.path} stays; --purge removes it too.")
+
+
+def _refuse_mounted(datastore: str) -> None:
+    path = real_path(datastore)
+    if is_mounted(path):
+        raise Failure(
+            f"{path} is mounted: unmount it first, with 'mirrorfs umount --drain {path}'; nothing was changed"
+        )
+
+
+def _take_away(root: str, name: str) -> None:
+    runs = root == "/" and manager.is_running()
+    try:
+        if runs and installation.is_installed(root, name):
+            manager.stop_timers(name)
+        taken = installation.uninstall(root, name)
+        if runs:
+            manager.reload()
+    except manager.ManagerFailed as error:
+        raise Failure(str(error)) from error
+    for path in taken:
+        say(f"/{path}")
+    for path in installation.leftovers(root, name):
+        say(f"{path} stays: mirrorfs has not made it", err=True)
+
+
+def _take_state_away(root: str, settings: SettingsFile) -> None:
+    path = str(settings.values.get("state-dir") or default_state_directory(real_path(datastore_of(settings))).path)
+    directory = StateDirectory(below(root, path))
+    if take_state_away(directory):
+        say(path if not os.path.lexists(directory.path) else f"{path} stays: something else is in it too")
