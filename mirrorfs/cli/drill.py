@@ -16,7 +16,8 @@ import rich.filesize
 import trio
 
 from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
+from mirrorfs.cli.options import store_options
 from mirrorfs.cli.screen import Bar
 from mirrorfs.cli.selection_options import selection_options
 from mirrorfs.database.directory import DEFAULT_BASE
@@ -47,8 +48,8 @@ _LINE_SECONDS = 30.0
 Result = TypeVar("Result")
 
 
-@click.command("drill", short_help="Restore for a trial, check every byte, and write a report.")
-@click.argument("address", metavar="URL", type=StoreURL())
+@click.command("drill", cls=MirrorCommand, short_help="Restore for a trial, check every byte, and write a report.")
+@click.argument("address", metavar="URL", type=MirrorURL())
 @selection_options("drill")
 @click.option(
     "--scratch",
@@ -85,8 +86,9 @@ def command(
     as_json_: bool,
     store: StoreOptions,
 ) -> None:
-    """Restore from URL (s3://BUCKET/NAME) into a scratch directory, check every byte, and delete it again.
+    """Restore from URL into a scratch directory, check every byte, and delete it again.
 
+    URL is s3://BUCKET/NAME, or a datastore by name or path: then its mirror is meant, as its settings say.
     Nothing is mounted, and nothing in the bucket is changed. Of each group the latest snapshot is taken (--latest for
     more), of all groups unless some are chosen. What was restored is read back from disk: each file is compared with
     its manifest, each chunk with its CRC and, if it is not encrypted, with its SHA-256. The report says what was

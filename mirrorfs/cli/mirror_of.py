@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import click
 
 from mirrorfs.cli import mount
 from mirrorfs.cli.mounted import locate
-from mirrorfs.cli.settings_file import file_settings, named_datastore, settings_file
+from mirrorfs.cli.options import StoreURL
+from mirrorfs.cli.settings_file import file_settings, is_name, named_datastore, path_of, settings_file
 from mirrorfs.filesystem.mount_table import real_path
-from mirrorfs.objectstore.url import StoreOptions
+from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.replication.control import ask
 from mirrorfs.supervision.registry import find, state_directory_of
 
+_KNOWN_ADDRESS = "mirrorfs.address"
 _ANSWER_SECONDS = 10.0
 _STORE_OPTIONS = frozenset(field.name for field in dataclasses.fields(StoreOptions))
+
+
+class MirrorURL(StoreURL):
+    """The URL of a mirror, or the datastore of which it is one, in a MirrorCommand: its name, or its path."""
+
+    def convert(
+        self, value: str | StoreAddress, param: click.Parameter | None, ctx: click.Context | None
+    ) -> StoreAddress:
+        """Take what the command knows of the datastore, or parse the URL."""
+        return super().convert(value if ctx is None else ctx.meta.get(_KNOWN_ADDRESS, value), param, ctx)
+
+
+class MirrorCommand(click.Command):
+    """A command about a mirror whose argument `address` (MirrorURL) may be a datastore, and the options of a store.
+
+    Where it is one, these options are what its mount uses, or else what its settings file says; options that are given
+    win over that.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Find out where the mirror is before the arguments are checked."""
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        text = given.get("address")
+        if isinstance(text, str) and (text.startswith("/") or (is_name(text) and os.path.lexists(path_of(text)))):
+            known = _known_of(text)
+            if "address" not in known:
+                raise click.UsageError(f"{text} has no mirror that is known here: give its URL, s3://BUCKET/NAME")
+            ctx.meta[_KNOWN_ADDRESS] = known.pop("address")
+            ctx.default_map = {**(ctx.default_map or {}), **known}
+        return super().parse_args(ctx, args)
 
 
 class MirrorOfDatastore(click.Command):

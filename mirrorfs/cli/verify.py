@@ -12,7 +12,8 @@ import click
 import rich.filesize
 
 from mirrorfs.cli.bucket_reading import Stores, read_bucket
-from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
+from mirrorfs.cli.options import store_options
 from mirrorfs.cli.restore_progress import duration
 from mirrorfs.cli.screen import Bar, Column, Row, show_table
 from mirrorfs.cli.selection_options import selection_options
@@ -40,8 +41,8 @@ _COLUMNS = (
 )
 
 
-@click.command("verify", short_help="Check whether a bucket is good.")
-@click.argument("address", metavar="URL", type=StoreURL())
+@click.command("verify", cls=MirrorCommand, short_help="Check whether a bucket is good.")
+@click.argument("address", metavar="URL", type=MirrorURL())
 @click.option("--deep", is_flag=True, help="Read every chunk that is needed, and check every byte.")
 @click.option(
     "--sample",
@@ -73,8 +74,9 @@ def command(
     as_json: bool,
     store: StoreOptions,
 ) -> None:
-    """Verify that every snapshot published at URL (s3://BUCKET/NAME) can be restored. Changes nothing.
+    """Verify that every snapshot published at URL can be restored. Changes nothing.
 
+    URL is s3://BUCKET/NAME, or a datastore by name or path: then its mirror is meant, as its settings say.
     All manifests, indexes and other files of the snapshots are read and checked. Of the chunks it is looked whether
     they are there, and how large they are; with --deep they are read too: their CRC, and the SHA-256 of what is not
     encrypted. It needs no mount, and a key that may list and read.
