@@ -12,6 +12,8 @@ from mirrorfs.cli.errors import Failure, shown_errors
 from mirrorfs.cli.main import main as mirrorfs
 from mirrorfs.output import escape_tracebacks
 
+# mount(8), "EXIT STATUS".
+_WRONG_USAGE, _INTERRUPTED, _NOT_MOUNTED = 1, 8, 32
 # Words of /etc/fstab that are for mount(8) and systemd, not for a file system (mount(8), systemd.mount(5)).
 _NOT_OURS = frozenset(
     ("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "rw", "async")
@@ -104,10 +106,11 @@ def main() -> None:
     try:
         with shown_errors():
             helper.main(standalone_mode=False)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
     except click.Abort:
-        sys.exit(8)
+        sys.exit(_INTERRUPTED)
+    except Failure as error:
+        error.show()
+        sys.exit(_NOT_MOUNTED)
     except click.ClickException as error:
         error.show()
-        sys.exit(32 if isinstance(error, Failure) else 1)
+        sys.exit(_WRONG_USAGE)
