@@ -573,14 +573,16 @@ _NOT_OWN = (
     "os.devnull",
     "_BOOT_ID",
     "_MACHINE_ID",
+    "_OOM_SCORE",
     "pidfd_open",
 )
-# Files that the administrator names, which may be copies of somebody else's, and are only read.
+# Files that the administrator names, which may be copies of somebody else's, and are only read; and mirrorfs' own code.
 _NAMED_FILES = {
     "cli/replay.py": "os.open(file, os.O_RDONLY",
     "database/data_file.py": "os.open(path, os.O_RDONLY | os.O_NONBLOCK",
+    "service/units.py": "(resources.files('mirrorfs.service')",
 }
-_ROOMS = ("cli", "database", "journal", "replication", "state", "supervision")
+_ROOMS = ("cli", "database", "journal", "replication", "service", "state", "supervision")
 _OPENS = re.compile(
     r"open|os\.\w*open|io\.open|.*\.(read_text|read_bytes|write_text|write_bytes)|os\.makedirs|shutil\.copy\w*"
 )
