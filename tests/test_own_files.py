@@ -576,8 +576,9 @@ _NOT_OWN = (
     "_OOM_SCORE",
     "pidfd_open",
 )
-# Files that the administrator names, which may be copies of somebody else's, and are only read; and mirrorfs' own code.
+# Files that the administrator names, which may be copies of somebody else's, and are only read; and the system's.
 _NAMED_FILES = {
+    "cli/doctor.py": "open(path, encoding",
     "cli/replay.py": "os.open(file, os.O_RDONLY",
     "database/data_file.py": "os.open(path, os.O_RDONLY | os.O_NONBLOCK",
     "service/units.py": "(resources.files('mirrorfs.service')",

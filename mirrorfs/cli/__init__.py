@@ -7,7 +7,8 @@ Read main (how a command is found), then any command: mount, umount, status, wai
 mount; snapshots, verify, restore (with restore_progress), drill for a bucket; heal (with heal_progress, and mirror_of
 that tells where a mirror is) for a datastore and its bucket; handover and takeback for one that a PBS opens; replay,
 with replay_plan and replay_run, for what is left of a state directory; install and uninstall (with service_root) for
-the service of a mount, and mount_helper, which mount(8) calls. options, view_options, selection_options,
+the service of a mount, and mount_helper, which mount(8) calls; doctor (with secrets) for a report of a fault. options,
+view_options, selection_options,
 retention_options, durations and rates are what they take; setting is what an option of a mount is, settings_file where
 it may stand too, settings_text how it is told, and config the command for all that. mounted is what those about a mount
 begin with, bucket_reading how those that read a whole bucket run, errors is how they end badly, screen what is drawn on

@@ -6,9 +6,9 @@ import importlib
 
 import click
 
-from mirrorfs import __version__
 from mirrorfs.cli.errors import shown_errors
-from mirrorfs.output import escape_tracebacks
+from mirrorfs.output import escape_tracebacks, say
+from mirrorfs.versions import versions
 
 _COMMANDS = (
     "config",
@@ -29,6 +29,7 @@ _COMMANDS = (
     "takeback",
     "install",
     "uninstall",
+    "doctor",
 )
 
 
@@ -54,6 +55,14 @@ class _Commands(click.Group):
             return super().invoke(ctx)
 
 
+def _say_versions(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        known = versions()
+        say(f"mirrorfs {known.pop('mirrorfs')}, commit {known.pop('commit')}")
+        say(", ".join(f"{name} {version}" for name, version in known.items()))
+        context.exit()
+
+
 @click.command(
     cls=_Commands,
     context_settings={
@@ -63,7 +72,14 @@ class _Commands(click.Group):
         "max_content_width": 100,
     },
 )
-@click.version_option(__version__, prog_name="mirrorfs")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_versions,
+    help="Show which mirrorfs this is, and the versions of what matters to it.",
+)
 def main() -> None:
     """Mirror a Proxmox Backup Server datastore to S3-compatible object storage, continuously.
 

@@ -8,6 +8,7 @@ import subprocess
 from mirrorfs.service import units
 
 _SYSTEMCTL = "/usr/bin/systemctl"
+_JOURNALCTL = "/usr/bin/journalctl"
 _RUNS = "/run/systemd/system"
 _SECONDS = 60.0
 
@@ -31,12 +32,23 @@ def stop_timers(name: str) -> None:
     _systemctl("stop", *(units.instance(timer, name) for timer in units.TIMERS))
 
 
+def state_of_units(lines: int) -> list[str]:
+    """Return how it is with the units of mirrorfs and PBS, and so many lines of the journal. Raises ManagerFailed."""
+    shown = _run(_SYSTEMCTL, "list-units", "--all", "--no-pager", "--full", "mirrorfs*", *units.PBS_UNITS)
+    journal = _run(_JOURNALCTL, "--no-pager", f"--lines={lines}", "--output=short-iso", "--unit=mirrorfs*")
+    return [*shown.splitlines(), *journal.splitlines()]
+
+
 def _systemctl(*arguments: str) -> None:
+    _run(_SYSTEMCTL, *arguments)
+
+
+def _run(*command: str) -> str:
+    shown = " ".join((os.path.basename(command[0]), *command[1:]))
     try:
-        done = subprocess.run(
-            [_SYSTEMCTL, *arguments], capture_output=True, text=True, errors="replace", check=False, timeout=_SECONDS
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ManagerFailed(f"'systemctl {' '.join(arguments)}' could not be run: {error}") from error
+        raise ManagerFailed(f"'{shown}' could not be run: {error}") from error
     if done.returncode != 0:
-        raise ManagerFailed(f"'systemctl {' '.join(arguments)}' failed: {done.stderr.strip()}")
+        raise ManagerFailed(f"'{shown}' failed: {done.stderr.strip()}")
+    return done.stdout
