@@ -8,15 +8,8 @@ Read source (the bucket as it is, or as it was at a moment), catalog (what it ho
 restore (bringing it back, with fetching, pace and progress), and where it comes to: target is an empty directory, into
 a living datastore; both write with files, note in a marker what they have begun, and know by ownership whose the files
 are to be. chunk_insertion uses and puts back single chunks where a PBS works, digest_set remembers which. estimate
-<<<<<<< HEAD
-tells beforehand what a restore would do, attaching how a PBS is told of it afterwards. verification tells whether the
-bucket is good; inventory are the chunks that it has, checkpoint is where an interrupted reading goes on. drill
-restores for a trial, into scratch, and has reading_back read it all; drill_report says what came of it. errors has what
-ends a whole run, or one snapshot.
-=======
 tells beforehand what a restore would do, attaching how a PBS is told of it afterwards. healing puts chunks back that a
-datastore has lost; heal_report is what it tells. verification tells whether the
-bucket is good; inventory are the chunks that it has, checkpoint is where an interrupted reading goes on. errors has
-what ends a whole run, or one snapshot.
->>>>>>> dc916aa (Heal a datastore: chunks that it has lost come back from its mirror)
+datastore has lost; heal_report is what it tells. verification tells whether the bucket is good; inventory are the
+chunks that it has, checkpoint is where an interrupted reading goes on. drill restores for a trial, into scratch, and
+has reading_back read it all; drill_report says what came of it. errors has what ends a whole run, or one snapshot.
 """

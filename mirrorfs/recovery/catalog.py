@@ -10,6 +10,7 @@ from itertools import islice
 
 import trio
 
+from mirrorfs.checking.reading import Limit
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.deletion import Deletion
 from mirrorfs.datastore.digests import DIGEST_SIZE
@@ -31,7 +32,7 @@ from mirrorfs.datastore.names import (
     classify,
 )
 from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge
-from mirrorfs.recovery.source import Limit, Source
+from mirrorfs.recovery.source import Source
 
 MOST_EMPTY_NAMESPACES = 100_000
 """More markers are counted only: each costs whoever writes below the prefix one request, and us memory."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 
 from mirrorfs import own_files
+from mirrorfs.checking.reading import Limit, read_checked
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.index import Index, is_index_name
@@ -31,7 +32,7 @@ from mirrorfs.recovery.marker import Marker
 from mirrorfs.recovery.progress import Damages, Problem
 from mirrorfs.recovery.restore import Manner, list_datastore
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
-from mirrorfs.recovery.source import Limit, Source, View, open_source, read_checked
+from mirrorfs.recovery.source import Source, View, open_source
 from mirrorfs.recovery.target import marker_in
 
 _SNAPSHOTS_AT_ONCE = 4

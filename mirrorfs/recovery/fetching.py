@@ -9,17 +9,17 @@ from typing import Protocol, TypeVar
 
 import trio
 
+from mirrorfs.checking.chunks import CHUNK_LIMIT, check_chunk_for
+from mirrorfs.checking.reading import Limit, read_checked
 from mirrorfs.concurrency import for_each
-from mirrorfs.datastore.blob import check_chunk, check_encryption
 from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.limits import LONGEST_CHUNK
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
 from mirrorfs.recovery.pace import Pace, Slots
 from mirrorfs.recovery.progress import Account, Damages, RestoreObserver
-from mirrorfs.recovery.source import Limit, Source, read_checked
+from mirrorfs.recovery.source import Source
 
 Result = TypeVar("Result")
 Referenced = Callable[[int], None]
@@ -157,14 +157,10 @@ class ChunkFetcher:
             finished.set()
 
     async def _fetch(self, digest: bytes, *, is_encrypted: bool) -> None:
-        def check(data: Content) -> None:
-            check_chunk(data, digest, content=True)
-            check_encryption(data, digest, is_encrypted=is_encrypted)
-
         await self._fetcher.fetch(
             self._fetcher.layout.chunk_key(digest),
-            Limit(LONGEST_CHUNK),
-            check,
+            CHUNK_LIMIT,
+            lambda data: check_chunk_for(data, digest, uses=(is_encrypted,)),
             lambda data: self._chunks.write_chunk(digest, bytes(data), is_encrypted=is_encrypted),
         )
 

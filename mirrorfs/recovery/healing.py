@@ -16,13 +16,12 @@ from pathlib import Path
 import trio
 
 from mirrorfs import own_files
+from mirrorfs.checking.chunks import read_chunk
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_chunk, check_encryption
-from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import BlobError, DatastoreError
 from mirrorfs.datastore.index import Index
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.limits import LONGEST_CHUNK
 from mirrorfs.datastore.manifest import Manifest, ManifestFile, check_listed_file, parse_manifest
 from mirrorfs.datastore.names import MANIFEST_NAME, GroupId, SnapshotId
 from mirrorfs.datastore.tree import Tree
@@ -36,7 +35,7 @@ from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.fetching import parts
 from mirrorfs.recovery.heal_report import DamagedFile, HealAccount, HealObserver, HealReport
 from mirrorfs.recovery.selection import Selection, plan_restore
-from mirrorfs.recovery.source import Limit, PresentSource, Source, read_checked
+from mirrorfs.recovery.source import PresentSource, Source
 
 # Of a place on the disk alone; everything else that the file system refuses concerns all chunks.
 _IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY)
@@ -216,22 +215,16 @@ class _Healing:
     async def _bring(self, digest: bytes, *, is_encrypted: bool) -> str | None:
         """Put a chunk back; returns why it could not be, if so. Raises RestoreError, StoreError."""
 
-        def check(content: Content) -> bytes:
-            data = bytes(content)
-            check_chunk(data, digest, content=True)
-            check_encryption(data, digest, is_encrypted=is_encrypted)
-            return data
-
         try:
-            data = await read_checked(self._source, self._layout.chunk_key(digest), Limit(LONGEST_CHUNK), check)
+            content = await read_chunk(self._source, self._layout.chunk_key(digest), digest, uses=(is_encrypted,))
         except ObjectMissing:
             return "the bucket does not have it either"
         except (DatastoreError, ObjectTooLarge, StoreRejected) as error:
             return f"the bucket has no good copy either: {error}"
-        self._account.bytes_fetched += len(data)
+        self._account.bytes_fetched += len(content)
         if self._dry_run:
             return None
-        return await trio.to_thread.run_sync(self._insert, digest, data)
+        return await trio.to_thread.run_sync(self._insert, digest, bytes(content))
 
     def _insert(self, digest: bytes, data: bytes) -> str | None:
         with _explaining(self._path):

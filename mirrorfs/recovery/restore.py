@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
+from mirrorfs.checking.reading import Limit
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.blob import check_blob
 from mirrorfs.datastore.content import Content
@@ -47,7 +48,7 @@ from mirrorfs.recovery.ownership import Owner, default_owner
 from mirrorfs.recovery.pace import Pace
 from mirrorfs.recovery.progress import Account, Damages, Problem, RestoreObserver, RestoreReport
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
-from mirrorfs.recovery.source import Limit, Source, View, open_source
+from mirrorfs.recovery.source import Source, View, open_source
 from mirrorfs.recovery.target import CHUNK_DIRECTORIES, Target, open_target
 
 __all__ = ["Manner", "Problem", "RestoreObserver", "RestoreReport", "restore_datastore"]

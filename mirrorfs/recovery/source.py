@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import trio
 
+from mirrorfs.checking.reading import Limit, ObjectReader, StoreReader
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.deletion import Deletion, parse_deletion
-from mirrorfs.datastore.errors import DatastoreError, contained
+from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import DELETED_MARKER_NAME, BucketLayout
 from mirrorfs.datastore.limits import LONGEST_DELETION, LONGEST_RECORD
 from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, GroupId, SnapshotFileName, SnapshotId, classify
-from mirrorfs.objectstore.answers import CheckBeginning, StoredObject, StoredVersion
+from mirrorfs.objectstore.answers import StoredObject, StoredVersion
 from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.moment import format_moment
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 _GROUPS_AT_ONCE = 8
 # What a store calls the version of an object that was put while the bucket kept none.
@@ -54,32 +53,12 @@ class View:
         return "" if self.as_of is None else f" as of {format_moment(self.as_of)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What is read of an object: up to `maximum` bytes, else ObjectTooLarge is raised, and only if `check_beginning`
-    finds nothing in its first 4,096 bytes to raise DatastoreError for.
-    """
-
-    maximum: int
-    check_beginning: CheckBeginning | None = None
-
-
-class Source(Protocol):
+class Source(ObjectReader, Protocol):
     """Where recovery reads a datastore from. Keys are those that published objects have in the bucket, whatever they
     are called where they are read.
 
     Every method raises StoreError, and RestoreError where the bucket cannot be looked at like this.
     """
-
-    async def get(self, key: str, limit: Limit) -> Content:
-        """The whole object. Raises ObjectMissing, and what the limit says."""
-        ...
-
-    async def get_again(self, key: str, limit: Limit) -> Content:
-        """The object whose content as `get` gave it was found to be damaged, from elsewhere if it is to be had there.
-        Raises as `get` does.
-        """
-        ...
 
     def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         """All objects whose key begins with the prefix, in no order."""
@@ -93,20 +72,12 @@ class Source(Protocol):
         ...
 
 
-class PresentSource:
+class PresentSource(StoreReader):
     """The bucket as it is. Listed through `listing_store`, which may have less patience."""
 
     def __init__(self, store: ObjectStore, listing_store: ObjectStore | None = None) -> None:
-        self._store = store
+        super().__init__(store)
         self._listing_store = listing_store or store
-
-    async def get(self, key: str, limit: Limit) -> Content:
-        """See Source."""
-        return await _read(self._store, key, limit)
-
-    async def get_again(self, key: str, limit: Limit) -> Content:
-        """See Source: it may have been damaged on its way only."""
-        return await _read(self._store, key, limit)
 
     def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         """See Source."""
@@ -330,33 +301,6 @@ def open_source(
     if view.as_of is not None:
         source = PastSource(store, layout, view.as_of, listing_store)
     return DeletedSource(source, layout) if view.deleted else source
-
-
-async def read_checked(
-    source: Source,
-    key: str,
-    limit: Limit,
-    check: Callable[[Content], Result],
-    taken: Callable[[int], None] = lambda _: None,
-) -> Result:
-    """Read an object and give it to `check`, in a thread; `taken` hears the size of each object that has come.
-
-    What fails the check is read once more: it may have been damaged on its way only. Raises DatastoreError, StoreError.
-    """
-
-    async def checked(data: Content) -> Result:
-        taken(len(data))
-        return await trio.to_thread.run_sync(_contained, data, check)
-
-    try:
-        return await checked(await source.get(key, limit))
-    except DatastoreError:
-        return await checked(await source.get_again(key, limit))
-
-
-def _contained(data: Content, check: Callable[[Content], Result]) -> Result:
-    with contained("it takes more memory than there is"):
-        return check(data)
 
 
 async def _read(store: ObjectStore, key: str, limit: Limit, version_id: str | None = None) -> Content:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import trio
 
+from mirrorfs.checking.chunks import read_chunk
+from mirrorfs.checking.reading import Limit, read_checked
 from mirrorfs.concurrency import for_each
-from mirrorfs.datastore.blob import check_blob, check_chunk, check_encryption
+from mirrorfs.datastore.blob import check_blob
 from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import DatastoreError, ManifestError
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.limits import LONGEST_CHUNK, LONGEST_CLIENT_LOG
+from mirrorfs.datastore.limits import LONGEST_CLIENT_LOG
 from mirrorfs.datastore.manifest import Manifest, ManifestFile, check_listed_file
 from mirrorfs.datastore.names import CLIENT_LOG_NAME, GroupId, SnapshotId, chunk_path
 from mirrorfs.objectstore.errors import ObjectMissing, ObjectTooLarge, StoreRejected
@@ -39,7 +41,7 @@ from mirrorfs.recovery.checkpoint import Checkpoint, CheckpointFile
 from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.recovery.inventory import BadChunks, ChunkInventory
 from mirrorfs.recovery.selection import Plan, Selection, plan_restore
-from mirrorfs.recovery.source import Limit, PresentSource, Source, View, open_source, read_checked
+from mirrorfs.recovery.source import PresentSource, Source, View, open_source
 
 _SNAPSHOTS_AT_ONCE = 4
 # What is listed of the damage: a bucket that has lost everything must not fill memory, nor the screen.
@@ -435,15 +437,9 @@ class _ChunkReading:
                     yield digest
 
     async def _read(self, digest: bytes) -> None:
-        uses = self._inventory.uses_of(digest)
-
-        def check(data: Content) -> None:
-            check_chunk(data, digest, content=True)
-            for is_encrypted in uses:
-                check_encryption(data, digest, is_encrypted=is_encrypted)
-
+        key, uses = self._layout.chunk_key(digest), self._inventory.uses_of(digest)
         try:
-            await read_checked(self._source, self._layout.chunk_key(digest), Limit(LONGEST_CHUNK), check, self._count)
+            await read_chunk(self._source, key, digest, uses=uses, taken=self._count)
         except _DAMAGED as error:
             self._damaged[digest.hex()] = str(error)
             self._observer.found(Damage(chunk_path(digest), str(error)))

@@ -11,6 +11,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirrorfs.checking.reading import Limit
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.objectstore.answers import CheckBeginning, ListPage, StoredVersion, VersionMarker, VersionPage
 from mirrorfs.objectstore.client import S3Client
@@ -18,7 +19,7 @@ from mirrorfs.objectstore.errors import ObjectMissing
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreOptions
-from mirrorfs.recovery.source import Limit, PastSource
+from mirrorfs.recovery.source import PastSource
 
 LAYOUT = BucketLayout("store")
 CONTENT = LAYOUT.content_key("vm/100/owner")
