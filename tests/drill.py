@@ -329,6 +329,35 @@ def restore_into(scene: Scene) -> Figures:
     return Figures("`restore --into`", scene.compare(datastore), seconds, killed, f"{len(victims)} snapshots were lost")
 
 
+def heal(scene: Scene) -> Figures:
+    """A disk and the bucket have each lost chunks that the other has: both are made whole, below a mount."""
+    mirror, datastore = scene.mirror, scene.mirror.datastore
+    mirror.mount()
+    mirror.wait(600)
+    chunks = sorted({chunk for snapshot in scene.snapshots for chunk in snapshot.chunks})
+    missing, spoilt, quarantined, spoilt_in_bucket, missing_in_bucket = (
+        f".chunks/{chunk[:4]}/{chunk}" for chunk in chunks[:5]
+    )
+    (datastore / missing).unlink()
+    (datastore / spoilt).write_bytes(b"spoilt")
+    (datastore / quarantined).rename(datastore / f"{quarantined}.0.bad")
+    scene.put(spoilt_in_bucket, b"spoilt")
+    scene.put(missing_in_bucket, None)
+    scene.put(f".cnt/{scene.snapshots[0].path}/drive-scsi0.img.fidx", b"spoilt")
+    words = ["heal", str(datastore)]
+    killed = scene.killed_at(["insertion.inserted"], words)
+    _, seconds = scene.timed(words)
+    done, bucket_seconds = scene.timed(["heal", str(datastore), "--bucket", "--json"])
+    healed = json.loads(done.stdout)["healed"]
+    if len(healed) != 3:
+        raise DrillFailed(f"'heal --bucket' has sent {healed}")
+    mirror.wait(600)
+    mirror.succeed("umount", "--drain", str(datastore), timeout=600)
+    scene.audit()
+    remark = f"3 chunks each way and an index; the bucket's took {bucket_seconds:.1f} s"
+    return Figures("`heal`, `heal --bucket`", scene.compare(datastore), seconds, killed, remark)
+
+
 def handover_and_takeback(scene: Scene) -> Figures:
     """The bucket goes to a PBS, which backs up, forgets and leaves; it comes back, and nothing is lost."""
     mirror, began = scene.mirror, time.monotonic()
@@ -381,6 +410,7 @@ WAYS: Sequence[Way] = (
     # And from here on there is a mirror again.
     mount_again,
     restore_into,
+    heal,
     handover_and_takeback,
 )
 

@@ -4,8 +4,9 @@ It promises that a command which fails says why in a sentence and what to do, wi
 and that no secret is taken from an argument. What a command does is done by the packages below this one.
 
 Read main (how a command is found), then any command: mount, umount, status, wait, reconcile, retention, metrics for a
-mount; snapshots, verify, restore (with restore_progress), drill for a bucket; heal (with heal_progress, and mirror_of
-that tells where a mirror is) for a datastore and its bucket; handover and takeback for one that a PBS opens; replay,
+mount; snapshots, verify, restore (with restore_progress), drill for a bucket; heal (with heal_progress, mirror_of
+that tells where a mirror is, and heal_bucket for the other way round) for a datastore and its bucket; handover and
+takeback for one that a PBS opens; replay,
 with replay_plan and replay_run, for what is left of a state directory; install and uninstall (with service_root) for
 the service of a mount, and mount_helper, which mount(8) calls; doctor (with secrets) for a report of a fault. options,
 view_options, selection_options,

@@ -12,9 +12,10 @@ import rich.filesize
 
 from mirrorfs.cli.bucket_reading import Stores, read_bucket
 from mirrorfs.cli.errors import require_root
+from mirrorfs.cli.heal_bucket import heal_bucket
 from mirrorfs.cli.heal_progress import Progress, shown_progress
 from mirrorfs.cli.mirror_of import MirrorOfDatastore
-from mirrorfs.cli.mounted import writable_datastore
+from mirrorfs.cli.mounted import locate, writable_datastore
 from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.restore_progress import count
 from mirrorfs.cli.selection_options import selection_options
@@ -51,6 +52,7 @@ class _Order:
     metavar="s3://BUCKET/NAME",
     help="The mirror to take chunks from, with the options of its store.  [default: where it is mirrored to]",
 )
+@click.option("--bucket", is_flag=True, help="The other way round: send again what the bucket has lost.")
 @selection_options("heal", renamed=False)
 @click.option("--dry-run", is_flag=True, help="Change nothing; tell what is damaged, and what the bucket has of it.")
 @click.option(
@@ -61,6 +63,7 @@ class _Order:
 def command(
     datastore: str,
     address: StoreAddress | None,
+    bucket: bool,
     selection: Selection,
     dry_run: bool,
     parallel: int,
@@ -74,8 +77,11 @@ def command(
     chunk is there. What the bucket does not have good either is listed, with the snapshots that it costs.
 
     It may be interrupted and given again. Damaged manifests, indexes and blobs are told and left as they are: restore
-    such a snapshot into another directory. For what is gone in the bucket and good in the datastore:
-    'mirrorfs reconcile --deep'.
+    such a snapshot into another directory.
+
+    With --bucket, everything that the published snapshots need is read from the bucket, as 'mirrorfs verify --deep'
+    does it. What is damaged or gone there is sent again by the mount of DATASTORE, which has to be up. What the
+    datastore does not have good either is listed, with the snapshots that it costs.
 
     Without --from, bucket and store are those of the mount, or else of the settings file in /etc/mirrorfs.
 
@@ -86,6 +92,8 @@ def command(
       mirrorfs heal /mnt/datastore/store1 --group 'vm/10*' --latest 1
       mirrorfs heal /srv/datastore --from s3://backups/store1 --endpoint-url https://s3.example.com
       mirrorfs heal /mnt/datastore/store1 --json | jq '.lost[].path'
+      mirrorfs heal /mnt/datastore/store1 --bucket --dry-run
+      mirrorfs heal /mnt/datastore/store1 --bucket
 
     \b
     With --json, one object:
@@ -100,6 +108,10 @@ def command(
       lost_snapshots     the paths of all snapshots that lack a chunk
       damaged_files      each with path and reason: not healed; damaged_files_left_out: how many more
 
+    
+    With --bucket --json: datastore, url, dry_run, good; chunks_read, bytes_read; healed, each with path and reason;
+    lost, each with path, reason, snapshots; damages_left_out: how many more are damaged (give the command again).
+
     Exit codes: 0 all is good, or was healed (with --dry-run: could be); 1 something stays damaged, or it could not be
     brought to its end; 2 wrong usage.
     """
@@ -109,6 +121,11 @@ def command(
             f"it is not known where {datastore} is mirrored to: it is not mounted by mirrorfs, and has no settings "
             "file in /etc/mirrorfs. Give --from s3://BUCKET/NAME"
         )
+    if bucket:
+        path = locate(datastore)
+        if not heal_bucket(path, address, selection, dry_run=dry_run, parallel=parallel, store=store, as_json=as_json):
+            raise SystemExit(1)
+        return
     order = _Order(writable_datastore(datastore, "heal it"), address, selection, dry_run, parallel, store)
     report = _run(order)
     if as_json:

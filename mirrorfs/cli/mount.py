@@ -26,6 +26,7 @@ from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
 from mirrorfs.replication.settings import (
     DEFAULT_PARALLEL,
     DEFAULT_RETRY_CEILING,
+    DEFAULT_VERIFY_PERCENT,
     RetentionSettings,
     UploaderSettings,
 )
@@ -90,6 +91,15 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
     help="Longest wait between two tries to reach a store that is down.",
 )
 @setting(
+    "--verify-percent-per-day",
+    type=click.FloatRange(min=0.0),
+    default=DEFAULT_VERIFY_PERCENT,
+    show_default=True,
+    metavar="PERCENT",
+    values="a number, 0 or more; 0: nothing",
+    help="Read so much of what the bucket holds again each day, check it, and send again what is damaged. 0: nothing.",
+)
+@setting(
     "--require-store",
     is_flag=True,
     takes_effect=TakesEffect.MOUNT,
@@ -148,6 +158,7 @@ def command(
     nice: int,
     disk_priority: str,
     retry_ceiling: float,
+    verify_percent_per_day: float,
     require_store: bool,
     take_over: bool,
     allow_removals: bool,
@@ -189,6 +200,7 @@ def command(
         nice=nice,
         disk_priority=disk_priority,
         retry_ceiling=retry_ceiling,
+        verify_percent_per_day=verify_percent_per_day,
         take_over=take_over,
         allow_removals=allow_removals,
         verbose=verbose,

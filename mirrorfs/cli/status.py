@@ -169,6 +169,8 @@ def _describe(answer: Answer) -> list[str]:
         lines.append(f"stalled     for {request['seconds']:.0f} s: {request['request']}")
     if answer.get("locks_obstacle"):
         lines.append(f"locks       {answer['locks_obstacle']}")
+    if "scrub" in answer:
+        lines.append(f"scrub       {_describe_scrub(answer['scrub'])}")
     lines += _describe_quarantine(answer["quarantined"])
     lines += _describe_retention(answer["retention"])
     if answer["problems"]:
@@ -181,6 +183,21 @@ def _describe_chunk_store(chunk_store: dict[str, str]) -> str:
     if chunk_store["in_use"] == "native":
         return "native: PBS works on .chunks of the backing directory itself"
     return f"fuse: {chunk_store['reason']}"
+
+
+def _describe_scrub(scrub: dict[str, Any]) -> str:
+    if not scrub["percent_per_day"]:
+        return "off (verify.percent_per_day = 0)"
+    said = [f"{scrub['percent_per_day']:g} % a day; {scrub['objects']} objects read since the uploader started"]
+    if scrub["sent_again"]:
+        said.append(f"{scrub['sent_again']} of them sent again")
+    if scrub["never_read"]:
+        said.append(f"{scrub['never_read']} of {len(scrub['parts'])} parts not read yet")
+    else:
+        said.append(f"everything has been read since {_time(scrub['oldest'])}")
+    if scrub["refusal"] is not None:
+        said.append(f"the store refuses: {scrub['refusal']}")
+    return ", ".join(said)
 
 
 def _as_of(answer: Answer) -> str:

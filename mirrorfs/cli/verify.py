@@ -31,7 +31,8 @@ from mirrorfs.recovery.verification import (
 )
 
 _LINE_SECONDS = 30.0
-_SHOWN_DAMAGES = 100
+MOST_SHOWN = 100
+"""How many of the damages are shown one by one; JSON has all of them."""
 _SHOWN_SNAPSHOTS = 5
 _COLUMNS = (
     Column("Group", copied=True),
@@ -82,9 +83,8 @@ def command(
     encrypted. It needs no mount, and a key that may list and read.
 
     Progress goes to standard error. The table tells the snapshots of each group; then follows what is damaged, why,
-    and which snapshots that costs. Chunks that are gone or cut in the bucket are sent again by a mount on the
-    datastore that has them: 'mirrorfs reconcile --deep DATASTORE'. It compares sizes: delete the object of a chunk that
-    has its size and other bytes first.
+    and which snapshots that costs. What the datastore still has good is sent again by its mount, which finds it by
+    itself in time (verify.percent_per_day), and at once with 'mirrorfs heal --bucket DATASTORE'.
 
     \b
     Examples:
@@ -114,7 +114,7 @@ def command(
         raise click.UsageError("--resume goes with --deep or --sample: without them there is little to go on with")
     depth = Depth(100.0 if deep else sample or 0.0)
     progress = shown_progress()
-    report = _run(address, selection, View(deleted=deleted), depth, resume, parallel, store, progress)
+    report = verified(address, selection, View(deleted=deleted), depth, resume, parallel, store, progress)
     if as_json:
         say_json(_as_json(address, report), indent=2)
     else:
@@ -123,7 +123,7 @@ def command(
         raise SystemExit(1)
 
 
-def _run(
+def verified(
     address: StoreAddress,
     selection: Selection,
     view: View,
@@ -133,6 +133,8 @@ def _run(
     options: StoreOptions,
     progress: Progress,
 ) -> VerificationReport:
+    """Verify a bucket with its progress shown. Raises Failure."""
+
     def read(stores: Stores) -> Awaitable[VerificationReport]:
         return verify_bucket(
             stores.reading,
@@ -162,9 +164,9 @@ def _show(report: VerificationReport, depth: Depth) -> None:
     ]
     if rows:
         show_table(_COLUMNS, rows)
-    for damage in report.damages[:_SHOWN_DAMAGES]:
-        say(f"Damaged: {damage.path}: {damage.reason}{_cost(damage)}", err=True)
-    more = len(report.damages) - _SHOWN_DAMAGES + report.damages_left_out
+    for damage in report.damages[:MOST_SHOWN]:
+        say(f"Damaged: {damage.path}: {damage.reason}{cost_of(damage)}", err=True)
+    more = len(report.damages) - MOST_SHOWN + report.damages_left_out
     if more > 0:
         say(f"and {more} more; --json lists {len(report.damages)} of them", err=True)
     snapshots = sum(found.snapshots for found in report.groups)
@@ -178,7 +180,8 @@ def _chunks(report: VerificationReport, depth: Depth) -> str:
     return f"{needed}; {report.chunks_read} were read, {rich.filesize.decimal(report.bytes_read)}."
 
 
-def _cost(damage: Damage) -> str:
+def cost_of(damage: Damage) -> str:
+    """Say which snapshots a damage costs, to be put after the reason."""
     if not damage.snapshots:
         return ""
     named = ", ".join(snapshot.path for snapshot in damage.snapshots[:_SHOWN_SNAPSHOTS])

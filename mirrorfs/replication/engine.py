@@ -100,6 +100,7 @@ class Engine:
             newest=journal.last_sequence,
             retention=_retention(settings),
             ownership=self.watch,
+            verify_percent_per_day=settings.verify_percent_per_day,
         )
         self.drain = Drain(
             journal,

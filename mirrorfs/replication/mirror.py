@@ -15,6 +15,7 @@ from mirrorfs.replication.comparing.inspection import BucketInspection
 from mirrorfs.replication.comparing.reconcile import Reconciler
 from mirrorfs.replication.comparing.survey import Survey
 from mirrorfs.replication.publishing.chunks import ChunkMirror
+from mirrorfs.replication.publishing.closures import Closures
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.publication import SnapshotPublication
 from mirrorfs.replication.publishing.references import CHUNKS_A_COMMIT, References, Unreferenced
@@ -27,6 +28,10 @@ from mirrorfs.replication.retention.locks import SnapshotLocks
 from mirrorfs.replication.retention.removal import SnapshotRemoval
 from mirrorfs.replication.retention.snapshots import SnapshotRetention
 from mirrorfs.replication.retention.wave import RemovalWaves
+from mirrorfs.replication.scrubbing.examination import Examination
+from mirrorfs.replication.scrubbing.healing import Healing, heal_objects
+from mirrorfs.replication.scrubbing.losses import Losses
+from mirrorfs.replication.scrubbing.scrub import Scrub
 from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
@@ -56,17 +61,19 @@ class Mirror:
         retention: RetentionSettings = _ALIGNED,
         now: Callable[[], float] = time.time,
         references_a_commit: int = CHUNKS_A_COMMIT,
+        verify_percent_per_day: float = 0.0,
     ) -> None:
         """Put the parts together that make `bucket` equal to `tree`, as far as `state` knows them to differ.
 
         `parallel` bounds the chunks that are sent at once, and so the memory. `newest` tells the newest sequence that
         the journal has given; it is called in a thread. `ownership` is asked before anything is published or removed.
-        `now` tells the Unix time by which something becomes old.
+        `now` tells the Unix time by which something becomes old. `verify_percent_per_day` of the objects are scrubbed.
         """
         self._tree = tree
         self.state = state
         self._worklist = worklist
         self._newest = newest
+        self._parallel = parallel
         self.problems = Problems(state)
         self.clock = StoreClock(bucket.store, bucket.layout.own_key(""), now)
 
@@ -143,6 +150,14 @@ class Mirror:
         )
         self.adoption = Adoption(bucket, state, self.references)
         self.inspection = BucketInspection(tree, bucket, state, self.publication, self.adoption, parallel=parallel)
+
+        # Reading again.
+        closures = Closures(tree, bucket)
+        self.examination = Examination(bucket, state, worklist, self._chunks, replica, closures, ownership)
+        self.losses = Losses(self.examination, state, self.problems, self.references, closures)
+        self.scrub = Scrub(
+            self.examination, self.losses, state, worklist, percent_per_day=verify_percent_per_day, now=now
+        )
 
     async def reconcile(self, sequence: int) -> None:
         """List everything that may differ or could not be mirrored, standing for the journal's `sequence`."""
@@ -234,6 +249,10 @@ class Mirror:
     async def look_again_at_refused(self) -> None:
         """Have the store asked again to delete the chunks that it has refused to, where it is time for that."""
         await self._chunk_removal.look_again_at_refused()
+
+    async def heal_bucket(self, paths: Sequence[str], *, dry_run: bool) -> Healing:
+        """Look at the objects of these datastore paths, and send those again that are damaged. Raises StoreError."""
+        return await heal_objects(self.examination, self.losses, paths, parallel=self._parallel, dry_run=dry_run)
 
     async def clear_staging(self) -> None:
         """Delete what an earlier uploader has left behind in the bucket; to be called before anything is handled."""

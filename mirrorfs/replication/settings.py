@@ -11,6 +11,7 @@ from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
 
 DEFAULT_PARALLEL = 8
 DEFAULT_RETRY_CEILING = 60.0
+DEFAULT_VERIFY_PERCENT = 1.0
 DEFAULT_UNSEEN_AFTER = 7 * 86400.0
 BEGIN_AGAIN = 75
 """The exit code of an uploader that asks to be started again, as it has found its state to be older than the bucket."""
@@ -38,7 +39,8 @@ class UploaderSettings:
 
     `root_descriptor` is the backing directory, opened before the mount covered it and inherited; `retry_ceiling` is the
     longest wait between two tries, in seconds; `journal_sequence` is the newest that the journal had given when the
-    mount opened it; `nice` and `disk_priority` (a value of DiskPriority) say how far it goes after other processes.
+    mount opened it; `nice` and `disk_priority` (a value of DiskPriority) say how far it goes after other processes;
+    `verify_percent_per_day` of what the bucket holds is read again and checked each day.
     """
 
     datastore: str
@@ -55,6 +57,7 @@ class UploaderSettings:
     nice: int = DEFAULT_NICE
     disk_priority: str = DiskPriority.LOW.value
     verbose: bool = False
+    verify_percent_per_day: float = DEFAULT_VERIFY_PERCENT
     retention: RetentionSettings = field(default_factory=RetentionSettings)
 
     def encode(self) -> bytes:

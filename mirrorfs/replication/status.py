@@ -87,6 +87,7 @@ class UploaderStatus:
             },
             "publishing": publishing,
             "locks_obstacle": mirror.locks.obstacle,
+            "scrub": mirror.scrub.answer(),
         }
 
     def _claim_answer(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import trio
@@ -117,7 +118,11 @@ class Uploader:
                 serve_control,
                 self._control_path,
                 {"status": self._answer_status, "wait": self._answer_wait},
-                {"approve": self._answer_approve, "reconcile": self._answer_reconcile},
+                {
+                    "approve": self._answer_approve,
+                    "reconcile": self._answer_reconcile,
+                    "heal": self._answer_heal,
+                },
             )
             if await self._become_owner():
                 with self._mirroring:
@@ -217,6 +222,7 @@ class Uploader:
         self._works.set()
         await self._drain.reconcile()
         self._status.phase = "mirroring"
+        nursery.start_soon(self._mirror.scrub.run)
         await self._look_again_at_problems()
 
     async def _look_again_at_problems(self) -> None:
@@ -305,6 +311,29 @@ class Uploader:
         if corrects:
             await self._drain.reconcile_again()
         return {**findings.answer(), "problems": self._status.answer()["problems"]}
+
+    async def _answer_heal(self, request: Mapping[str, Any], tell: Tell) -> Answer:
+        """Look at the objects of "paths", which were found to be damaged, and send them again, if not "dry_run".
+
+        The answer names those that were sent, those that are good after all, and why which are lost.
+        """
+        del tell
+        answer: Answer = {}
+
+        async def heal() -> None:
+            await self._works.wait()
+            paths = [str(path) for path in request.get("paths", ())]
+            try:
+                healing = await self._mirror.heal_bucket(paths, dry_run=bool(request.get("dry_run")))
+            except StoreError as error:
+                answer["error"] = str(error)
+            else:
+                answer.update(asdict(healing))
+
+        await self._unless_refused(heal)
+        if self._status.refused is not None:
+            return {"error": self._status.refused}
+        return answer
 
     async def _unless_refused(self, work: Callable[[], Awaitable[None]]) -> None:
         async with trio.open_nursery() as nursery:

@@ -8,6 +8,6 @@ Read state first: its StateTransaction is the table of contents, one attribute f
 module with the dataclasses that are stored and a class of records over one transaction: snapshots, contents and chunks
 (what is in the bucket), counting (the references to chunks), retention and locks (what leaves the bucket, what keeps
 it), quarantine, problems (what is wrong in the datastore), identity and progress (what the state is about and how far
-it has come). entries is how all of them are written, damage what is done with a state that cannot be read, look the
-state for whoever only looks.
+it has come), scrub (what of the bucket was read again when). entries is how all of them are written, damage what is
+done with a state that cannot be read, look the state for whoever only looks.
 """

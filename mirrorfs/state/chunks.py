@@ -68,6 +68,14 @@ class ChunkRecords:
         self._entries.put(digest, replace(known, size=0, crc32c=0))
         self._locks.forget_chunk(digest)
 
+    def doubt_if_still(self, digest: bytes, known: ChunkState) -> bool:
+        """Note the same if size and checksum are still what they are in `known`; tells whether they are."""
+        now = self.get(digest)
+        if now is None or (now.size, now.crc32c) != (known.size, known.crc32c):
+            return False
+        self.doubt(digest)
+        return True
+
     def forget(self, digest: bytes) -> None:
         """Note that the chunk object is gone."""
         self._entries.delete(digest)

@@ -43,6 +43,13 @@ class ContentRecords:
         for path in paths:
             self._entries.put(path_key(path), ContentState(path, 0, 0, False))
 
+    def doubt_if_still(self, known: ContentState) -> bool:
+        """Note that an object may have another content, if all that is known of it is `known`; tells whether it is."""
+        if self.get(known.path) != known:
+            return False
+        self.intend([known.path])
+        return True
+
     def confirm(self, path: str, size: int, crc32c: int) -> None:
         """Note that the store holds the object with this size in bytes and this checksum."""
         self._entries.put(path_key(path), ContentState(path, size, crc32c, True))
@@ -63,6 +70,10 @@ class ContentRecords:
     def after(self, path: str, maximum: int) -> list[ContentState]:
         """Return what is known of up to `maximum` objects that come after `path`, in the order of their keys here."""
         return [content for _, content in self._entries.after(path_key(path) if path else b"", maximum)]
+
+    def count(self) -> int:
+        """Count the objects known."""
+        return self._entries.count()
 
     def forget_bucket(self) -> None:
         """Forget all objects."""

@@ -24,6 +24,7 @@ from mirrorfs.state.problems import ForeignRecords, ProblemRecords
 from mirrorfs.state.progress import ProgressRecords
 from mirrorfs.state.quarantine import QuarantineRecords
 from mirrorfs.state.retention import RetentionRecords
+from mirrorfs.state.scrub import ScrubRecords
 from mirrorfs.state.snapshots import SnapshotRecords, SnapshotState
 
 FORMAT_VERSION = 1
@@ -153,6 +154,11 @@ class StateTransaction:
         """Return the numbers of the directories of which any chunk is known, as object or in quarantine."""
         return self.chunks.directories() | self.quarantine.directories()
 
+    @cached_property
+    def scrub(self) -> ScrubRecords:
+        """Which part of the bucket was read when, and where the reading is."""
+        return ScrubRecords(self._transaction, self._databases)
+
     def forget_bucket(self) -> None:
         """Forget everything known of the bucket: it was changed by somebody else, or this state is an old copy."""
         for records in (
@@ -163,5 +169,6 @@ class StateTransaction:
             self.retention,
             self.locks,
             self.progress,
+            self.scrub,
         ):
             records.forget_bucket()

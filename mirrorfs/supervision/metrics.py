@@ -16,13 +16,13 @@ from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import printable
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.waiting import needs_an_administrator
-from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem
+from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem, path_in_bucket
 from mirrorfs.state.snapshots import SnapshotPhase
 from mirrorfs.supervision.registry import RunningMount
 
 _ANSWER_SECONDS = 5.0
 _LABEL = "datastore"
-_PROBLEM_KINDS = ("chunk", "snapshot", "group", "namespace", "directory", "foreign", "other")
+_PROBLEM_KINDS = ("chunk", "snapshot", "group", "namespace", "directory", "foreign", "bucket", "other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class MirrorCollector:
             yield measure.metric(answers)
         yield _snapshots(answers)
         yield _problems(answers)
+        yield _scrub(answers)
         yield _info(answers)
 
 
@@ -218,6 +219,19 @@ _MEASURES = (
         _at("retention", "refused", "count"),
     ),
     _Measure(
+        "mirrorfs_scrub_objects",
+        "Objects of the bucket that were read again and checked since the uploader was started.",
+        _at("scrub", "objects"),
+        is_counter=True,
+    ),
+    _Measure(
+        "mirrorfs_scrub_sent_again",
+        "Of these, the ones that were damaged or gone and were sent again.",
+        _at("scrub", "sent_again"),
+        is_counter=True,
+    ),
+    _Measure("mirrorfs_scrub_parts_never_read", "Parts of the bucket not read again yet.", _at("scrub", "never_read")),
+    _Measure(
         "mirrorfs_store_clock_difference_seconds",
         "By how much the store's clock was ahead when it was asked last; missing if it was not.",
         _at("store", "clock_difference"),
@@ -276,6 +290,8 @@ def _add_counts(metric: GaugeMetricFamily, datastore: str, found: Iterable[str],
 
 
 def _kind_of_problem(name: str) -> str:
+    if path_in_bucket(name) is not None:
+        return "bucket"
     match item_of_problem(name):
         case ChunkItem():
             return "chunk"
@@ -291,6 +307,20 @@ def _kind_of_problem(name: str) -> str:
             return "foreign"
         case _:
             return "other"
+
+
+def _scrub(answers: Sequence[tuple[str, Answer]]) -> Metric:
+    metric = GaugeMetricFamily(
+        "mirrorfs_scrub_read_timestamp_seconds",
+        "Since when all of a part of the bucket has been read again, in seconds since the epoch; missing until it was. "
+        "Parts are 'files', and the chunks whose digests begin with the same two digits.",
+        labels=[_LABEL, "part"],
+    )
+    for datastore, answer in answers:
+        for part, moment in answer.get("scrub", {}).get("parts", {}).items():
+            if moment is not None:
+                metric.add_metric([datastore, str(part)], float(moment))
+    return metric
 
 
 def _info(answers: Sequence[tuple[str, Answer]]) -> Metric:

@@ -53,6 +53,7 @@ ANSWER: dict[str, Any] = {
         {"name": "vm/1/2026-01-04T00:00:00Z", "reason": "one of its chunks cannot be sent", "since": 600.0},
         {"name": "vm/1", "reason": "owner cannot be used", "since": 600.0},
         {"name": "vm/2/", "reason": "the directory cannot be listed", "since": 600.0},
+        {"name": f"in the bucket: .chunks/abcd/{'abcd' * 16}", "reason": "it is missing in the bucket", "since": 600.0},
     ],
     "foreign": {"count": 3, "examples": []},
     "quarantined": {"count": 4, "examples": []},
@@ -66,6 +67,15 @@ ANSWER: dict[str, Any] = {
     "journal": {"pending": 6},
     "backlog": {"items": 8, "bytes_at_least": 4096},
     "publishing": {"vm/1/2026-01-05T00:00:00Z": 5},
+    "scrub": {
+        "percent_per_day": 1.0,
+        "parts": {"00": None, "01": 700.0, "files": 800.0},
+        "never_read": 1,
+        "oldest": 700.0,
+        "objects": 11,
+        "sent_again": 2,
+        "refusal": None,
+    },
 }
 
 
@@ -157,6 +167,11 @@ def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: P
         "mirrorfs_deleted_snapshots": 2,
         "mirrorfs_deletions_refused": 5,
         "mirrorfs_store_clock_difference_seconds": -7.5,
+        "mirrorfs_scrub_objects_total": 11,
+        "mirrorfs_scrub_sent_again_total": 2,
+        "mirrorfs_scrub_parts_never_read": 1,
+        "mirrorfs_scrub_read_timestamp_seconds{01}": 700,
+        "mirrorfs_scrub_read_timestamp_seconds{files}": 800,
         "mirrorfs_snapshots{adopted}": 0,
         "mirrorfs_snapshots{committed}": 0,
         "mirrorfs_snapshots{published}": 2,
@@ -168,12 +183,13 @@ def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: P
         "mirrorfs_problems{namespace}": 0,
         "mirrorfs_problems{directory}": 1,
         "mirrorfs_problems{foreign}": 0,
+        "mirrorfs_problems{bucket}": 1,
         "mirrorfs_problems{other}": 0,
     }
 
 
 def test_an_uploader_that_waits_for_its_store_tells_less(datastore: str, tmp_path: Path) -> None:
-    later = ("reconciled", "lag_seconds", "journal", "backlog", "publishing")
+    later = ("reconciled", "lag_seconds", "journal", "backlog", "publishing", "scrub")
     early = {key: value for key, value in ANSWER.items() if key not in later}
     early["store"] = {**ANSWER["store"], "up": False, "last_error_at": None}
     early["uploader"] = {**ANSWER["uploader"], "refused": "the prefix is another's"}

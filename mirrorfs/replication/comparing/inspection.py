@@ -19,21 +19,20 @@ import trio
 from mirrorfs.concurrency import for_each
 from mirrorfs.datastore.digests import Digests
 from mirrorfs.datastore.errors import DatastoreError
-from mirrorfs.datastore.index import is_index_name
 from mirrorfs.datastore.layout import BucketLayout
-from mirrorfs.datastore.names import NAMESPACE_MARKER_NAME, SnapshotFileName, SnapshotId, classify
+from mirrorfs.datastore.names import SnapshotFileName, SnapshotId, classify
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.answers import StoredObject
 from mirrorfs.objectstore.checksums import calculate_crc32c, calculate_md5
 from mirrorfs.replication.comparing.adoption import Adoption
 from mirrorfs.replication.comparing.differences import Difference, Remedy, Report
+from mirrorfs.replication.publishing.closures import Closures
 from mirrorfs.replication.publishing.publication import SnapshotPublication
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.replication.work.stored import UNUSABLE, digests_of, read_digests
 from mirrorfs.state.chunks import ChunkState
 from mirrorfs.state.contents import ContentState
-from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
+from mirrorfs.state.snapshots import SnapshotPhase
 from mirrorfs.state.state import StateTransaction
 
 log = logging.getLogger(__name__)
@@ -125,6 +124,7 @@ class BucketInspection:
         """`parallel` is how many objects are asked for, or read in the datastore, at once."""
         self._tree = tree
         self._bucket = bucket
+        self._closures = Closures(tree, bucket)
         self._state = state
         self._publication = publication
         self._parallel = parallel
@@ -205,9 +205,9 @@ class BucketInspection:
         if self._chunk(digest) != known:
             # Somebody has handled it meanwhile.
             return
-        is_here = await trio.to_thread.run_sync(self._has_chunk, digest)
+        is_here = await trio.to_thread.run_sync(self._closures.has_chunk, digest)
         if inspection.corrects:
-            if not await self._state.apply(lambda transaction: _doubt_chunk(transaction, digest, known)):
+            if not await self._state.apply(lambda transaction: transaction.chunks.doubt_if_still(digest, known)):
                 return
         elif not is_here and len(inspection.lost) < _MOST_LOST:
             inspection.lost.add(digest)
@@ -226,16 +226,10 @@ class BucketInspection:
             inspection.unknown_chunks.append(digest)
         else:
             inspection.left_out_chunks = True
-        is_here = await trio.to_thread.run_sync(self._has_chunk, digest)
+        is_here = await trio.to_thread.run_sync(self._closures.has_chunk, digest)
         remedy = Remedy.COMPARE if is_here else Remedy.DELETE
         beside = "" if is_here else ", the datastore does not have it, and no known snapshot needs it"
         await inspection.report(Difference(key, f"the state does not know it{beside}", remedy))
-
-    def _has_chunk(self, digest: bytes) -> bool:
-        try:
-            return self._tree.chunk_size(digest) is not None
-        except OSError:
-            return False
 
     # --- objects below .cnt
 
@@ -270,7 +264,7 @@ class BucketInspection:
             name = classify(path.encode())
             if isinstance(name, SnapshotFileName) and name.is_manifest:
                 inspection.unknown_snapshots.append(name.snapshot)
-            is_here = await trio.to_thread.run_sync(self._has_content, path)
+            is_here = await trio.to_thread.run_sync(self._closures.has_content, path)
             remedy = Remedy.COMPARE if is_here else Remedy.DELETE
             beside = "" if is_here else ", and the datastore does not have it"
             key = self._bucket.layout.content_key(path)
@@ -282,9 +276,11 @@ class BucketInspection:
         found = await self._fault_of_content(known, pair.stored)
         if found is None or self._content(pair.name) != known:
             return
-        if inspection.corrects and not await self._state.apply(lambda transaction: _doubt_content(transaction, known)):
+        if inspection.corrects and not await self._state.apply(
+            lambda transaction: transaction.contents.doubt_if_still(known)
+        ):
             return
-        is_here = await trio.to_thread.run_sync(self._has_content, known.path)
+        is_here = await trio.to_thread.run_sync(self._closures.has_content, known.path)
         remedy = Remedy.SEND if is_here else Remedy.NONE
         beside = "" if is_here else ", and the datastore has it no more"
         await inspection.report(Difference(self._bucket.layout.content_key(known.path), f"{found}{beside}", remedy))
@@ -316,12 +312,6 @@ class BucketInspection:
         if (len(data), calculate_crc32c(data)) != (known.size, known.crc32c):
             return None
         return calculate_md5(data).hex()
-
-    def _has_content(self, path: str) -> bool:
-        try:
-            return self._tree.exists(path.removesuffix(f"/{NAMESPACE_MARKER_NAME}"))
-        except OSError:
-            return False
 
     # --- what the state did not know
 
@@ -377,7 +367,7 @@ class BucketInspection:
         known = self._state.view(lambda transaction: transaction.snapshots.get(snapshot.path))
         if known is None:
             return
-        digests = await self._digests(snapshot, known)
+        digests = await self._closures.digests(snapshot.path, known.files)
         if digests is not None and digests.among(inspection.lost):
             await inspection.report(_incomplete(self._bucket.layout, snapshot))
 
@@ -385,7 +375,7 @@ class BucketInspection:
         known = self._state.view(lambda transaction: transaction.snapshots.get(snapshot.path))
         if known is None or known.phase not in (SnapshotPhase.COMMITTED, SnapshotPhase.PUBLISHED):
             return
-        digests = await self._digests(snapshot, known)
+        digests = await self._closures.digests(snapshot.path, known.files)
         unconfirmed = await trio.to_thread.run_sync(self._unconfirmed, digests) if digests is not None else None
         if unconfirmed is not None and not unconfirmed:
             return
@@ -400,34 +390,7 @@ class BucketInspection:
         )
 
     def _has_all(self, digests: Digests) -> bool:
-        return all(self._has_chunk(digest) for digest in digests)
-
-    async def _digests(self, snapshot: SnapshotId, known: SnapshotState) -> Digests | None:
-        """Return the chunks that the published indexes need, None if an index can be read nowhere."""
-        digests: list[Digests] = []
-        for name, checksum in known.files.items():
-            if not is_index_name(name):
-                continue
-            path = f"{snapshot.path}/{name}"
-            found = await trio.to_thread.run_sync(self._local_digests, path, name, checksum)
-            if found is None:
-                found = await self._stored_digests(path, name, checksum)
-            if found is None:
-                return None
-            digests.append(found)
-        return await trio.to_thread.run_sync(Digests.union, *digests)
-
-    def _local_digests(self, path: str, name: str, checksum: str) -> Digests | None:
-        try:
-            return digests_of(name, self._tree.read_content(path), checksum)
-        except (OSError, DatastoreError):
-            return None
-
-    async def _stored_digests(self, path: str, name: str, checksum: str) -> Digests | None:
-        try:
-            return await read_digests(self._bucket.store, self._bucket.layout.content_key(path), name, checksum)
-        except UNUSABLE:
-            return None
+        return all(self._closures.has_chunk(digest) for digest in digests)
 
 
 def _chunk_differs(pair: _Pair[ChunkState]) -> bool:
@@ -443,21 +406,6 @@ def _fault(known: ChunkState | ContentState, stored: StoredObject | None) -> str
     if stored.size != known.size:
         return f"the bucket has {stored.size} bytes of it, not {known.size}"
     return None
-
-
-def _doubt_chunk(transaction: StateTransaction, digest: bytes, known: ChunkState) -> bool:
-    now = transaction.chunks.get(digest)
-    if now is None or (now.size, now.crc32c) != (known.size, known.crc32c):
-        return False
-    transaction.chunks.doubt(digest)
-    return True
-
-
-def _doubt_content(transaction: StateTransaction, known: ContentState) -> bool:
-    if transaction.contents.get(known.path) != known:
-        return False
-    transaction.contents.intend([known.path])
-    return True
 
 
 def _published(transaction: StateTransaction) -> list[str]:

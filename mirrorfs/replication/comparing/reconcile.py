@@ -10,10 +10,10 @@ from functools import partial
 
 import trio
 
-from mirrorfs.datastore.names import CHUNKS_NAME, NAMESPACE_MARKER_NAME, GroupId, NamespaceId, SnapshotId
+from mirrorfs.datastore.names import CHUNKS_NAME, GroupId, NamespaceId, SnapshotId
 from mirrorfs.datastore.tree import ChunkFiles, Tree, Unreadable
 from mirrorfs.replication.work.commits import CommittedState
-from mirrorfs.replication.work.items import ChunkItem, Item, SubtreeItem, item_of, item_of_problem, problem_name
+from mirrorfs.replication.work.items import ChunkItem, Item, SubtreeItem, item_of_content, item_of_problem, problem_name
 from mirrorfs.replication.work.problems import CannotMirror, Problems
 from mirrorfs.replication.work.worklist import UNSEEN, Worklist
 from mirrorfs.state.chunks import ChunkState
@@ -24,7 +24,6 @@ _CHUNK_DIRECTORIES = 65536
 # Directories looked at in one visit to a worker thread: enough to make the visit cheap, few enough to stay responsive.
 _DIRECTORIES_AT_ONCE = 256
 _ALL = sys.maxsize
-_NAMESPACE_MARKER = f"/{NAMESPACE_MARKER_NAME}"
 
 _chunk_directory = re.compile(rf"{re.escape(CHUNKS_NAME)}/([0-9a-f]{{4}})")
 
@@ -267,8 +266,6 @@ def _known_items(transaction: StateTransaction, path: str) -> Iterator[Item]:
     for snapshot, _ in transaction.snapshots.below(path):
         yield SnapshotId.parse(snapshot)
     for content in transaction.contents.below(path):
-        item = item_of(content.path.removesuffix(_NAMESPACE_MARKER).encode())
-        if content.path.endswith(_NAMESPACE_MARKER):
-            item = NamespaceId.parse(content.path.removesuffix(_NAMESPACE_MARKER))
+        item = item_of_content(content.path)
         if item is not None:
             yield item

@@ -8,6 +8,6 @@ way of a publication is taken out by whoever is handed in as `publication.Remova
 what a snapshot has no more beside its listed files, and the owner, notes and markers that nothing needs.
 
 Read `publication` (a snapshot, from its manifest on), `chunks` (one chunk: sent, replaced, pinned), `references` (who
-needs which chunk), `replica` (one object below `.cnt`), `groups` (owner, notes and namespaces), `outlook` (what each
-of them would do, told without doing it).
+needs which chunk), `replica` (one object below `.cnt`), `groups` (owner, notes and namespaces), `closures` (what a
+snapshot in the bucket needs), `outlook` (what each of them would do, told without doing it).
 """

@@ -63,6 +63,7 @@ class ChunkMirror:
         self._look_again = look_again
         self._kept_by_pins: set[bytes] = set()
         self._busy = Exclusion[bytes]()
+        self._distrusted: set[bytes] = set()
         self._pins: list[Digests] = []
         self._in_memory = trio.CapacityLimiter(parallel)
 
@@ -152,6 +153,36 @@ class ChunkMirror:
                 return True
             return _stays(file, known) or self._is_kept_by_pin(digest)
 
+    async def distrust(self, digest: bytes, known: ChunkState) -> bool:
+        """Say that a chunk's object was read and is damaged or gone, if it is still as `known`; tells whether it is.
+
+        From then on it counts as not confirmed, and whoever sends it does so whatever the store tells of it.
+        """
+        async with self._busy.hold(digest):
+            if not await self._state.apply(lambda transaction: transaction.chunks.doubt_if_still(digest, known)):
+                return False
+            reach("chunk.doubted")
+            self._distrusted.add(digest)
+            return True
+
+    async def confirm_if_sound(self, digest: bytes) -> bool:
+        """Have the object of a chunk that is not confirmed confirmed if it is sound; tells whether it is.
+
+        Raises:
+            StoreError: the store refuses to be read.
+        """
+        async with self._busy.hold(digest):
+            known = self._known(digest)
+            return known is not None and (known.confirmed or await self._confirm_object(digest))
+
+    def local_fault(self, digest: bytes) -> str | None:
+        """Say why the datastore cannot give the chunk, None if it has it good. Blocks for the disk."""
+        try:
+            self._read(digest)
+        except CannotMirror as failure:
+            return failure.reason
+        return None
+
     def outlook(self, digest: bytes) -> Forecast | None:
         """Tell what `settle` would do, as far as that can be told without reading the chunk; None if nothing.
 
@@ -204,7 +235,7 @@ class ChunkMirror:
         if known is None:
             reach("chunk.before-intention")
             await self._state.apply(lambda transaction: transaction.chunks.intend([digest]))
-        elif not known.confirmed and await holds(self._bucket.store, key, data):
+        elif not known.confirmed and digest not in self._distrusted and await holds(self._bucket.store, key, data):
             await self._confirm(digest, len(data), checksum)
             return
         elif self._bucket.store.capabilities.copies and (
@@ -270,6 +301,7 @@ class ChunkMirror:
 
     async def _confirm(self, digest: bytes, size: int, checksum: int) -> None:
         await self._state.apply(lambda transaction: transaction.chunks.confirm(digest, size, checksum))
+        self._distrusted.discard(digest)
         reach("chunk.recorded")
 
     async def _confirm_object(self, digest: bytes) -> bool:

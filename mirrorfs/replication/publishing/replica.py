@@ -17,6 +17,7 @@ from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.ownership import Ownership
 from mirrorfs.replication.work.stored import read_manifest
+from mirrorfs.state.contents import ContentState
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Replica:
         self._bucket = bucket
         self._state = state
         self._ownership = ownership
+        self._distrusted: set[str] = set()
 
     async def put(self, path: str, data: Content, *, same_as: str | None = None) -> None:
         """Have the object of datastore path `path` equal `data`, confirmed; does nothing where it does.
@@ -42,7 +44,8 @@ class Replica:
             return
         known = self._state.view(lambda transaction: transaction.contents.get(path))
         key = self._bucket.layout.content_key(path)
-        there = known is not None and not known.confirmed and await holds(self._bucket.store, key, data)
+        is_doubted = known is not None and not known.confirmed and path not in self._distrusted
+        there = is_doubted and await holds(self._bucket.store, key, data)
         if not there:
             await self._state.apply(lambda transaction: transaction.contents.intend([path]))
             reach("content.before-put")
@@ -52,7 +55,18 @@ class Replica:
         await self._state.apply(
             lambda transaction: transaction.contents.confirm(path, len(data), calculate_crc32c(data))
         )
+        self._distrusted.discard(path)
         reach("content.recorded")
+
+    async def distrust(self, known: ContentState) -> bool:
+        """Say that an object was read and is damaged or gone, if it is still as `known`; tells whether it is.
+
+        From then on it counts as not confirmed, and `put` puts it whatever the store tells of it.
+        """
+        if not await self._state.apply(lambda transaction: transaction.contents.doubt_if_still(known)):
+            return False
+        self._distrusted.add(known.path)
+        return True
 
     async def _copy(self, source: str | None, key: str, data: Content) -> bool:
         if source is None or not self._bucket.store.capabilities.copies or not self.is_confirmed(source, data):

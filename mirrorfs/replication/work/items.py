@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mirrorfs.datastore.names import (
     CHUNKS_NAME,
+    NAMESPACE_MARKER_NAME,
     ChunkName,
     ForeignName,
     GroupDirectoryName,
@@ -26,6 +27,9 @@ from mirrorfs.datastore.names import (
     classify,
     topmost_foreign,
 )
+
+# No datastore has such a directory: ".", "/" and blanks are in no name of PBS's.
+_IN_BUCKET = "in the bucket: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,12 @@ def item_of_name(name: Name, path: bytes) -> Item | None:
             return None
 
 
+def item_of_content(path: str) -> Item | None:
+    """Return the item to which an object below `.cnt` belongs, by its datastore path."""
+    namespace = path.removesuffix(f"/{NAMESPACE_MARKER_NAME}")
+    return item_of(path.encode()) if namespace == path else NamespaceId.parse(namespace)
+
+
 def _foreign_item(path: bytes) -> ForeignItem | None:
     """A foreign directory counts once, with all that stands in it, as it does when the tree is listed."""
     if path.partition(b"/")[0] == CHUNKS_NAME.encode():
@@ -105,8 +115,21 @@ def problem_name(item: Item) -> str:
             return item.path
 
 
+def name_in_bucket(path: str) -> str:
+    """Return the name under which it is noted that the object of a datastore path is damaged, and cannot be mended."""
+    return f"{_IN_BUCKET}{path}"
+
+
+def path_in_bucket(name: str) -> str | None:
+    """Return the datastore path of an object of which that is noted under `name`, None for any other name."""
+    path = name.removeprefix(_IN_BUCKET)
+    return None if path == name else path
+
+
 def item_of_problem(name: str) -> Item | None:
-    """Return the item whose handling tells whether a problem still stands."""
+    """Return the item whose handling tells whether a problem still stands; None where handling nothing tells."""
+    if path_in_bucket(name) is not None:
+        return None
     if name.endswith("/"):
         return SubtreeItem(name.removesuffix("/"))
     path = os.fsencode(name)

@@ -372,6 +372,15 @@ class Worklist:
         """Wait until some item has been handled, or `notify` is called."""
         await self._changed.wait()
 
+    async def idle(self) -> None:
+        """Wait until nothing is listed or being handled; removals do not count."""
+        while self._listed() > 0:
+            await self.changed()
+
+    def is_listed(self, item: Item) -> bool:
+        """Tell whether an item is listed or being handled."""
+        return item in self._active or item in self._again or item in self._lane(item).waiting
+
     def oldest_sequence(self) -> int | None:
         """Return the oldest journal sequence not dealt with, None if none is outstanding."""
         return self._outstanding.oldest()

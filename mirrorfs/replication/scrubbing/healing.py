@@ -1,0 +1,58 @@
+"""What somebody else has found to be damaged in the bucket is sent again now: `mirrorfs heal --bucket`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mirrorfs.concurrency import for_each
+from mirrorfs.replication.scrubbing.examination import Examination, Fault
+from mirrorfs.replication.scrubbing.losses import Losses
+
+_NOT_SENT = "it could not be sent; see 'mirrorfs status'"
+
+
+@dataclass(slots=True)
+class Healing:
+    """What came of it: paths of objects that were sent again (or would be), that are good after all, and that are lost,
+    those with the reason.
+    """
+
+    healed: list[str] = field(default_factory=list)
+    good: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+
+
+async def heal_objects(
+    examination: Examination, losses: Losses, paths: Sequence[str], *, parallel: int, dry_run: bool = False
+) -> Healing:
+    """Look at the objects of these datastore paths, and have those that are not sound sent again.
+
+    With `dry_run` nothing is changed; what the datastore has good would be sent.
+
+    Raises:
+        StoreError: the store refuses to be read.
+    """
+    healing = Healing()
+    faults: list[Fault] = []
+
+    async def look(path: str) -> None:
+        fault = await examination.examine(path)
+        if fault is None:
+            healing.good.append(path)
+        else:
+            faults.append(fault)
+
+    await for_each(dict.fromkeys(paths), look, parallel)
+    if dry_run:
+        left = [fault for fault in faults if await examination.obstacle(fault.path) is not None]
+    else:
+        left = await examination.mend(faults) if faults else []
+        await losses.note(left)
+    for fault in faults:
+        if fault in left:
+            obstacle = await examination.obstacle(fault.path)
+            healing.lost[fault.path] = f"{fault.reason}; {obstacle or _NOT_SENT}"
+        else:
+            healing.healed.append(fault.path)
+    return healing
