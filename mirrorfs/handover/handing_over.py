@@ -159,8 +159,8 @@ def _describe_damage(report: VerificationReport, address: StoreAddress) -> str:
     first = report.damages[0]
     return (
         f"Not everything at {address} can be restored: {first.path}: {first.reason}; {len(report.damaged_snapshots)} "
-        f"snapshots are damaged ('mirrorfs verify {address}' lists all). Have the mirror send it again ('mirrorfs "
-        "reconcile --deep'), or give --despite-damage"
+        f"snapshots are damaged ('mirrorfs verify {address}' lists all). Have the mirror send it again ('mirrorfs heal "
+        "--bucket'), or give --despite-damage"
     )
 
 
