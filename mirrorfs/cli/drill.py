@@ -15,6 +15,7 @@ import click
 import rich.filesize
 import trio
 
+from mirrorfs.cli.bucket_reading import parallel_option
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
 from mirrorfs.cli.options import store_options
@@ -70,9 +71,7 @@ Result = TypeVar("Result")
     help="One group after the other, each by itself: those never drilled first, then those drilled longest ago.",
 )
 @click.option("--turns", type=click.IntRange(min=1), metavar="N", help="With --full: end after N groups.")
-@click.option(
-    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="How many objects to fetch at a time."
-)
+@parallel_option("objects")
 @click.option("--json", "as_json_", envvar="MIRRORFS_DRILL_JSON", is_flag=True, help="Print the report as JSON.")
 @store_options
 def command(

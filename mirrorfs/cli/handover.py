@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 import click
-import trio
 
+from mirrorfs.cli.bucket_reading import Stores, parallel_option, run_with_stores
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.verify import shown_progress
@@ -18,19 +18,12 @@ from mirrorfs.handover.commands import pbs_commands, problem_with_endpoint
 from mirrorfs.handover.errors import HandoverRefused
 from mirrorfs.handover.handing_over import HandedOver, Wishes, hand_over
 from mirrorfs.objectstore.client import S3Client
-from mirrorfs.objectstore.errors import StoreError
-from mirrorfs.objectstore.retry import Patience
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say
-from mirrorfs.recovery.errors import RestoreError
 from mirrorfs.replay.source import NothingThere, Source, find_place
 from mirrorfs.replication.control import ask
-from mirrorfs.replication.ownership.claim import ClaimUnreadable
 from mirrorfs.supervision.registry import RunningMount, running_mounts, state_directory_of
 
-_LISTING_PATIENCE = Patience(total=10.0)
-_PATIENCE = Patience(ceiling=30.0, total=600.0)
 _STATUS_SECONDS = 5.0
 _NAMED = 10
 
@@ -51,9 +44,7 @@ _NAMED = 10
     help="Remove what mirrorfs keeps there for itself, deleted snapshots among it; not the claim.",
 )
 @click.option("--dry-run", is_flag=True, help="Check, and print the commands; change nothing.")
-@click.option(
-    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="How many objects to read at a time."
-)
+@parallel_option("objects")
 @store_options
 def command(
     address: StoreAddress,
@@ -164,29 +155,24 @@ def _run(
 
     progress = shown_progress()
 
-    async def run() -> HandedOver:
-        return await hand_over(
-            ObjectStore(client, parallelism=parallel, patience=_PATIENCE),
+    def run(stores: Stores) -> Awaitable[HandedOver]:
+        return hand_over(
+            stores.reading,
             address,
             wishes,
             stop_mirrors=stop_mirrors,
             observer=progress,
-            listing_store=ObjectStore(client, patience=_LISTING_PATIENCE),
+            listing_store=stores.listing,
             parallelism=parallel,
         )
 
-    interruptions: list[BaseException] = []
-    try:
-        with progress.shown():
-            try:
-                return trio.run(run)
-            except* KeyboardInterrupt as group:
-                interruptions.extend(group.exceptions)
-    except (HandoverRefused, RestoreError, ClaimUnreadable) as error:
-        raise Failure(str(error)) from None
-    except StoreError as error:
-        raise Failure(f"{error} Give the same command again to go on.") from None
-    raise Failure("Interrupted. Give the same command again to go on.")
+    return run_with_stores(
+        client,
+        parallel,
+        run,
+        shown=progress.shown(),
+        going_on=lambda: " Give the same command again to go on.",
+    )
 
 
 def _tell(found: HandedOver, address: StoreAddress, wishes: Wishes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import rich.filesize
 
-from mirrorfs.cli.bucket_reading import Stores, read_bucket
+from mirrorfs.cli.bucket_reading import Stores, parallel_option, read_bucket
 from mirrorfs.cli.errors import require_root
 from mirrorfs.cli.heal_bucket import heal_bucket
 from mirrorfs.cli.heal_progress import Progress, shown_progress
@@ -55,9 +55,7 @@ class _Order:
 @click.option("--bucket", is_flag=True, help="The other way round: send again what the bucket has lost.")
 @selection_options("heal", renamed=False)
 @click.option("--dry-run", is_flag=True, help="Change nothing; tell what is damaged, and what the bucket has of it.")
-@click.option(
-    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="How many chunks to read at a time."
-)
+@parallel_option("chunks")
 @click.option("--json", "as_json", envvar="MIRRORFS_HEAL_JSON", is_flag=True, help="Print JSON at the end.")
 @store_options
 def command(

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import rich.filesize
 
-from mirrorfs.cli.bucket_reading import Stores, read_bucket
+from mirrorfs.cli.bucket_reading import Stores, parallel_option, read_bucket
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.mounted import writable_datastore
 from mirrorfs.cli.options import StoreURL, store_options
@@ -67,9 +67,7 @@ class _Order:
     metavar="USER:GROUP",
     help="Whom the files shall belong to, by names or numbers.  [default: backup:backup where that user exists]",
 )
-@click.option(
-    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="How many objects to fetch at a time."
-)
+@parallel_option("objects")
 @click.option("--bandwidth-limit", type=Rate(), metavar="RATE", help="Read at most so many bytes a second: 500k, 20M.")
 @click.option(
     "--json", "as_json", envvar="MIRRORFS_RESTORE_JSON", is_flag=True, help="Print what was done as JSON at the end."

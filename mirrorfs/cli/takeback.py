@@ -5,26 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import click
-import trio
 
+from mirrorfs.cli.bucket_reading import Stores, parallel_option, read_bucket
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.datastore.names import CHUNKS_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.handover.errors import HandoverRefused
 from mirrorfs.handover.taking_back import Comparison, Standing, compare, is_here, look, take_back
-from mirrorfs.objectstore.client import S3Client
-from mirrorfs.objectstore.errors import StoreError
-from mirrorfs.objectstore.retry import Patience
-from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say
-from mirrorfs.replication.ownership.claim import ClaimUnreadable
-
-_LISTING_PATIENCE = Patience(total=10.0)
-_PATIENCE = Patience(ceiling=30.0, total=600.0)
 
 
 @click.command("takeback", short_help="Take a bucket back that a Proxmox Backup Server has had.")
@@ -41,9 +34,7 @@ _PATIENCE = Patience(ceiling=30.0, total=600.0)
     help="Also if a PBS still uses it, as the object .in-use says: that server is gone for good.",
 )
 @click.option("--dry-run", is_flag=True, help="Compare only; change nothing.")
-@click.option(
-    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="How many objects to read at a time."
-)
+@parallel_option("objects")
 @store_options
 def command(
     address: StoreAddress,
@@ -70,35 +61,26 @@ def command(
 
     Exit codes: 0 it is taken back, or (--dry-run) could be; 1 it is not; 2 wrong usage.
     """
-    client = S3Client(address.bucket, store, parallelism=parallel)
 
-    async def run() -> None:
-        impatient = ObjectStore(client, patience=_LISTING_PATIENCE)
-        patient = ObjectStore(client, parallelism=parallel, patience=_PATIENCE)
-        standing = await look(impatient, address, overwrite_in_use=overwrite_in_use)
+    async def run(stores: Stores) -> None:
+        standing = await look(stores.listing, address, overwrite_in_use=overwrite_in_use)
         path = _datastore(datastore, standing, address)
         root = _open_datastore(path)
         try:
-            comparison = await compare(patient, address, Tree(root), parallelism=parallel)
+            comparison = await compare(stores.reading, address, Tree(root), parallelism=parallel)
         finally:
             os.close(root)
         _tell(comparison, address, path)
         if not dry_run:
-            await take_back(patient, address, standing)
+            await take_back(stores.reading, address, standing)
         _conclude(address, path, standing, dry_run=dry_run)
 
-    interruptions: list[BaseException] = []
     try:
-        try:
-            trio.run(run)
-        except* KeyboardInterrupt as group:
-            interruptions.extend(group.exceptions)
-    except (HandoverRefused, ClaimUnreadable, StoreError) as error:
-        raise Failure(str(error)) from None
+        read_bucket(
+            address, store, parallel, run, shown=nullcontext(), going_on=lambda: " Give the same command again."
+        )
     except OSError as error:
         raise Failure(f"cannot read the datastore: {error}") from error
-    if interruptions:
-        raise Failure("Interrupted. Give the same command again.")
 
 
 def _datastore(given: str | None, standing: Standing, address: StoreAddress) -> str:

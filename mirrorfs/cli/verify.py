@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import rich.filesize
 
-from mirrorfs.cli.bucket_reading import Stores, read_bucket
+from mirrorfs.cli.bucket_reading import Stores, parallel_option, read_bucket
 from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
 from mirrorfs.cli.options import store_options
 from mirrorfs.cli.restore_progress import duration
@@ -59,9 +59,7 @@ _COLUMNS = (
 )
 @selection_options("verify")
 @click.option("--deleted", is_flag=True, help="Snapshots that were removed and are still kept, not published ones.")
-@click.option(
-    "--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="How many objects to read at a time."
-)
+@parallel_option("objects")
 @click.option("--json", "as_json", envvar="MIRRORFS_VERIFY_JSON", is_flag=True, help="Print JSON instead of a table.")
 @store_options
 def command(
