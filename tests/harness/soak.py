@@ -19,6 +19,7 @@ from tests.harness import (  # noqa: F401 - what is imported can be drawn
     hostile_user,
     identity_accidents,
     prefix_accidents,
+    rotten_bucket,
 )
 from tests.harness.accidents import any_accident
 from tests.harness.machine import WorldEnded

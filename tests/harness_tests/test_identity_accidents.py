@@ -17,6 +17,7 @@ from tests.harness.identity_accidents import (
 )
 from tests.harness.operations import run_backup
 from tests.harness.prefix_accidents import server_that_claims_collects_and_leaves, take_over_while_running
+from tests.harness.rotten_bucket import rot_in_the_bucket
 from tests.harness.soak import MEMORY
 from tests.harness.statistics import Statistics
 from tests.harness.world import World, WorldSettings
@@ -41,6 +42,7 @@ def base() -> Iterator[Path]:
         rollback,
         take_over_while_running,
         server_that_claims_collects_and_leaves,
+        rot_in_the_bucket,
     ],
 )
 def test_it_happens_and_nothing_is_violated(
