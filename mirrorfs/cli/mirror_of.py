@@ -68,6 +68,35 @@ class MirrorOfDatastore(click.Command):
         return super().parse_args(ctx, args)
 
 
+class SettingsOfDatastore(click.Command):
+    """A command with an option for the `datastore` that does without its mount, but takes what the settings file of the
+    datastore says; options that are given win over that.
+
+    Where another `address` is given than the file has, the file's store is not the one that is meant. An address that
+    need not be given is not taken from there: that none is given has a meaning of its own.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the settings file before the arguments are checked."""
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        datastore = given.get("datastore")
+        if isinstance(datastore, str):
+            file = settings_file(real_path(named_datastore(datastore)))
+            known = {} if file is None else file_settings(file, mount.command)
+            ctx.default_map = {**(ctx.default_map or {}), **self._of_use(known, given.get("address"))}
+        return super().parse_args(ctx, args)
+
+    def _of_use(self, known: dict[str, Any], address: object) -> dict[str, Any]:
+        takes = {parameter.name: parameter for parameter in self.params}
+        if address is not None and address != known.get("address"):
+            takes = {name: parameter for name, parameter in takes.items() if name not in _STORE_OPTIONS}
+        return {
+            name: value
+            for name, value in known.items()
+            if name in takes and (name != "address" or takes[name].required)
+        }
+
+
 def _known_of(datastore: str) -> dict[str, Any]:
     try:
         path = locate(named_datastore(datastore))

@@ -13,9 +13,11 @@ import click
 import rich.filesize
 
 from mirrorfs.cli.errors import Failure
+from mirrorfs.cli.mirror_of import SettingsOfDatastore
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.retention_options import retention_options
 from mirrorfs.cli.screen import Bar
+from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import begin_log, say
@@ -28,9 +30,9 @@ _NAMED = 10
 _NOISY = ("boto3", "botocore", "urllib3", "s3transfer")
 
 
-@click.command("run", short_help="Bring a bucket up to date without a mount.")
+@click.command("run", cls=SettingsOfDatastore, short_help="Bring a bucket up to date without a mount.")
 @click.argument("state_dir", metavar="STATE_DIR", type=PATH)
-@click.option("--datastore", required=True, type=PATH, metavar="DIR", help="The datastore, wherever it lies now.")
+@click.option("--datastore", required=True, type=DATASTORE, metavar="DIR", help="The datastore, wherever it lies now.")
 @click.option(
     "--to",
     "address",
@@ -97,7 +99,8 @@ def run(
     or a copy. Nobody may change the datastore meanwhile. What a mount would do at its start is done, by the same code:
     the journal's names are dealt with from where the mount was (or --from, or --all), then the whole datastore is
     compared with what the bucket is known to hold. What is gone from the datastore is removed from the bucket: give the
-    --retention options that the mount had.
+    --retention options that the mount had, if they do not stand in the settings file of DIR in /etc/mirrorfs. What
+    stands there holds here too, the store's options only for the bucket that is named there.
 
     The bucket may be another one than the mount's, or an empty one: then the state for it lies in STATE_DIR/replay-...,
     and goes on there when the command is given again. It may be interrupted, and killed, at any time: the same command
