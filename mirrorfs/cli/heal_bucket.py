@@ -1,23 +1,33 @@
-"""`mirrorfs heal --bucket`: what a bucket has lost is sent again by the mirror of the datastore that has it."""
+"""`mirrorfs heal --bucket`: what a bucket has lost is sent again from the datastore that has it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+import subprocess
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import rich.filesize
 
+from mirrorfs import interpreter
 from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.mounted import require_serving
+from mirrorfs.cli.mounted import lingering_at, require_serving
+from mirrorfs.cli.replay_run import shown_progress as run_progress
+from mirrorfs.cli.replay_run import told_errors
 from mirrorfs.cli.restore_progress import count
 from mirrorfs.cli.verify import MOST_SHOWN, cost_of, shown_progress, verified
+from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
-from mirrorfs.output import say, say_json
+from mirrorfs.output import begin_log, say, say_json
 from mirrorfs.recovery.selection import Selection
 from mirrorfs.recovery.source import View
 from mirrorfs.recovery.verification import Damage, Depth, VerificationReport
+from mirrorfs.replay.run import Replay, ReplaySettings
 from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.engine import Engine
+from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.supervision.registry import state_directory_of
+from mirrorfs.supervision.settings import MountSettings
 
 # A question to the uploader is one line of 64 KiB at most.
 _BYTES_A_QUESTION = 32 * 1024
@@ -31,6 +41,11 @@ class _Outcome:
     healed: list[Damage] = field(default_factory=list)
     lost: list[tuple[Damage, str]] = field(default_factory=list)
 
+    def take(self, damages: Sequence[Damage], healed: Collection[str], lost: Mapping[str, str]) -> None:
+        """Sort damages by what has become of their paths; those in neither are good after all, or needed no more."""
+        self.healed += [damage for damage in damages if damage.path in healed]
+        self.lost += [(damage, lost[damage.path]) for damage in damages if damage.path in lost]
+
 
 def heal_bucket(
     path: str,
@@ -42,15 +57,26 @@ def heal_bucket(
     store: StoreOptions,
     as_json: bool,
 ) -> bool:
-    """Read what the bucket at `address` holds, have the mirror mounted at `path` send again what is damaged, and tell.
+    """Read what the bucket at `address` holds, have what is damaged sent again, and tell: by the mirror mounted at
+    `path`, or, if none is, as that would do it after its start.
 
     Returns whether nothing stays damaged. Raises Failure.
     """
-    require_serving(path, if_absent="only its mirror sends to the bucket, so mount it first")
+    is_mounted = condition_of(path) is not Condition.ABSENT or lingering_at(path) is not None
+    if is_mounted:
+        require_serving(path)
+    elif dry_run:
+        raise Failure(
+            f"{path} is not mounted, and only its mirror can tell what it would send; 'mirrorfs verify --deep' tells "
+            "what is damaged"
+        )
     report = verified(address, selection, View(), _EVERYTHING, None, parallel, store, shown_progress())
     outcome = _Outcome()
-    for damages in _questions(report.damages):
-        _ask(path, damages, outcome, dry_run=dry_run)
+    if is_mounted:
+        for damages in _questions(report.damages):
+            _ask(path, damages, outcome, dry_run=dry_run)
+    elif report.damages:
+        _send_without_mount(path, address, store, report.damages, outcome)
     if as_json:
         say_json(_as_json(path, address, report, outcome, dry_run=dry_run), indent=2)
     else:
@@ -84,11 +110,37 @@ def _ask(path: str, damages: list[Damage], outcome: _Outcome, *, dry_run: bool) 
         ) from None
     if "error" in answer:
         raise Failure(f"nothing more was sent: {answer['error']}")
-    for damage in damages:
-        if damage.path in answer["lost"]:
-            outcome.lost.append((damage, str(answer["lost"][damage.path])))
-        elif damage.path in answer["healed"]:
-            outcome.healed.append(damage)
+    outcome.take(damages, answer["healed"], answer["lost"])
+
+
+def _send_without_mount(
+    path: str, address: StoreAddress, store: StoreOptions, damages: Sequence[Damage], outcome: _Outcome
+) -> None:
+    settings = replace(_settings_of_mount(path, address), bucket=address.bucket, prefix=address.prefix, store=store)
+
+    async def send(engine: Engine) -> None:
+        healing = await engine.mirror.heal_bucket([damage.path for damage in damages], dry_run=False)
+        outcome.take(damages, healing.healed, healing.lost)
+
+    begin_log("heal", verbose=False)
+    shown = run_progress()
+    with told_errors(), Replay(settings.state_directory, ReplaySettings(settings), shown.tell) as run, shown.shown():
+        run.run(then=send)
+
+
+def _settings_of_mount(path: str, address: StoreAddress) -> UploaderSettings:
+    """Return what a mount of the datastore would be told, by its settings file and the environment."""
+    arguments = ("mount", path, "--to", str(address), "--show-settings", os.getcwd())
+    done = subprocess.run(
+        interpreter.command("mirrorfs.cli", *arguments),
+        env=interpreter.environment(),
+        cwd=interpreter.WORKING_DIRECTORY,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Failure(done.stderr.decode(errors="replace").strip())
+    return MountSettings.decode(done.stdout).uploader
 
 
 def _tell(report: VerificationReport, outcome: _Outcome, *, dry_run: bool) -> None:

@@ -138,8 +138,8 @@ def run(
     begin_log("replay", verbose=verbose)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    shown = _Bar() if sys.stderr.isatty() else _Lines()
-    with _told(shown), Replay(state_dir, settings, shown.tell) as replay:
+    shown = shown_progress()
+    with told_errors(), Replay(state_dir, settings, shown.tell) as replay:
         with shown.shown():
             outcome = replay.run()
         damage = describe_damage(replay.source)
@@ -147,7 +147,7 @@ def run(
 
 
 @contextmanager
-def _told(shown: _Lines) -> Iterator[None]:
+def told_errors() -> Iterator[None]:
     """Turn what ended a run into a Failure that says how to go on."""
     going_on = "What is mirrored stays; give the same command again to go on."
     try:
@@ -185,7 +185,12 @@ def _conclude(outcome: Outcome, address: StoreAddress, damage: list[str]) -> Non
         raise Failure(*lines)
 
 
-class _Lines:
+def shown_progress() -> Lines:
+    """Return what shows how far a run is, as suits standard error."""
+    return _Bar() if sys.stderr.isatty() else Lines()
+
+
+class Lines:
     """For logs and pipes: a line now and then."""
 
     def __init__(self) -> None:
@@ -203,7 +208,7 @@ class _Lines:
             say(f"{progress.phase}: {_describe(progress)}", err=True)
 
 
-class _Bar(_Lines):
+class _Bar(Lines):
     """For terminals: a bar that counts records of the journal."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -263,8 +263,8 @@ class Replay:
             return replace(new, mirror_id=before.mirror_id)
         return new
 
-    def run(self) -> Outcome:
-        """Bring the bucket up to date.
+    def run(self, then: Callable[[Engine], Awaitable[None]] | None = None) -> Outcome:
+        """Bring the bucket up to date, and do with the engine what is to be done `then`.
 
         Raises:
             ReplayRefused: the bucket is somebody else's, or the datastore looks as if it were not the one.
@@ -274,13 +274,13 @@ class Replay:
         """
         try:
             with _single_errors(self.directory.state) as damage:
-                return trio.run(self._run)
+                return trio.run(self._run, then)
         except BucketLost as error:
             raise ReplayEnded(f"{error}. Run it again") from error
         set_state_aside(self.directory, str(damage[0]))
         raise ReplayEnded(f"{damage[0]}. It has been set aside; a new one is built from the bucket by the next run")
 
-    async def _run(self) -> Outcome:
+    async def _run(self, then: Callable[[Engine], Awaitable[None]] | None) -> Outcome:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._state.run)
             nursery.start_soon(self._keep_telling)
@@ -288,6 +288,8 @@ class Replay:
             try:
                 await self._begin(nursery)
                 await self._work()
+                if then is not None:
+                    await then(self._engine)
             except (StoreError, ClaimUnreadable) as error:
                 raise ReplayEnded(str(error)) from error
             except ClaimRefused as error:

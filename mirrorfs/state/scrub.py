@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from mirrorfs.database.errors import DatabaseCorrupt
 from mirrorfs.state.entries import META, Entries, fields_form
 
 if TYPE_CHECKING:
@@ -69,11 +68,9 @@ class ScrubRecords:
         self._entries = Entries(transaction, databases[META], _FORM)
 
     def position(self) -> ScrubPosition | None:
-        """Tell how far the scrub is, None if it was never begun. Raises DatabaseCorrupt."""
+        """Tell how far the scrub is, None if it was never begun, or by a version that had other parts."""
         found = self._entries.get(_KEY)
-        if found is not None and (len(found.read_at) != PARTS or not 0 <= found.part < PARTS):
-            raise DatabaseCorrupt("the state's entry for the scrub is damaged")
-        return found
+        return found if found is not None and len(found.read_at) == PARTS else None
 
     def set_position(self, position: ScrubPosition) -> None:
         """Note how far the scrub is."""

@@ -83,7 +83,6 @@ class Examination:
         known = self._chunk(digest)
         if known is None or not (known.confirmed or known.references):
             return None
-
         try:
             data = await read_chunk(self._reader, self._bucket.layout.chunk_key(digest), digest)
             if known.confirmed:
@@ -129,7 +128,7 @@ class Examination:
             is_left = items[fault] is None and isinstance(fault.known, ContentState)
             if is_left or self.is_in_doubt(fault.path):
                 left.append(fault)
-            else:
+            elif items[fault] is not None:
                 log.warning("%s has been sent again: %s", fault.path, fault.reason)
         return left
 

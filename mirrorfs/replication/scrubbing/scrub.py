@@ -88,8 +88,8 @@ class Scrub:
                 position = position.advanced(name, min(due, self._now()))
                 await self._keep(position)
             if not names:
-                if not self._objects():
-                    await trio.sleep(_LONGEST_SLEEP)
+                while not self._objects():
+                    await self._worklist.changed()
                 position = position.at_next_part(self._now())
                 await self._keep(position)
 

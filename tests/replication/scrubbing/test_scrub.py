@@ -289,6 +289,14 @@ async def test_it_goes_on_where_it_was(world: World) -> None:
     assert read[0] == chunk_key("b")
 
 
+async def test_it_begins_as_soon_as_there_is_anything(world: World) -> None:
+    async with world.running() as running, scrubbing(running) as scrub:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        world.datastore.back_up(FIRST, ["a"])
+        running.changed(chunk_path(digest_of("a")), f"{FIRST}/{MANIFEST}")
+        await until(lambda: scrub.answer()["objects"] > 0)
+
+
 async def test_off_it_reads_nothing(world: World) -> None:
     await fill(world)
     async with world.running() as running:
