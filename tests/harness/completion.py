@@ -19,11 +19,17 @@ _UNTIL_REQUEST_SECONDS = 30.0
 
 
 class Completion:
-    """For a mirror that no fault befalls any more. It gets `seconds` each time to become done."""
+    """For a mirror that no fault befalls any more. It gets `seconds` each time to become done.
 
-    def __init__(self, machine: Machine, administrator: Administrator, statistics: Statistics, seconds: float) -> None:
+    It may lock what it stores for `locked_for` seconds, and then does not ask for it sooner.
+    """
+
+    def __init__(
+        self, machine: Machine, administrator: Administrator, statistics: Statistics, seconds: float, locked_for: float
+    ) -> None:
         self._machine, self._mirror = machine, machine.mirror
         self._administrator, self._statistics, self._seconds = administrator, statistics, seconds
+        self._until_asked_again = _UNTIL_ASKED_AGAIN + locked_for
 
     def reach(self) -> str | None:
         """Wait, and do what has to be done; None, or what the mirror says of why it is not done.
@@ -61,12 +67,12 @@ class Completion:
     def _ask_again_what_was_refused(self) -> None:
         """Nothing is refused any more, but the mirror asks only when its clock says that it is time.
 
-        While its clock is an hour ahead no store takes its requests, so the clock is right again as soon as one was
+        While its clock is so far ahead no store takes its requests, so the clock is right again as soon as one was
         made; each time at least one thing that was refused is asked for again.
         """
         refused = self._administrator.refused()
         for _ in range(_TIMES_TO_ASK_AGAIN):
-            self._machine.clock.jump_to(_UNTIL_ASKED_AGAIN)
+            self._machine.clock.jump_to(self._until_asked_again)
             reconciling = threading.Thread(target=self._mirror.reconcile)
             reconciling.start()
             self._wait_for_a_request(reconciling)
@@ -78,7 +84,7 @@ class Completion:
                 break
         self._statistics.checks["refused deletions asked for again"] += 1
         self._statistics.violate(
-            f"P2 {refusal['name']}: not deleted an hour after it was refused: {refusal['reason']}"
+            f"P2 {refusal['name']}: not deleted when an hour and its lock were over: {refusal['reason']}"
             for refusal in refused
         )
 

@@ -124,7 +124,13 @@ class World:
         self.administrator = Administrator(
             self.mirror, self.model, self._route.bucket(), self.statistics, self.auditor.seen_published
         )
-        self._completion = Completion(self._machine, self.administrator, self.statistics, settings.convergence_seconds)
+        self._completion = Completion(
+            self._machine,
+            self.administrator,
+            self.statistics,
+            settings.convergence_seconds,
+            self.retention.lock_for or 0.0,
+        )
         self._restores = Restores(self.mirror, self.auditor, self.look, base / "restored", self.statistics)
         self.mount()
 
