@@ -14,7 +14,17 @@ import json
 import logging
 import sys
 import threading
+from datetime import UTC, datetime
+from enum import Enum
 from types import TracebackType
+
+
+class LogFormat(Enum):
+    """How a record of the log looks: a line for people, or an object of JSON for a program that collects logs."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 _CONTINUATION = "    "
 
@@ -48,14 +58,15 @@ def say_json(value: object, *, indent: int | None = None) -> None:
     print(json.dumps(value, indent=indent), flush=True)
 
 
-def begin_log(process: str, *, verbose: bool = False) -> None:
-    """Log to standard error from now on, each record as "TIME PROCESS LEVEL MESSAGE" on one line.
+def begin_log(process: str, *, verbose: bool = False, log_format: LogFormat = LogFormat.TEXT) -> None:
+    """Log to standard error from now on, each record as "TIME PROCESS LEVEL MESSAGE" on one line, or as JSON.
 
     Tracebacks follow it, indented: no line that begins with a time is anything but a record. What Python prints by
     itself (warnings, errors that nobody caught) becomes records too.
     """
     handler = _LogHandler(sys.stderr.fileno())
-    handler.setFormatter(LineFormatter(f"%(asctime)s {process} %(levelname)s %(message)s"))
+    as_text = LineFormatter(f"%(asctime)s {process} %(levelname)s %(message)s")
+    handler.setFormatter(as_text if log_format is LogFormat.TEXT else JSONFormatter(process))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -128,6 +139,27 @@ class LineFormatter(logging.Formatter):
     def formatStack(self, stack_info: str) -> str:
         """Return the stack, indented."""
         return _indented(super().formatStack(stack_info))
+
+
+class JSONFormatter(logging.Formatter):
+    """Formats a record as one object of JSON on one line, in ASCII, with its traceback in it."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object: time (RFC 3339, UTC), process, level, logger, message, and traceback if there is one."""
+        told = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "process": self._process,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told)
 
 
 def escape_tracebacks() -> None:

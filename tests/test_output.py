@@ -171,6 +171,26 @@ def test_what_python_prints_by_itself_is_a_record_too() -> None:
     ]
 
 
+def test_a_log_for_programs_is_json_line_by_line() -> None:
+    program = _PROCESS.format(hostile=_HOSTILE).replace(
+        'begin_log("mount")', 'begin_log("mount", log_format=LogFormat.JSON)'
+    )
+    program = program.replace("import begin_log", "import LogFormat, begin_log")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert _is_clean(done.stderr.decode("ascii"))
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(record["process"], record["level"]) for record in records] == [
+        ("mount", "WARNING"),
+        ("mount", "ERROR"),
+        ("mount", "ERROR"),
+        ("mount", "CRITICAL"),
+    ]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", record["time"]) for record in records)
+    assert all(_HOSTILE in record["traceback"] for record in records[1:])
+    assert records[0]["logger"] == "py.warnings"
+
+
 _ON_A_FULL_DISK = """
 import logging, os, resource
 from mirrorfs.output import begin_log

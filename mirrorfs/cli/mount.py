@@ -21,7 +21,7 @@ from mirrorfs.database.directory import StateDirectory, default_state_directory
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
-from mirrorfs.output import say, say_json
+from mirrorfs.output import LogFormat, say, say_json
 from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
 from mirrorfs.replication.settings import (
     DEFAULT_PARALLEL,
@@ -144,6 +144,13 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
     help="Mount although somebody has files of the datastore open for writing; what he writes to these is not seen.",
 )
 @setting("--verbose", is_flag=True, help="Log more.")
+@setting(
+    "--log-format",
+    type=click.Choice([log_format.value for log_format in LogFormat]),
+    default=LogFormat.TEXT.value,
+    takes_effect=TakesEffect.MOUNT,
+    help="One line an event either way: for people, or an object of JSON for what collects logs.",
+)
 @click.option("--show-settings", hidden=True, metavar="DIR")
 @click.pass_context
 def command(
@@ -167,6 +174,7 @@ def command(
     mount_options: tuple[str, ...],
     while_in_use: bool,
     verbose: bool,
+    log_format: str,
     show_settings: str | None,
 ) -> None:
     """Mount over DATASTORE and mirror it; returns when the mount is ready.
@@ -204,6 +212,7 @@ def command(
         take_over=take_over,
         allow_removals=allow_removals,
         verbose=verbose,
+        log_format=log_format,
         retention=retention,
     )
     settings = MountSettings(

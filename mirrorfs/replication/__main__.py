@@ -12,7 +12,7 @@ import trio
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.log_file import LogFile
 from mirrorfs.memory import use_one_arena
-from mirrorfs.output import begin_log
+from mirrorfs.output import LogFormat, begin_log
 from mirrorfs.replication.priority import DiskPriority, yield_to_others
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.uploader import Uploader, report_refusal
@@ -23,7 +23,7 @@ def main() -> int:
     use_one_arena()
     # Unbuffered: what follows the settings line belongs to the uploader's own reader.
     settings = UploaderSettings.decode(_read_line())
-    begin_log("uploader", verbose=settings.verbose)
+    begin_log("uploader", verbose=settings.verbose, log_format=LogFormat(settings.log_format))
     for noisy in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mirrorfs.objectstore.url import StoreOptions
+from mirrorfs.output import LogFormat
 from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
 
 DEFAULT_PARALLEL = 8
@@ -40,7 +41,8 @@ class UploaderSettings:
     `root_descriptor` is the backing directory, opened before the mount covered it and inherited; `retry_ceiling` is the
     longest wait between two tries, in seconds; `journal_sequence` is the newest that the journal had given when the
     mount opened it; `nice` and `disk_priority` (a value of DiskPriority) say how far it goes after other processes;
-    `verify_percent_per_day` of what the bucket holds is read again and checked each day.
+    `verify_percent_per_day` of what the bucket holds is read again and checked each day; `log_format` is a value of
+    LogFormat.
     """
 
     datastore: str
@@ -58,6 +60,7 @@ class UploaderSettings:
     disk_priority: str = DiskPriority.LOW.value
     verbose: bool = False
     verify_percent_per_day: float = DEFAULT_VERIFY_PERCENT
+    log_format: str = LogFormat.TEXT.value
     retention: RetentionSettings = field(default_factory=RetentionSettings)
 
     def encode(self) -> bytes:

@@ -9,7 +9,7 @@ import trio
 
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount import MountError
-from mirrorfs.output import begin_log
+from mirrorfs.output import LogFormat, begin_log
 from mirrorfs.supervision.ending import block_signals
 from mirrorfs.supervision.mount import MountRefused, run_mount
 from mirrorfs.supervision.settings import MountSettings
@@ -19,7 +19,8 @@ _EXPECTED = (MountRefused, MountError, DatabaseError, OSError)
 
 def run_in_foreground(settings: MountSettings, ready: Callable[[str], None]) -> str | None:
     """Run a mount to its end; returns None, or the sentence that says why it could not be made or had to end."""
-    begin_log("mount", verbose=settings.uploader.verbose)
+    uploader = settings.uploader
+    begin_log("mount", verbose=uploader.verbose, log_format=LogFormat(uploader.log_format))
     block_signals()
     try:
         trio.run(run_mount, settings, ready)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _READING_SECONDS = 60.0
 # What a mount is, and what it was told once: these last as long as it does.
-_LASTING = ("datastore", "state_directory", "bucket", "prefix")
+_LASTING = ("datastore", "state_directory", "bucket", "prefix", "log_format")
 # What was taken over once is not taken back from whoever has taken it over since.
 _GIVEN_BY_THE_MOUNT = ("root_descriptor", "journal_sequence", "take_over")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -41,6 +42,7 @@ class Manager:
         self._address = str(mirror.base / "notify")
         self._socket.bind(self._address)
         self._socket.settimeout(_HEARD_SECONDS)
+        self.log = (mirror.base / "log").open("ab")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -56,8 +58,10 @@ class Manager:
                 "MIRRORFS_MOUNT_TO": mirror.url,
                 "MIRRORFS_MOUNT_STATE_DIR": str(mirror.state),
                 "MIRRORFS_MOUNT_ENDPOINT_URL": mirror.endpoint_url,
+                "MIRRORFS_MOUNT_LOG_FORMAT": "json",
             },
             stdout=subprocess.DEVNULL,
+            stderr=self.log,
         )
         return self.process
 
@@ -84,6 +88,7 @@ class Manager:
             self.process.kill()
             self.process.wait()
         self._socket.close()
+        self.log.close()
 
 
 @pytest.fixture
@@ -125,6 +130,8 @@ def test_the_unit_mirrors_with_its_rights_and_survives_a_kill(mirror: MirrorUnde
     assert said == "STOPPING=1"
     assert process.wait(20) == 0
     assert not is_mounted(str(mirror.datastore))
+    records = [json.loads(line) for line in (mirror.base / "log").read_text().splitlines()]
+    assert {record["process"] for record in records} == {"mount", "uploader"}
 
 
 def test_the_unit_restarts_what_may_become_right_and_nothing_else(mirror: MirrorUnderTest, manager: Manager) -> None:
