@@ -8,6 +8,7 @@ import click
 
 from mirrorfs import own_files
 from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.mounted import locate
 from mirrorfs.cli.service_root import below, datastore_of, root_option, settings_of, settings_path
 from mirrorfs.cli.settings_file import SettingsFile
 from mirrorfs.database.directory import StateDirectory, default_state_directory
@@ -66,7 +67,7 @@ def command(name: str, keep_state: bool, purge: bool, root: str) -> None:
 
 
 def _refuse_mounted(datastore: str) -> None:
-    path = real_path(datastore)
+    path = locate(datastore)
     if is_mounted(path):
         raise Failure(
             f"{path} is mounted: unmount it first, with 'mirrorfs umount --drain {path}'; nothing was changed"
@@ -75,14 +76,18 @@ def _refuse_mounted(datastore: str) -> None:
 
 def _take_away(root: str, name: str) -> None:
     runs = root == "/" and manager.is_running()
-    try:
-        if runs and installation.is_installed(root, name):
+    if runs and installation.is_installed(root, name):
+        try:
             manager.stop_timers(name)
-        taken = installation.uninstall(root, name)
-        if runs:
+        except manager.ManagerFailed as error:
+            # Such as one whose unit is gone already. What has PBS wait for the mount must go all the same.
+            say(f"{error}. A timer that runs ends with the next boot", err=True)
+    taken = installation.uninstall(root, name)
+    if runs:
+        try:
             manager.reload()
-    except manager.ManagerFailed as error:
-        raise Failure(str(error)) from error
+        except manager.ManagerFailed as error:
+            raise Failure(f"{error}. Run 'systemctl daemon-reload'") from error
     for path in taken:
         say(f"/{path}")
     for path in installation.leftovers(root, name):
