@@ -10,7 +10,7 @@ from tests.harness.state_machine import machine_for
 from tests.stores.seaweedfs import StoreServer
 
 # Of an example; generation begins with one that is nearly empty, so that each test plays one of full length.
-_STEPS = 14
+_STEPS = 8
 _EXAMPLES = 2
 # A failing example is not made smaller, which would take hours: its steps are printed, each with its number.
 _SETTINGS = settings(
