@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import email.utils
+import functools
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ def moment(value: str) -> float | None:
         return http_moment(value)
 
 
+@functools.lru_cache(maxsize=64)
 def http_moment(value: str) -> float | None:
     """Unix time of an HTTP date, None if it is none."""
     try:

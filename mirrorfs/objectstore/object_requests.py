@@ -6,17 +6,21 @@ next ones are made after that. What it signs in another way than with AWS4-HMAC-
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.utils import percent_encode
 
-from mirrorfs.objectstore.transport import Transport
+from mirrorfs.datastore.content import Content, pieces_of
+from mirrorfs.objectstore.signing import UNSIGNED_PAYLOAD, Credentials, Signer
+from mirrorfs.objectstore.transport import PlainRequest, Transport, content_of
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -43,12 +47,12 @@ _METHODS = {"PutObject": "PUT", "HeadObject": "HEAD", "GetObject": "GET"}
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """What boto3 has found out: what stands before a key in a URL, and what a signature is for."""
+    """What boto3 has found out: what stands before a key in a URL and in its path, and what a signature is for."""
 
     base: str
-    region: str
-    service: str
+    path: str
     user_agent: str
+    signer: Signer
 
 
 class ObjectRequests:
@@ -98,22 +102,44 @@ class ObjectRequests:
             self._is_usual = False
             return
         base = request.url.removesuffix(quoted)
-        self._way = _Way(base, signed[1], signed[2], headers["User-Agent"])
+        frozen = self._credentials.get_frozen_credentials()
+        by_botocore = S3SigV4Auth(frozen, signed[2], signed[1]).headers_to_sign(AWSRequest("GET", base))
+        signer = Signer(by_botocore["host"], signed[1], signed[2])
+        self._way = _Way(base, urlsplit(base).path, headers["User-Agent"], signer)
 
     def _send(self, way: _Way, operation: _Operation, parameters: Mapping[str, Any]) -> None:
         headers = {_HEADERS[name]: value for name, value in parameters.items() if name in _HEADERS}
-        request = AWSRequest(
-            method=_METHODS[operation],
-            url=way.base + _quoted(parameters["Key"]),
-            headers={"User-Agent": way.user_agent, **headers},
-            data=parameters.get("Body", b""),
-        )
-        request.context.update(client_config=self._boto.meta.config, has_streaming_input="Body" in parameters)
-        if _CHECKSUM in headers:
-            # Over https, as with the checksums that boto3 knows of, the body is not hashed once more for the signature.
-            request.context["checksum"] = {"request_algorithm": {"in": "header", "name": _CHECKSUM}}
-        S3SigV4Auth(self._credentials.get_frozen_credentials(), way.service, way.region).add_auth(request)
-        self._transport.send(request.prepare(), f"before-send.s3.{operation}")
+        headers["User-Agent"] = way.user_agent
+        method, quoted, body = _METHODS[operation], _quoted(parameters["Key"]), content_of(parameters.get("Body"))
+        has_body = "Body" in parameters
+        payload = _sha256(body) if self._signs_payload(way, headers, has_body=has_body) else UNSIGNED_PAYLOAD
+        signed = way.signer.signed(method, way.path + quoted, headers, payload, self._frozen_credentials())
+        if has_body:
+            # Botocore does not sign it either.
+            signed["Content-Length"] = str(len(body))
+        self._transport.exchange(PlainRequest(method, way.base + quoted, signed, body), operation)
+
+    def _signs_payload(self, way: _Way, headers: Mapping[str, str], *, has_body: bool) -> bool:
+        """As botocore does, for which a checksum in its header is as good over https."""
+        configured: bool | None = (getattr(self._boto.meta.config, "s3", None) or {}).get("payload_signing_enabled")
+        if configured is not None:
+            return configured
+        is_protected = _CHECKSUM in headers or _HEADERS["ContentMD5"] in headers
+        return not (has_body and is_protected and way.base.startswith("https"))
+
+    def _frozen_credentials(self) -> Credentials:
+        frozen = self._credentials.get_frozen_credentials()
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+
+def _sha256(body: Content) -> str:
+    if isinstance(body, bytes):
+        return hashlib.sha256(body).hexdigest()
+    # What is in a file is not to be in memory as a whole.
+    found = hashlib.sha256()
+    for piece in pieces_of(body):
+        found.update(piece)
+    return found.hexdigest()
 
 
 def _quoted(key: str) -> str:

@@ -15,7 +15,6 @@ import socket
 import ssl
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -32,6 +31,7 @@ import urllib3.util
 from mirrorfs.datastore.content import Content, Spool, copy_of
 from mirrorfs.datastore.errors import TooMuch
 from mirrorfs.objectstore.answers import CheckBeginning
+from mirrorfs.objectstore.causes import innermost_cause
 from mirrorfs.objectstore.deadlines import Deadlines, RequestUnderWay
 from mirrorfs.objectstore.documents import number
 from mirrorfs.objectstore.errors import StoreReason
@@ -48,6 +48,9 @@ _LARGEST_DOCUMENT = 64 * 1024 * 1024
 _PLACEHOLDER = b"<Answered/>"
 _PROXY_WANTS_A_PASSWORD = 407
 _IS_CLOSED = "it wants a name and password"
+_NO_RETRIES = urllib3.util.Retry(False)
+# In which urllib3 would change nothing: no segment of dots alone, and nothing that is, or has to be, quoted.
+_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)+")
 _FINGERPRINT_SEEN = re.compile(r'got "?([0-9a-fA-F]+)"?')
 
 
@@ -82,6 +85,16 @@ class BodyLimit:
 
     maximum: int
     check_beginning: CheckBeginning | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRequest:
+    """A request that is complete but for what the connection adds."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: Content
 
 
 class BodyTooLong(Exception):
@@ -123,6 +136,7 @@ class Transport:
         self._answers = threading.local()
         self._managers: dict[str | None, urllib3.PoolManager] = {}
         self._proxies: dict[str, str | None] = {}
+        self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
         self._lock = threading.Lock()
         self._pool_settings = _pool_settings(options, ca_bundle, parallelism)
 
@@ -131,9 +145,13 @@ class Transport:
 
         Raises TransportFailed.
         """
-        self._answers.value = None
-        self._answers.value = self._exchange(request, event_name.rpartition(".")[2])
+        self.exchange(request, event_name.rpartition(".")[2])
         return botocore.awsrequest.AWSResponse(request.url, 200, cast(Any, {}), _Placeholder())
+
+    def exchange(self, request: AWSPreparedRequest | PlainRequest, operation: str) -> None:
+        """Sends a request and keeps the answer for `take`. Raises TransportFailed."""
+        self._answers.value = None
+        self._answers.value = self._exchange(request, operation)
 
     def limit_next_body(self, limit: BodyLimit | None) -> None:
         """Says what is to be taken of the object that the next request of this thread reads."""
@@ -148,11 +166,12 @@ class Transport:
     def close(self) -> None:
         """Closes the connections that nobody uses."""
         with self._lock:
+            self._pools.clear()
             for manager in self._managers.values():
                 manager.clear()
 
-    def _exchange(self, request: AWSPreparedRequest, operation: str) -> Answer:
-        body = _content_of(request.body)
+    def _exchange(self, request: AWSPreparedRequest | PlainRequest, operation: str) -> Answer:
+        body = content_of(request.body)
         began, sent_at = time.monotonic(), time.time()
         description = f"{operation} {shown_url(request.url)}"
         with self.deadlines.watching(description, self._seconds_for(len(body))) as under_way:
@@ -173,14 +192,13 @@ class Transport:
         return Answer(operation, status, headers, received, time.monotonic() - began, sent_at)
 
     def _send_and_receive(
-        self, request: AWSPreparedRequest, body: Content, under_way: RequestUnderWay
+        self, request: AWSPreparedRequest | PlainRequest, body: Content, under_way: RequestUnderWay
     ) -> tuple[int, dict[str, str], Content]:
         headers = {name: _text(value) for name, value in request.headers.items()}
         # A store that refuses, or never answers, "Expect: 100-continue" is not rare; a body sent in vain is.
         headers.pop("Expect", None)
         proxy = self._proxy_for(request.url)
-        pool = self._manager(proxy).connection_from_url(request.url)
-        target = urllib3.util.parse_url(request.url).request_uri
+        pool, target = self._pool(proxy, request.url), _target(request.url)
         if proxy is not None and request.url.startswith("http:"):
             target = request.url
         if body:
@@ -190,7 +208,7 @@ class Transport:
             target,
             body=ContentReader(body, under_way.progress) if body else None,
             headers=headers,
-            retries=urllib3.util.Retry(False),
+            retries=_NO_RETRIES,
             redirect=False,
             assert_same_host=False,
             preload_content=False,
@@ -214,7 +232,7 @@ class Transport:
             raise
         finally:
             response.release_conn()
-        found = {name.lower(): ", ".join(response.headers.getlist(name)) for name in response.headers}
+        found = {name.lower(): value for name, value in response.headers.itermerged()}
         return response.status, found, received
 
     def _seconds_for(self, size: int) -> float:
@@ -226,13 +244,19 @@ class Transport:
     def _proxy_for(self, url: str) -> str | None:
         if self._options.proxy is not None:
             return self._options.proxy
-        parts = urllib.parse.urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc}/"
+        origin = _origin(url)
         if origin not in self._proxies:
             # What the environment says is looked up once, as by boto3: it costs a third of a request.
             proxies = botocore.utils.get_environ_proxies(origin)
             self._proxies[origin] = botocore.httpsession.ProxyConfiguration(proxies=proxies).proxy_url_for(origin)
         return self._proxies[origin]
+
+    def _pool(self, proxy: str | None, url: str) -> urllib3.HTTPConnectionPool:
+        """The connections to a host; urllib3 takes as long to find them again as to send something small."""
+        pool = self._pools.get(_origin(url))
+        if pool is None:
+            pool = self._pools[_origin(url)] = self._manager(proxy).connection_from_url(url)
+        return pool
 
     def _manager(self, proxy: str | None) -> urllib3.PoolManager:
         with self._lock:
@@ -265,6 +289,16 @@ class Transport:
 
 
 _FAILURES = (urllib3.exceptions.HTTPError, OSError, ValueError, TypeError)
+
+
+def _origin(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3]) + "/"
+
+
+def _target(url: str) -> str:
+    """What of a URL is sent, as urllib3 writes it."""
+    path = url[len(_origin(url)) - 1 :]
+    return path if _PLAIN_PATH.fullmatch(path) else urllib3.util.parse_url(url).request_uri
 
 
 def _pool_settings(options: StoreOptions, ca_bundle: str | None, parallelism: int) -> dict[str, Any]:
@@ -435,7 +469,8 @@ class _Placeholder(io.BytesIO):
         return [self.read()]
 
 
-def _content_of(body: Any) -> Content:  # noqa: ANN401
+def content_of(body: Any) -> Content:  # noqa: ANN401
+    """What boto3 was given as the body of a request, or has made of it."""
     if body is None:
         return b""
     if isinstance(body, ContentReader):
@@ -451,27 +486,3 @@ def _text(value: str | bytes) -> str:
 
 def _with_colons(fingerprint: str) -> str:
     return ":".join(fingerprint[at : at + 2] for at in range(0, len(fingerprint), 2)).lower()
-
-
-def innermost_cause(error: BaseException) -> str:
-    """In a few words what the operating system or the TLS library said, below all the wrapping."""
-    seen: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in seen:
-        seen.append(at)
-        at = _wrapped(at)
-    for candidate in reversed(seen):
-        if isinstance(candidate, TimeoutError | urllib3.exceptions.TimeoutError):
-            return "no answer in time"
-        if isinstance(candidate, OSError) and candidate.strerror:
-            return candidate.strerror
-    return "the connection broke off"
-
-
-def _wrapped(error: BaseException) -> BaseException | None:
-    inner = getattr(error, "kwargs", {}).get("error") or getattr(error, "reason", None)
-    if not isinstance(inner, BaseException):
-        inner = next((one for one in error.args if isinstance(one, BaseException)), None)
-    if isinstance(inner, BaseException):
-        return inner
-    return error.__cause__ or error.__context__
