@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import stat
+from collections.abc import Callable
 
 _STANDARD_ERROR = 2
 
@@ -29,3 +32,17 @@ class LogFile:
             os.dup2(opened, _STANDARD_ERROR)
         finally:
             os.close(opened)
+
+
+def reopen_at_hang_up(also: Callable[[], None] = lambda: None) -> None:
+    """Have a SIGHUP reopen the log of this process; `also` is called after that. To be called by the main thread."""
+    log_file = LogFile()
+
+    def reopen(*_: object) -> None:
+        try:
+            log_file.reopen()
+        except OSError as error:
+            logging.getLogger(__name__).error("the log cannot be opened again, and goes on where it was: %s", error)
+        also()
+
+    signal.signal(signal.SIGHUP, reopen)

@@ -27,8 +27,10 @@ from mirrorfs.replication.settings import (
     DEFAULT_PARALLEL,
     DEFAULT_RETRY_CEILING,
     DEFAULT_VERIFY_PERCENT,
+    MOST_WORKERS,
     RetentionSettings,
     UploaderSettings,
+    default_workers,
 )
 from mirrorfs.supervision.foreground import run_in_foreground
 from mirrorfs.supervision.mount import MountRefused, check_paths
@@ -69,6 +71,14 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
     help="Stay in the foreground and log to standard error (for systemd).",
 )
 @setting("--parallel", type=click.IntRange(1, 64), default=DEFAULT_PARALLEL, help="Uploads at the same time.")
+@setting(
+    "--workers",
+    type=click.IntRange(0, MOST_WORKERS),
+    default=0,
+    show_default=True,
+    help="Processes that send chunks, each with its share of --parallel; 1: the uploader itself; 0: half as many as "
+    "there are processors, at most 4.",
+)
 @setting(
     "--nice",
     type=click.IntRange(0, 19),
@@ -162,6 +172,7 @@ def command(
     state_dir: str | None,
     foreground: bool,
     parallel: int,
+    workers: int,
     nice: int,
     disk_priority: str,
     retry_ceiling: float,
@@ -205,6 +216,7 @@ def command(
         prefix=address.prefix,
         store=store,
         parallel=parallel,
+        workers=workers or default_workers(),
         nice=nice,
         disk_priority=disk_priority,
         retry_ceiling=retry_ceiling,

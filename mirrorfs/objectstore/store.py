@@ -87,6 +87,11 @@ class ObjectStore:
         """Requests for which nothing has come or gone for half a minute, and for how many seconds."""
         return self._client.requests_without_progress(_QUIET_SECONDS)
 
+    def count_upload(self, size: int) -> None:
+        """Counts an object of so many bytes that was stored past this, see `at_once`."""
+        self.uploaded_bytes += size
+        self.uploaded_objects += 1
+
     async def put(self, key: str, body: Content, *, crc32c: int | None = None) -> StoredObject:
         """Stores the body and returns when the store is seen to hold it: size and content are what was sent.
 
@@ -99,8 +104,7 @@ class ObjectStore:
         Raises ConfirmationFailed when that has failed for several PUTs.
         """
         stored = await self._uploads.put(key, body, crc32c)
-        self.uploaded_bytes += len(body)
-        self.uploaded_objects += 1
+        self.count_upload(len(body))
         return stored
 
     async def put_over(self, key: str, body: bytes, etag: str | None) -> None:
@@ -114,8 +118,7 @@ class ObjectStore:
             await self._uploads.put(key, body)
         else:
             await self._uploads.put_over(key, body, Precondition(etag))
-        self.uploaded_bytes += len(body)
-        self.uploaded_objects += 1
+        self.count_upload(len(body))
 
     async def copy(
         self,

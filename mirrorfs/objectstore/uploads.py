@@ -250,25 +250,7 @@ class Uploads:
 
     def shows(self, head: StoredObject, expected: Expected, receipt: PutReceipt) -> bool:
         """Whether a HEAD proves that what is expected is there since the PUT of this receipt."""
-        if _is_older(head, receipt):
-            # Of the same content perhaps, but deleted since: an old view, which says nothing of this PUT.
-            return False
-        if head.size != expected.size:
-            return False
-        confirmation = self.capabilities.confirmation
-        if confirmation is Confirmation.HEAD_CHECKSUM and head.crc32c is not None:
-            return head.crc32c == expected.crc32c
-        # There are stores whose copies have no checksum.
-        compares_md5 = self.capabilities.etag_is_md5 and expected.md5 is not None
-        if compares_md5 and head.etag != expected.md5:
-            return False
-        match confirmation:
-            case Confirmation.HEAD_CHECKSUM | Confirmation.ETAG_MD5:
-                return compares_md5
-            case Confirmation.PUT_CHECKSUM:
-                return receipt.crc32c == expected.crc32c and head.etag == receipt.etag != ""
-            case Confirmation.READ_BACK:
-                return False
+        return proves(self.capabilities, head, expected, receipt)
 
     async def holds(self, expected: Expected) -> bool:
         """Whether the object, read, is what is expected."""
@@ -317,6 +299,29 @@ class _Sending:
             return None
         receipt = PutReceipt(head.etag, None, head.seen_at - (trio.current_time() - self._lost_since))
         return receipt if self._uploads.shows(head, self._expected, receipt) else None
+
+
+def proves(capabilities: StoreCapabilities, head: StoredObject, expected: Expected, receipt: PutReceipt) -> bool:
+    """Whether a HEAD proves that what is expected is there since the PUT of this receipt."""
+    if _is_older(head, receipt):
+        # Of the same content perhaps, but deleted since: an old view, which says nothing of this PUT.
+        return False
+    if head.size != expected.size:
+        return False
+    confirmation = capabilities.confirmation
+    if confirmation is Confirmation.HEAD_CHECKSUM and head.crc32c is not None:
+        return head.crc32c == expected.crc32c
+    # There are stores whose copies have no checksum.
+    compares_md5 = capabilities.etag_is_md5 and expected.md5 is not None
+    if compares_md5 and head.etag != expected.md5:
+        return False
+    match confirmation:
+        case Confirmation.HEAD_CHECKSUM | Confirmation.ETAG_MD5:
+            return compares_md5
+        case Confirmation.PUT_CHECKSUM:
+            return receipt.crc32c == expected.crc32c and head.etag == receipt.etag != ""
+        case Confirmation.READ_BACK:
+            return False
 
 
 def _is_older(head: StoredObject, receipt: PutReceipt) -> bool:

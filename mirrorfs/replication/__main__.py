@@ -10,7 +10,7 @@ import sys
 import trio
 
 from mirrorfs.database.errors import DatabaseError
-from mirrorfs.log_file import LogFile
+from mirrorfs.log_file import reopen_at_hang_up
 from mirrorfs.memory import use_one_arena
 from mirrorfs.output import LogFormat, begin_log
 from mirrorfs.replication.priority import DiskPriority, yield_to_others
@@ -27,7 +27,8 @@ def main() -> int:
     for noisy in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _reopen_log_at_hang_up()
+    uploader: Uploader | None = None
+    reopen_at_hang_up(lambda: None if uploader is None else uploader.hang_up())
     # The mount that starts us has them blocked.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
     # Before any thread begins: each has the priority of the one that begins it.
@@ -40,18 +41,6 @@ def main() -> int:
         return 1
     trio.run(uploader.run)
     return 0
-
-
-def _reopen_log_at_hang_up() -> None:
-    log_file = LogFile()
-
-    def reopen(*_: object) -> None:
-        try:
-            log_file.reopen()
-        except OSError as error:
-            logging.getLogger(__name__).error("the log cannot be opened again, and goes on where it was: %s", error)
-
-    signal.signal(signal.SIGHUP, reopen)
 
 
 def _read_line() -> bytes:

@@ -24,13 +24,17 @@ from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.ownership.claim import claim_prefix
 from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, missed_snapshots
 from mirrorfs.replication.ownership.watch import BucketLost, OwnershipWatch
+from mirrorfs.replication.sending.attempt import Way, reach_step_of_object
+from mirrorfs.replication.sending.messages import WorkerSettings
+from mirrorfs.replication.sending.sender import ChunkSender, Hand
+from mirrorfs.replication.sending.threads import ThreadHand
+from mirrorfs.replication.sending.workers import Worker
 from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.identity import Identity
-from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +90,18 @@ class Engine:
             self._client,
             parallelism=self._requests,
             patience=Patience(ceiling=settings.retry_ceiling),
-            observer=_reach_step_of_object,
+            observer=reach_step_of_object,
         )
         self.bucket = Bucket(layout, store)
         self.watch = OwnershipWatch(self.bucket, state, lost=lost, stale=stale)
         self.worklist = Worklist()
+        in_memory = trio.CapacityLimiter(settings.parallel)
+        self._workers = _workers(settings)
+        hands: list[Hand] = [hand for worker in self._workers for hand in worker.hands]
+        if not hands:
+            way = Way(self.tree, layout, self._client)
+            hands = [ThreadHand(way, in_memory) for _ in range(settings.parallel)]
+        self._sender = ChunkSender(hands, store)
         self.mirror = Mirror(
             self.tree,
             self.bucket,
@@ -101,6 +112,8 @@ class Engine:
             retention=_retention(settings),
             ownership=self.watch,
             verify_percent_per_day=settings.verify_percent_per_day,
+            sender=self._sender,
+            in_memory=in_memory,
         )
         self.drain = Drain(
             journal,
@@ -112,6 +125,11 @@ class Engine:
         )
         self._is_distrusted = is_distrusted
         self._is_in_doubt: bool | None = None
+
+    def hang_up(self) -> None:
+        """Have the workers open the log again; safe from a handler of a signal."""
+        for worker in self._workers:
+            worker.hang_up()
 
     def impatient_store(self) -> ObjectStore:
         """Return the store as it is for whoever wants to hear at once how things are: each request has one try."""
@@ -179,7 +197,10 @@ class Engine:
         nursery.start_soon(self.drain.intake)
         if saved is not None:
             nursery.start_soon(self.drain.save_position, saved)
-        for _ in range(self._settings.parallel):
+        nursery.start_soon(self._sender.run)
+        for worker in self._workers:
+            nursery.start_soon(worker.keep_running)
+        for _ in range(self.mirror.chunks_at_once):
             nursery.start_soon(self.drain.handle_chunks)
         for _ in range(_TREE_WORKERS):
             nursery.start_soon(self.drain.handle_tree)
@@ -206,13 +227,19 @@ def _retention(settings: UploaderSettings) -> RetentionSettings:
     return replace(settings.retention, unseen_after=0.0) if settings.allow_removals else settings.retention
 
 
-def _reach_step_of_object(step: str, key: str) -> None:
-    match step:
-        case "before-put":
-            reach("object.before-put")
-        case "after-put":
-            reach("object.after-put")
-        case "before-delete":
-            reach("object.before-delete")
-        case "after-delete":
-            reach("object.after-delete")
+def _workers(settings: UploaderSettings) -> list[Worker]:
+    """Share out what may be sent at the same time; none where the uploader is to send by itself."""
+    count = min(settings.workers, settings.parallel)
+    if count == 1:
+        return []
+    given = WorkerSettings(
+        settings.bucket,
+        settings.prefix,
+        settings.store,
+        settings.root_descriptor,
+        connections=(),
+        verbose=settings.verbose,
+        log_format=settings.log_format,
+    )
+    shares = [settings.parallel // count + (number < settings.parallel % count) for number in range(count)]
+    return [Worker(number, given, share) for number, share in enumerate(shares, start=1)]

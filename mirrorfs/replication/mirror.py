@@ -32,6 +32,7 @@ from mirrorfs.replication.scrubbing.examination import Examination
 from mirrorfs.replication.scrubbing.healing import Healing, heal_objects
 from mirrorfs.replication.scrubbing.losses import Losses
 from mirrorfs.replication.scrubbing.scrub import Scrub
+from mirrorfs.replication.sending.sender import CHUNKS_A_HAND, ChunkSender
 from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
@@ -62,13 +63,18 @@ class Mirror:
         now: Callable[[], float] = time.time,
         references_a_commit: int = CHUNKS_A_COMMIT,
         verify_percent_per_day: float = 0.0,
+        sender: ChunkSender | None = None,
+        in_memory: trio.CapacityLimiter | None = None,
     ) -> None:
         """Put the parts together that make `bucket` equal to `tree`, as far as `state` knows them to differ.
 
-        `parallel` bounds the chunks that are sent at once, and so the memory. `newest` tells the newest sequence that
+        `parallel` bounds the chunks that are sent at once, and so the memory: `in_memory` does that together with a
+        `sender`, which sends what is new in one go. `newest` tells the newest sequence that
         the journal has given; it is called in a thread. `ownership` is asked before anything is published or removed.
         `now` tells the Unix time by which something becomes old. `verify_percent_per_day` of the objects are scrubbed.
         """
+        self.chunks_at_once = parallel if sender is None else parallel * CHUNKS_A_HAND
+        """How many chunks are to be handled at a time."""
         self._tree = tree
         self.state = state
         self._worklist = worklist
@@ -86,7 +92,8 @@ class Mirror:
             bucket,
             state,
             self.problems,
-            parallel=parallel,
+            in_memory=in_memory or trio.CapacityLimiter(parallel),
+            sender=sender,
             healed=self._publish_what_waited_for,
             look_again=self._look_at_chunk,
         )
@@ -105,7 +112,7 @@ class Mirror:
             removal,
             self.problems,
             ownership,
-            parallel=parallel,
+            parallel=self.chunks_at_once,
         )
 
         # Retention.
@@ -180,7 +187,8 @@ class Mirror:
     async def _settle(self, item: Item) -> bool:
         match item:
             case ChunkItem(digest=digest):
-                return await self._chunks.settle(digest) or await self._postpone(item)
+                at_a_glance = self._worklist.handles_at_a_glance()
+                return await self._chunks.settle(digest, at_a_glance=at_a_glance) or await self._postpone(item)
             case SnapshotId():
                 return await self._settle_snapshot(item) or await self._postpone(item)
             case GroupId():

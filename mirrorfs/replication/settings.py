@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +12,9 @@ from mirrorfs.output import LogFormat
 from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
 
 DEFAULT_PARALLEL = 8
+MOST_WORKERS = 16
+# Each has its memory, and few lines carry what four processors send.
+_MOST_DEFAULT_WORKERS = 4
 DEFAULT_RETRY_CEILING = 60.0
 DEFAULT_VERIFY_PERCENT = 1.0
 DEFAULT_UNSEEN_AFTER = 7 * 86400.0
@@ -40,9 +44,9 @@ class UploaderSettings:
 
     `root_descriptor` is the backing directory, opened before the mount covered it and inherited; `retry_ceiling` is the
     longest wait between two tries, in seconds; `journal_sequence` is the newest that the journal had given when the
-    mount opened it; `nice` and `disk_priority` (a value of DiskPriority) say how far it goes after other processes;
-    `verify_percent_per_day` of what the bucket holds is read again and checked each day; `log_format` is a value of
-    LogFormat.
+    mount opened it; `workers` is how many processes send chunks, 1: the uploader itself; `nice` and `disk_priority` (a
+    value of DiskPriority) say how far all of them go after other processes; `verify_percent_per_day` of what the bucket
+    holds is read again and checked each day; `log_format` is a value of LogFormat.
     """
 
     datastore: str
@@ -52,6 +56,7 @@ class UploaderSettings:
     prefix: str
     store: StoreOptions = field(default_factory=StoreOptions)
     parallel: int = DEFAULT_PARALLEL
+    workers: int = 1
     retry_ceiling: float = DEFAULT_RETRY_CEILING
     take_over: bool = False
     allow_removals: bool = False
@@ -77,3 +82,8 @@ class UploaderSettings:
         """Make settings of what `dataclasses.asdict` gave."""
         parts = {"store": StoreOptions(**value["store"]), "retention": RetentionSettings(**value["retention"])}
         return cls(**{**value, **parts})
+
+
+def default_workers() -> int:
+    """How many workers this machine has processors for, besides those that PBS and the mount use."""
+    return min(max(1, len(os.sched_getaffinity(0)) // 2), _MOST_DEFAULT_WORKERS)

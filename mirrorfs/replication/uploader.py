@@ -86,6 +86,10 @@ class Uploader:
             self._state.view(lambda transaction: transaction.identity.get()), expected, directory.path
         )
 
+    def hang_up(self) -> None:
+        """Pass on that the log is to be opened again; safe from a handler of a signal."""
+        self._engine.hang_up()
+
     async def run(self) -> None:
         """Mirror until standard input is closed.
 

@@ -57,6 +57,12 @@ class ChunkRecords:
             if self.get(digest) is None:
                 self._entries.put(digest, _NOTHING_CONFIRMED)
 
+    def withdraw(self, digests: Iterable[bytes]) -> None:
+        """Take back intentions of which no PUT has come; what is known by now, or referenced, stays."""
+        for digest in sorted(digests):
+            if self.get(digest) == _NOTHING_CONFIRMED:
+                self._entries.delete(digest)
+
     def confirm(self, digest: bytes, size: int, crc32c: int) -> None:
         """Note that the store holds the chunk with this size in bytes and this checksum."""
         known = self.get(digest) or _NOTHING_CONFIRMED

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tests.harness.names import chunk_path
 from tests.harness.operations import any_operation, rot_a_chunk, run_backup
 from tests.harness.steps import MOUNT_STEPS as STEPS
-from tests.harness.world import World
+from tests.harness.world import WORKERS, World
 
 Happening = Callable[[World, random.Random], None]
 _HOUR = 3600.0
@@ -73,6 +73,13 @@ def kill_uploader(world: World, choice: random.Random) -> None:
     """PBS must not notice."""
     _during_operations(world, choice, world.mirror.kill_uploader)
     world.statistics.count_fault("kill -9 of the uploader")
+
+
+@accident(weight=5, needs=WORKERS)
+def kill_workers(world: World, choice: random.Random) -> None:
+    """The uploader goes on, by itself until they are back."""
+    _during_operations(world, choice, world.mirror.kill_workers)
+    world.statistics.count_fault("kill -9 of the workers")
 
 
 @accident(weight=5)

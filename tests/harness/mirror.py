@@ -16,6 +16,7 @@ PROGRAM = [sys.executable, "-m", "mirrorfs.cli"]
 _COMMAND_SECONDS = 90.0
 _END_SECONDS = 20.0
 _MOUNT_LOCK, _UPLOADER_LOCK = "mount.lock", "uploader.lock"
+_WORKER_MODULE = "mirrorfs.replication.sending"
 
 
 @dataclass(slots=True)
@@ -130,6 +131,25 @@ class Mirror:
         """SIGKILL for the uploader; returns when it is gone."""
         _kill(self.uploader_pid())
 
+    def worker_pids(self) -> set[int]:
+        """The worker processes of the uploader."""
+        uploader = self.uploader_pid()
+        return {pid for pid in self.processes_of(_WORKER_MODULE) if _parent_of(pid) == uploader}
+
+    def kill_workers(self) -> None:
+        """SIGKILL for those that there are; returns when they are gone."""
+        for pid in self.worker_pids():
+            _kill(pid)
+
+    @staticmethod
+    def processes_of(module: str) -> set[int]:
+        """The processes of the whole machine that run a module of mirrorfs."""
+        return {
+            int(path.name)
+            for path in Path("/proc").glob("[0-9]*")
+            if module in _command_line(int(path.name)).split("\0")
+        }
+
     def kill_all(self) -> None:
         """SIGKILL for whichever of both there is, the one that would start the other first."""
         for lock in (_MOUNT_LOCK, _UPLOADER_LOCK):
@@ -156,10 +176,21 @@ def _answers(path: Path) -> bool:
 
 
 def _is_mirrorfs(pid: int) -> bool:
+    return "mirrorfs" in _command_line(pid)
+
+
+def _command_line(pid: int) -> str:
     try:
-        return "mirrorfs" in Path(f"/proc/{pid}/cmdline").read_text()
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     except OSError:
-        return False
+        return ""
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def _kill(pid: int | None) -> None:

@@ -141,6 +141,7 @@ def _settings_of_world(settings: SoakSettings, seed: int, base: Path, *, is_swee
         retention=FOR_A_SWEEP if is_sweep else choose_retention(seed),
         keeps_versions=keeps_versions,
         chunk_store=settings.chunk_store,
+        workers=random.Random(f"workers {seed}").choice((1, 2)),
     )
 
 

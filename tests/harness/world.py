@@ -45,6 +45,9 @@ _CONVERGENCE_SECONDS = 150.0
 _ENDING_SECONDS = 75.0
 NATIVE_CHUNKS = "native chunks"
 """What a world offers whose chunk store may be native."""
+WORKERS = "workers"
+"""What a world offers whose uploader has chunks sent by other processes."""
+_WORKERS_VARIABLE = "MIRRORFS_MOUNT_WORKERS"
 _CHUNK_STORE_VARIABLE = "MIRRORFS_MOUNT_CHUNK_STORE"
 
 
@@ -54,6 +57,7 @@ class WorldSettings:
 
     `convergence_seconds` is how long after the end of all faults the bucket may take to equal the datastore.
     `keeps_versions` says that the bucket does. `chunk_store` is how PBS is to reach its chunks: auto, native or fuse.
+    `workers` is how many processes send chunks, 1: the uploader itself.
     """
 
     base: Path
@@ -65,6 +69,7 @@ class WorldSettings:
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     keeps_versions: bool = False
     chunk_store: str = "auto"
+    workers: int = 1
 
 
 class World:
@@ -140,6 +145,7 @@ class World:
             **self.clock.environment(),
             **self._settings.extra_environment,
             _CHUNK_STORE_VARIABLE: self._settings.chunk_store,
+            _WORKERS_VARIABLE: str(self._settings.workers),
             **self.steps.environment,
         }
         return Mirror(
@@ -221,7 +227,8 @@ class World:
     def offers(self) -> frozenset[str]:
         """What accidents may need."""
         native = frozenset() if self._settings.chunk_store == "fuse" else frozenset((NATIVE_CHUNKS,))
-        return self._route.offers | native
+        workers = frozenset((WORKERS,)) if self._settings.workers > 1 else frozenset()
+        return self._route.offers | native | workers
 
     @property
     def proxy(self) -> FaultProxy:

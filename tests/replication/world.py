@@ -33,6 +33,7 @@ from mirrorfs.replication.comparing.differences import Difference
 from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.retention.chunks import CHUNKS_A_BATCH
+from mirrorfs.replication.sending.sender import ChunkSender
 from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
@@ -292,6 +293,7 @@ class World:
     ownership: Ownership = field(default_factory=Unwatched)
     unseen_after: float = 0.0
     """What was not seen to go goes at once, where a test is about something else."""
+    sender: ChunkSender | None = None
 
     @asynccontextmanager
     async def running(
@@ -314,6 +316,7 @@ class World:
             retention=replace(self.retention, unseen_after=self.unseen_after),
             now=lambda: self.now,
             references_a_commit=self.references_a_commit,
+            sender=self.sender,
         )
         try:
             async with trio.open_nursery() as nursery:

@@ -204,7 +204,7 @@ class Reconciler:
         for item in found.items:
             if own is None:
                 await self._worklist.room()
-            self._worklist.add(item, sequence)
+            self._worklist.add(item, sequence, at_a_glance=True)
         await self._note(found, own)
 
     def differing_chunks(self, numbers: Iterable[int], *, sizes: bool = True) -> Found:

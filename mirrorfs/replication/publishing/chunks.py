@@ -19,6 +19,7 @@ from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import ConfirmationFailed, CopyUnsupported, ObjectMissing, StoreRejected
 from mirrorfs.replication.publishing.outlook import GONE, NOT_MIRRORED, Forecast, Outlook
 from mirrorfs.replication.publishing.replica import holds
+from mirrorfs.replication.sending.sender import ChunkSender
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.exclusion import Exclusion
@@ -46,11 +47,13 @@ class ChunkMirror:
         state: CommittedState,
         problems: Problems,
         *,
-        parallel: int,
+        in_memory: trio.CapacityLimiter,
+        sender: ChunkSender | None,
         healed: Callable[[bytes], None],
         look_again: Callable[[bytes], None],
     ) -> None:
-        """`parallel` bounds the chunks in memory.
+        """`in_memory` bounds the chunks in memory. `sender` sends what is new in one go; without it, and where that
+        does not work, everything is done step by step.
 
         `healed` is called with each digest that has become confirmed, `look_again` with each that others alone have
         kept from being deleted: when they pin it no more, or at once if they work on it, which is to be waited for.
@@ -65,7 +68,8 @@ class ChunkMirror:
         self._busy = Exclusion[bytes]()
         self._distrusted: set[bytes] = set()
         self._pins: list[Digests] = []
-        self._in_memory = trio.CapacityLimiter(parallel)
+        self._in_memory = in_memory
+        self._sender = sender
 
     @asynccontextmanager
     async def pinned(self, digests: Digests) -> AsyncIterator[Digests]:
@@ -129,6 +133,10 @@ class ChunkMirror:
             known = self._known(digest)
             if known is not None and known.confirmed:
                 return
+            if known is None:
+                if await self._send_in_one_go(digest):
+                    return
+                known = self._known(digest)
             try:
                 await self._upload(digest, known)
             except CannotMirror:
@@ -136,20 +144,24 @@ class ChunkMirror:
                 if known is None or not await self._confirm_object(digest):
                     raise
 
-    async def settle(self, digest: bytes) -> bool:
+    async def settle(self, digest: bytes, *, at_a_glance: bool = False) -> bool:
         """Have the bucket agree with what the datastore holds now under the chunk's name.
 
+        `at_a_glance`, one of the size that is confirmed is not read: a publication has been there before.
         Deletes nothing: returns False where the file is gone, and an object may be left that nobody is known to need.
 
         Raises:
             CannotMirror: see `ensure`.
         """
         async with self._busy.hold(digest):
+            if self._is_new(digest) and await self._send_in_one_go(digest):
+                return True
             file = await trio.to_thread.run_sync(self._tree.chunk, digest)
-            await self._note_quarantine(digest, file.is_quarantined)
+            is_noted = await self._note_quarantine(digest, file.is_quarantined)
             known = self._known(digest)
             if file.size is not None:
-                await self._upload(digest, known)
+                if is_noted or not (at_a_glance and _is_confirmed(known, file.size)):
+                    await self._upload(digest, known)
                 return True
             return _stays(file, known) or self._is_kept_by_pin(digest)
 
@@ -206,15 +218,41 @@ class ChunkMirror:
     def _known(self, digest: bytes) -> ChunkState | None:
         return self._state.view(lambda transaction: transaction.chunks.get(digest))
 
-    async def _note_quarantine(self, digest: bytes, is_quarantined: bool) -> None:
+    def _is_new(self, digest: bytes) -> bool:
+        """Tell whether nothing at all is known of a chunk."""
+        return self._state.view(
+            lambda transaction: transaction.chunks.get(digest) is None and transaction.quarantine.since(digest) is None
+        )
+
+    async def _send_in_one_go(self, digest: bytes) -> bool:
+        """Send a chunk of which no object is known to be there; False where it has to be done step by step."""
+        sender = self._sender
+        if sender is None or not sender.is_open or self._problems.refused.limits_size:
+            return False
+        await self._intend(digest)
+        attempt = await sender.send(digest)
+        if attempt.is_stored:
+            await self._confirm(digest, attempt.size, attempt.crc32c)
+            self._healed(digest)
+        elif not attempt.began:
+            await self._state.apply(lambda transaction: transaction.chunks.withdraw([digest]))
+        return attempt.is_stored
+
+    async def _intend(self, digest: bytes) -> None:
+        reach("chunk.before-intention")
+        await self._state.apply(lambda transaction: transaction.chunks.intend([digest]))
+
+    async def _note_quarantine(self, digest: bytes, is_quarantined: bool) -> bool:
+        """Note whether a chunk is in quarantine; tells whether that was not known."""
         since = self._state.view(lambda transaction: transaction.quarantine.since(digest))
         if (since is not None) == is_quarantined:
-            return
+            return False
         now = time.time() if is_quarantined else None
         await self._state.apply(lambda transaction: transaction.quarantine.set_since(digest, now))
         reach("chunk.quarantine-recorded")
         if is_quarantined:
             log.warning("%s is in quarantine: PBS has found it corrupt; its object is kept", chunk_path(digest))
+        return True
 
     async def _upload(self, digest: bytes, known: ChunkState | None) -> None:
         async with self._in_memory:
@@ -233,8 +271,7 @@ class ChunkMirror:
     async def _put(self, digest: bytes, data: bytes, checksum: int, known: ChunkState | None) -> None:
         key = self._bucket.layout.chunk_key(digest)
         if known is None:
-            reach("chunk.before-intention")
-            await self._state.apply(lambda transaction: transaction.chunks.intend([digest]))
+            await self._intend(digest)
         elif not known.confirmed and digest not in self._distrusted and await holds(self._bucket.store, key, data):
             await self._confirm(digest, len(data), checksum)
             return
@@ -329,6 +366,10 @@ class ChunkMirror:
         except (DatastoreError, OSError) as error:
             raise CannotMirror(chunk_path(digest), f"the chunk cannot be read: {error}", (digest,)) from error
         return data, calculate_crc32c(data)
+
+
+def _is_confirmed(known: ChunkState | None, size: int) -> bool:
+    return known is not None and known.confirmed and known.size == size
 
 
 def _stays(file: ChunkFile, known: ChunkState | None) -> bool:

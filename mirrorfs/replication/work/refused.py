@@ -51,6 +51,11 @@ class RefusedObjects:
                 return code, condition.reason
         return None
 
+    @property
+    def limits_size(self) -> bool:
+        """Whether something was refused for its size, and may be again."""
+        return any(condition.smallest is not None for condition in self._conditions.values())
+
     def reason_of(self, code: str, words: str, size: int | None) -> str:
         """Note a refusal, of an object of `size` bytes where that is why, and return the reason that all share."""
         condition = self._conditions.setdefault(code, _Condition(f"{REFUSED}{words}"))

@@ -49,6 +49,13 @@ def _believe_every_put(original: Method) -> Method:
     return confirm
 
 
+def _take_all_for_proven(original: Method) -> Method:
+    def proves(*arguments: object) -> bool:
+        return True
+
+    return proves
+
+
 def _do_not_wait_for_chunk(original: Method) -> Method:
     async def ensure(self: object, digest: bytes) -> None:
         return None
@@ -73,12 +80,12 @@ def _look_for_none(original: Method) -> Method:
 def _send_some_chunks_slowly(original: Method) -> Method:
     """Every fourth, by its name, as over a slow line: else they are often there before anybody can miss them."""
 
-    async def settle(self: object, digest: bytes) -> bool:
+    async def settle(self: object, digest: bytes, **more: object) -> bool:
         import trio  # not before the product does: this runs at the start of every interpreter
 
         if digest[-1] % _SLOW_CHUNKS == 0:
             await trio.sleep(_SLOW_CHUNK_SECONDS)
-        is_settled: bool = await original(self, digest)
+        is_settled: bool = await original(self, digest, **more)
         return is_settled
 
     return settle
@@ -158,6 +165,7 @@ _PUBLICATION = "mirrorfs.replication.publishing.publication"
 MUTATIONS: dict[str, tuple[Replacement, ...]] = {
     "skip-confirmation": (
         Replacement("mirrorfs.objectstore.uploads", "Uploads", "_confirm", _believe_every_put),
+        Replacement("mirrorfs.objectstore.uploads", "", "proves", _take_all_for_proven),
         Replacement(_PUBLICATION, "SnapshotPublication", "_look_for_some", _look_for_none),
     ),
     "publish-early": (

@@ -1,0 +1,99 @@
+"""Chunks sent by worker processes: one that is killed loses nothing, and an outage is what it is without them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.end_to_end.mirrors import MirrorUnderTest
+from tests.end_to_end.test_crashes import TINY, audited, work
+from tests.harness.mirror import Mirror
+from tests.harness.steps import StepFile
+from tests.harness.writer import DatastoreWriter
+from tests.stores.fault_proxy import FaultProxy
+
+_STARTED = re.compile(r"worker \d runs \(process (\d+)\)")
+_DOWN = "The object store is not usable."
+_UP = "The object store is usable again"
+
+
+def _until(is_so: Callable[[], bool], mirror: Mirror) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline, mirror.log[-4000:]
+        time.sleep(0.05)
+
+
+def mount_with_workers(mirror: MirrorUnderTest) -> set[int]:
+    """Mount with two workers, and return their process ids when they take chunks."""
+    mirror.mount("--workers", "2")
+    _until(lambda: len(_STARTED.findall(mirror.log)) == 2, mirror)
+    assert mirror.worker_pids() == {int(pid) for pid in _STARTED.findall(mirror.log)}
+    return mirror.worker_pids()
+
+
+@pytest.mark.parametrize("step", ["object.after-put", pytest.param("object.before-put", marks=pytest.mark.long)])
+def test_a_worker_that_is_killed_loses_nothing(mirror: MirrorUnderTest, step: str) -> None:
+    steps = StepFile(mirror.base / "step")
+    mirror.extra_environment.update(steps.environment)
+    workers, uploader = mount_with_workers(mirror), mirror.uploader_pid()
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=5, default_plan=TINY) as writer:
+        # Nothing but chunks is sent while a backup runs, so it is a worker that reaches it.
+        steps.arm(step, 2)
+        writer.backup("vm/7")
+        _until(lambda: bool(steps.fired), mirror)
+        work(writer)
+        mirror.wait()
+    assert [(name, pid in workers) for name, pid in steps.fired] == [(step, True)]
+    assert mirror.uploader_pid() == uploader
+    assert re.search(r"worker \d ended unexpectedly \(signal 9\); what it was sending is sent again", mirror.log)
+    # It comes back, and the others have gone on meanwhile.
+    _until(lambda: len(_STARTED.findall(mirror.log)) == 3, mirror)
+    started = {int(pid) for pid in _STARTED.findall(mirror.log)}
+    mirror.umount()
+    assert not started & mirror.processes_of("mirrorfs.replication.sending")
+    assert "Traceback" not in mirror.log
+
+
+def test_workers_that_die_again_and_again_hold_up_nothing(mirror: MirrorUnderTest) -> None:
+    mount_with_workers(mirror)
+    uploader = mirror.uploader_pid()
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=6, default_plan=TINY) as writer:
+        for number in range(3):
+            mirror.kill_workers()
+            writer.backup(f"vm/{number}")
+            mirror.wait()
+        _until(lambda: "it is started again in 2 s" in mirror.log, mirror)
+    assert mirror.uploader_pid() == uploader
+
+
+def test_workers_end_with_an_uploader_that_is_killed(mirror: MirrorUnderTest) -> None:
+    workers = mount_with_workers(mirror)
+    mirror.kill_uploader()
+    _until(lambda: not workers & mirror.processes_of("mirrorfs.replication.sending"), mirror)
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=7, default_plan=TINY) as writer:
+        work(writer)
+
+
+def test_an_outage_is_told_and_waited_for_in_one_place(
+    proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy
+) -> None:
+    mirror = proxied_mirror
+    mount_with_workers(mirror)
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=8, default_plan=TINY) as writer:
+        work(writer)
+        mirror.wait()
+        fault_proxy.refuse_connections()
+        writer.backup("vm/8")
+        _until(lambda: _DOWN in mirror.log, mirror)
+        writer.backup("vm/9")
+        fault_proxy.accept_connections()
+        mirror.wait()
+        # The first to be tried again are not the workers, which now take part once more.
+        work(writer)
+    assert mirror.log.count(_DOWN) == 1
+    assert mirror.log.count(_UP) == 1
+    assert mirror.status()["problems"] == []
