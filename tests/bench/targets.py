@@ -133,13 +133,14 @@ class Mirror(_Mounted):
     def __init__(self, base: Path, store: StoreServer, bucket: str, name: str = "bench") -> None:
         super().__init__(base)
         self._mirror = MirrorUnderTest(base, store, bucket, store.endpoint_url, name=name)
-        self._mirror.mount_options = ("--chunk-store", self.chunk_store)
+        self.workers = 1
         self._store = store
         self._pids: tuple[int, int] | None = None
 
     def mount(self) -> None:
         """See Target; what is in the datastore already begins to be mirrored. Raises BenchFailed."""
-        done = self._mirror.run(*self._mirror.mount_arguments("--mountpoint", str(self.path)))
+        options = ("--mountpoint", str(self.path), "--chunk-store", self.chunk_store, "--workers", str(self.workers))
+        done = self._mirror.run(*self._mirror.mount_arguments(*options))
         if done.returncode != 0:
             raise BenchFailed(f"mirrorfs does not mount: {done.stderr.strip()}")
         self._pids = self._mirror.mount_pid(), self._mirror.uploader_pid()
@@ -190,8 +191,8 @@ class Mirror(_Mounted):
         return processor_seconds(self._both()[0])
 
     def uploader_seconds(self) -> float:
-        """See Target."""
-        return processor_seconds(self._both()[1])
+        """See Target. Workers included."""
+        return sum(processor_seconds(pid) for pid in (self._both()[1], *self._mirror.worker_pids()))
 
     def store_seconds(self) -> float:
         """Processor time of the object store, so far."""

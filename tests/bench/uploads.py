@@ -31,6 +31,7 @@ _SMALL_CHUNK = 64 * 1024
 _RCLONE = Path(sys.executable).with_name("rclone")
 # As many as the uploader has at the same time unless told otherwise.
 _PARALLEL = 8
+_WORKERS = 2
 Say = Callable[[str], None]
 
 
@@ -48,11 +49,12 @@ class UploadSample:
 
 @dataclass(frozen=True, slots=True)
 class UploadSeries:
-    """The same chunks sent by the uploader, by plain PUTs and by rclone."""
+    """The same chunks sent by the uploader, by it with two workers, by plain PUTs and by rclone."""
 
     name: str
     title: str
     uploader: tuple[UploadSample, ...]
+    workers: tuple[UploadSample, ...]
     plain: tuple[UploadSample, ...]
     rclone: tuple[UploadSample, ...]
 
@@ -83,10 +85,11 @@ class _Source:
             writer.create(chunk_directories="when needed")
         self._start_up_seconds = self._measure_start_up()
 
-    def upload(self, name: str) -> UploadSample:
-        """From the end of a mount with an empty state to everything published."""
+    def upload(self, name: str, *, workers: int = 1) -> UploadSample:
+        """From the end of a mount with an empty state to everything published; the start of workers is part of it."""
         objects, size = self._chunks()
         self.mirror.change_name(name)
+        self.mirror.workers = workers
         try:
             self.mirror.mount()
             store = self.mirror.store_seconds()
@@ -159,14 +162,15 @@ class _Source:
 
 def _measure(source: _Source, name: str, scale: Scale, make: Callable[[Path, Scale], str], say: Say) -> UploadSeries:
     title = make(source.mirror.backing, scale) + (", to a stub" if name.endswith("-stub") else "")
-    uploader, plain, rclone = [], [], []
+    uploader, workers, plain, rclone = [], [], [], []
     for number in range(scale.upload_rounds):
         say(f"{name}, round {number + 1} of {scale.upload_rounds}")
         uploader.append(source.upload(f"{name}-{number}"))
+        workers.append(source.upload(f"{name}-workers-{number}", workers=_WORKERS))
         plain.append(source.put_plainly(f"{name}-plain-{number}"))
         rclone.append(source.copy_by_rclone(f"{name}-rclone-{number}"))
     shutil.rmtree(source.mirror.base)
-    return UploadSeries(name, title, tuple(uploader), tuple(plain), tuple(rclone))
+    return UploadSeries(name, title, tuple(uploader), tuple(workers), tuple(plain), tuple(rclone))
 
 
 def _make_large(datastore: Path, scale: Scale) -> str:
