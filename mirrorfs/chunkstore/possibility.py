@@ -15,6 +15,7 @@ from mirrorfs.chunkstore.system_calls import (
     clone_mount,
     set_mount_attributes,
 )
+from mirrorfs.filesystem.mount_table import file_system_type_of
 
 # Others may change these from elsewhere, and of that the kernel tells nothing.
 _SHARED_FILE_SYSTEMS = frozenset(
@@ -73,7 +74,7 @@ def _reason(error: OSError) -> str:
 
 def check_file_system(descriptor: int) -> None:
     """Raise NativeImpossible if others than this machine may change the file system of an open directory."""
-    kind = _file_system_type(descriptor)
+    kind = file_system_type_of(descriptor)
     if kind in _SHARED_FILE_SYSTEMS:
         raise NativeImpossible(f"it is on {kind}, of whose changes from other machines the kernel tells nothing")
 
@@ -101,16 +102,3 @@ def prepare_mount(descriptor: int, attributes: int) -> int:
         os.close(mount)
         raise
     return mount
-
-
-def _file_system_type(descriptor: int) -> str:
-    """Look up the mount of a descriptor in proc(5)'s fdinfo and mountinfo; "" when it is not found."""
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
-        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    wanted = fields["mnt_id"].strip()
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        for mount in mounts:
-            before, _, after = mount.partition(b" - ")
-            if before.split(b" ", 1)[0].decode() == wanted:
-                return after.split(b" ", 1)[0].decode()
-    return ""

@@ -54,6 +54,14 @@ def is_mounted(path: str) -> bool:
     return entry is not None and entry.file_system_type == FILE_SYSTEM_TYPE
 
 
+def file_system_type_of(descriptor: int) -> str:
+    """Look up the mount of a descriptor in proc(5)'s fdinfo and mountinfo; "" when it is not found."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
+        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    wanted = int(fields["mnt_id"])
+    return next((entry.file_system_type.decode() for entry in mount_table() if entry.identifier == wanted), "")
+
+
 def detach(path: str) -> None:
     """Take the topmost mount away from this path at once; it ends when nobody uses it any more. Raises OSError."""
     unmount(os.fsencode(path), lazily=True)

@@ -15,6 +15,7 @@ from mirrorfs.chunkstore.directories import Directories, Place
 from mirrorfs.chunkstore.possibility import NativeImpossible, check_file_system, prepare_mount
 from mirrorfs.chunkstore.system_calls import handle_of
 from mirrorfs.chunkstore.watch import CHUNKS, Watch, WatchLost
+from mirrorfs.filesystem.mount_table import file_system_type_of
 
 pytestmark = pytest.mark.trio
 
@@ -226,7 +227,7 @@ async def test_a_file_system_that_others_change_is_refused(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     check_file_system(scene.descriptor)
-    monkeypatch.setattr(possibility, "_file_system_type", lambda _: kind)
+    monkeypatch.setattr(possibility, "file_system_type_of", lambda _: kind)
     with pytest.raises(NativeImpossible, match=f"it is on {kind}"):
         check_file_system(scene.descriptor)
 
@@ -235,8 +236,8 @@ async def test_the_type_of_a_file_system_is_found(scene: Scene) -> None:
     memory = os.open("/dev/shm", os.O_RDONLY | os.O_DIRECTORY)
     process = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        assert possibility._file_system_type(memory) == "tmpfs"
-        assert possibility._file_system_type(process) == "proc"
+        assert file_system_type_of(memory) == "tmpfs"
+        assert file_system_type_of(process) == "proc"
     finally:
         os.close(memory)
         os.close(process)
