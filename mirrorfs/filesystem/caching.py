@@ -30,13 +30,17 @@ class Caching:
 
     def bound_missing(self, entry: pyfuse3.EntryAttributes, directory: Inode) -> pyfuse3.EntryAttributes:
         """Return the answer that there is no such name in a directory, to be believed for no longer than it may."""
-        if self._shared is not None and (self._is_shared(directory) or self._is_inside(directory)):
+        if not self.keeps_names(directory):
             entry.entry_timeout = 0
         return entry
 
     def keeps_pages(self, inode: Inode) -> bool:
         """Whether what was read of a file may be kept until it is opened again."""
         return self._shared is None or not self._is_inside(inode)
+
+    def keeps_names(self, directory: Inode) -> bool:
+        """Whether the names in a directory may be kept until it is opened again."""
+        return self._shared is None or not (self._is_shared(directory) or self._is_inside(directory))
 
     def _is_shared(self, inode: Inode) -> bool:
         return inode.parent is self._inodes.root and inode.name == self._shared

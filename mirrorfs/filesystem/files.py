@@ -8,7 +8,8 @@ from functools import partial
 import pyfuse3
 
 from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
-from mirrorfs.filesystem.inodes import Inode
+from mirrorfs.filesystem.inodes import FIRST_FOREIGN_NUMBER, Inode
+from mirrorfs.filesystem.mount_table import file_system_type_of
 from mirrorfs.filesystem.shares import Shares
 from mirrorfs.filesystem.system_calls import RWF_NOWAIT, ActingAs
 from mirrorfs.filesystem.threads import OUT_OF_DESCRIPTORS, Threads
@@ -18,6 +19,10 @@ from mirrorfs.filesystem.threads import OUT_OF_DESCRIPTORS, Threads
 # would do harm: pwrite ignores its offset with O_APPEND, and O_DIRECT wants buffers aligned.
 _KERNEL_FLAGS = os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT
 _BACKING_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+
+# The types of file systems (proc(5)) that ask nobody when an inode in memory is opened for reading, so that it cannot
+# fail; and that have nothing to report when it is closed: late errors are told by fsync alone.
+_PLAIN_FILE_SYSTEMS = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs"))
 
 _LARGEST_READ = 1 << 20
 # Copying that much takes less time than waking the event loop.
@@ -29,7 +34,7 @@ _RELATIVE_ACCESS_TIME_SECONDS = 24 * 60 * 60
 class FileHandle:
     """One open of one file, by the caller with these ids. Its number is that of its backing descriptor."""
 
-    __slots__ = ("descriptor", "gid", "inode", "uid", "writable")
+    __slots__ = ("descriptor", "flags_to_open", "gid", "inode", "uid", "writable")
 
     def __init__(self, descriptor: Descriptor, inode: Inode, flags: int, context: pyfuse3.RequestContext) -> None:
         self.descriptor = descriptor.hold()
@@ -37,6 +42,8 @@ class FileHandle:
         self.writable = flags & os.O_ACCMODE in _WRITE_ACCESS
         self.uid = context.uid
         self.gid = context.gid
+        self.flags_to_open: int | None = None
+        """With which the descriptor is to be opened before it is read from, if it is O_PATH still."""
 
     @property
     def number(self) -> int:
@@ -50,12 +57,14 @@ class Files:
     while they are in a thread. Who borrows the descriptor of a handle for something else has to hold it.
     """
 
-    def __init__(self, threads: Threads, shares: Shares, mount_flags: int) -> None:
-        """Each handle is taken from `shares`; `mount_flags` are those of the backing file system, of statvfs(3)."""
+    def __init__(self, threads: Threads, shares: Shares, root_descriptor: int) -> None:
+        """Each handle is taken from `shares`; the backing file system is that of `root_descriptor`."""
         self._threads = threads
         self._shares = shares
         self._handles: dict[int, FileHandle] = {}
         self._of_inode: dict[Inode, list[FileHandle]] = {}
+        mount_flags = os.fstatvfs(root_descriptor).f_flag
+        self._is_plain = file_system_type_of(root_descriptor) in _PLAIN_FILE_SYSTEMS
         self._read_buffer = memoryview(bytearray(_LARGEST_READ))
         self._reads_without_waiting = True
         self._reading_changes_nothing = bool(mount_flags & (os.ST_NOATIME | os.ST_RDONLY))
@@ -81,17 +90,27 @@ class Files:
         return sum(handle.writable for handle in self._of_inode.get(inode, ()))
 
     async def open(self, inode: Inode, reference: int, flags: int, context: pyfuse3.RequestContext) -> FileHandle:
-        """Opens what the descriptor `reference` stands for, for a caller whose access the kernel has checked."""
+        """Opens what the descriptor `reference` stands for, for a caller whose access the kernel has checked.
+
+        What cannot fail, and may never be needed, is done with the first read: the kernel has in memory what it has
+        read before, and a listing of snapshots opens each manifest again and again.
+        """
         # The open follows the link of proc(5), which O_NOFOLLOW would refuse.
         backing_flags = flags & ~_KERNEL_FLAGS & ~os.O_NOFOLLOW | os.O_CLOEXEC
         call = partial(_open, descriptor_path(reference), backing_flags, context.uid, context.gid)
+        later = self._may_open_later(inode, flags)
         self._shares.take(context.uid)
         try:
-            number = await self._threads.run(inode, call)
+            if later:
+                number = self._threads.at_once(partial(os.dup, reference))
+            else:
+                number = await self._threads.run(inode, call)
         except BaseException:
             self._shares.give_back(context.uid)
             raise
-        return self.adopt(number, inode, flags, context)
+        handle = self.adopt(number, inode, flags, context)
+        handle.flags_to_open = backing_flags if later else None
+        return handle
 
     async def create(
         self, parent: Inode, directory: int, name: bytes, mode: int, flags: int, context: pyfuse3.RequestContext
@@ -117,6 +136,7 @@ class Files:
     async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
         """Reads as pread(2). The result is good until the next `await` only."""
         handle = self[number]
+        await self._open_at_last(handle)
         if self._reads_without_waiting and size <= _LARGEST_READ and not self._sets_access_time(number):
             data = self._read_cached(number, offset, size)
             if data is not None:
@@ -132,13 +152,15 @@ class Files:
 
     async def sync(self, number: int, data_only: bool) -> None:
         """fsync(2) or fdatasync(2)."""
+        handle = self[number]
+        await self._open_at_last(handle)
         synchronize = os.fdatasync if data_only else os.fsync
-        await self._threads.run(self[number].inode, partial(synchronize, number), briefly=False)
+        await self._threads.run(handle.inode, partial(synchronize, number), briefly=False)
 
     async def flush(self, number: int) -> None:
         """What close(2) of one of several descriptors of an open file does; it may report late write errors."""
         handle = self[number]
-        if handle.writable:
+        if handle.writable and not self._is_on_plain(handle.inode):
             await self._threads.run(handle.inode, partial(_flush, number))
 
     def remove(self, handle: FileHandle) -> None:
@@ -170,6 +192,21 @@ class Files:
             self.remove(handle)
             if handle.descriptor.let_go():
                 os.close(handle.number)
+
+    def _is_on_plain(self, inode: Inode) -> bool:
+        return self._is_plain and inode.number < FIRST_FOREIGN_NUMBER
+
+    def _may_open_later(self, inode: Inode, flags: int) -> bool:
+        # Beside another handle the reference may be a descriptor of that, which is no new one when it is duplicated.
+        reads_only = flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY
+        return reads_only and self._is_on_plain(inode) and inode not in self._of_inode
+
+    async def _open_at_last(self, handle: FileHandle) -> None:
+        if handle.flags_to_open is not None:
+            call = partial(_open_in_place, handle.number, handle.flags_to_open)
+            await self._threads.run(handle.inode, call)
+            # Who came at the same time has done the same once more.
+            handle.flags_to_open = None
 
     def _close_soon(self, number: int) -> None:
         self._threads.start(partial(os.close, number))
@@ -216,6 +253,15 @@ def _open(path: bytes, flags: int, uid: int, gid: int) -> int:
         with ActingAs(uid, gid, writing=True):
             return os.open(path, flags)
     return os.open(path, flags)
+
+
+def _open_in_place(number: int, flags: int) -> None:
+    """Turns an O_PATH descriptor into one that is open, of the same file, with the same number."""
+    opened = os.open(descriptor_path(number), flags)
+    try:
+        os.dup2(opened, number, inheritable=False)
+    finally:
+        os.close(opened)
 
 
 def _create(directory: int, name: bytes, flags: int, mode: int, uid: int, gid: int) -> tuple[int, os.stat_result]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 ROOT_NUMBER = 1
 """The number by which the kernel calls the mounted directory (FUSE_ROOT_ID), whatever its own is."""
 
-_FIRST_FOREIGN_NUMBER = 1 << 62
+FIRST_FOREIGN_NUMBER = 1 << 62
+"""From here on, numbers are ours: of inodes on other file systems than that of the root."""
 
 
 class Inode:
@@ -53,7 +54,7 @@ class InodeTable:
         self._vanished: set[int] = set()
         self._foreign_numbers: dict[tuple[int, int], int] = {}
         self._foreign_keys: dict[int, tuple[int, int]] = {}
-        self._next_foreign_number = _FIRST_FOREIGN_NUMBER
+        self._next_foreign_number = FIRST_FOREIGN_NUMBER
 
     def __len__(self) -> int:
         return len(self._inodes)

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from functools import partial
 
 import trio
@@ -15,6 +16,11 @@ from mirrorfs.filesystem.tree import Tree, status_in_memory
 
 # A directory of this size, if it is in memory, is read in less time than the event loop takes to be woken.
 _SMALL_DIRECTORY = 32 << 10
+# Kept after nobody lists a directory any more. A name takes about 75 bytes, the longest ones 300; a listing alone takes
+# as much as eight names. So that is 10 MB in all.
+_MOST_KEPT_NAMES = 1 << 17
+_MOST_KEPT_NAMES_OF_ONE = 1 << 10
+_NAMES_FOR_A_LISTING = 8
 # As many entries as there are in the smallest buffer that the kernel asks with, more or less.
 _STATUSES_AT_ONCE = 32
 
@@ -39,7 +45,7 @@ class Listing:
 
 
 class DirectoryHandle:
-    """One open directory, of this user, and the listing that is under way, if one is."""
+    """One open directory, of this user, and the listing that is under way, if one is. Its descriptor is O_PATH."""
 
     __slots__ = ("descriptor", "inode", "listing", "uid")
 
@@ -58,11 +64,22 @@ class Directories:
     """The table of open directories. The number of a handle is that of its backing descriptor.
 
     A directory is read once for all who list it until it changes: however often it is opened, its names are in memory
-    once, or as often as it was changed between.
+    once, or as often as it was changed between. Small listings that nobody holds any more are kept while there is room:
+    who walks through thousands of directories, as PBS does to show its snapshots, does so again and again.
     """
 
-    def __init__(self, tree: Tree, threads: Threads, descriptors: Shares, names: Shares) -> None:
-        """Handles are taken from `descriptors`, what their listings hold from `names`."""
+    def __init__(
+        self,
+        tree: Tree,
+        threads: Threads,
+        descriptors: Shares,
+        names: Shares,
+        may_keep: Callable[[Inode], bool] = lambda _: True,
+    ) -> None:
+        """Handles are taken from `descriptors`, what their listings hold from `names`.
+
+        `may_keep` tells whether only the mount changes a directory, so that what was read of it stands.
+        """
         self._tree = tree
         self._threads = threads
         self._descriptors = descriptors
@@ -70,6 +87,9 @@ class Directories:
         self._handles: dict[int, DirectoryHandle] = {}
         self._newest: dict[Inode, Listing] = {}
         self._reading: dict[Inode, trio.Lock] = {}
+        self._may_keep = may_keep
+        self._kept: OrderedDict[Inode, Listing] = OrderedDict()
+        self._kept_names = 0
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -83,11 +103,11 @@ class Directories:
 
     async def open(self, inode: Inode, uid: int) -> DirectoryHandle:
         """Opens a directory, for a caller whose access the kernel has checked."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._descriptors.take(uid)
         try:
             with await self._tree.directory(inode) as directory:
-                descriptor = await self._threads.run(inode, partial(os.open, b".", flags, dir_fd=directory))
+                # One for itself, since the number is the handle's; the directory is opened when it is read.
+                descriptor = self._threads.at_once(partial(os.dup, directory))
         except BaseException:
             self._descriptors.give_back(uid)
             raise
@@ -103,7 +123,7 @@ class Directories:
         reading = self._reading.setdefault(handle.inode, trio.Lock())
         try:
             async with reading:
-                listing = self._newest.get(handle.inode)
+                listing = self._newest.get(handle.inode) or self._kept.get(handle.inode)
                 if listing is None or listing.stamp != _stamp(handle):
                     listing = await self._read(handle)
                 self._change_listing(handle, listing)
@@ -119,7 +139,8 @@ class Directories:
     async def sync(self, number: int, data_only: bool) -> None:
         """fsync(2) or fdatasync(2) of the directory."""
         synchronize = os.fdatasync if data_only else os.fsync
-        await self._threads.run(self[number].inode, partial(synchronize, number), briefly=False)
+        call = partial(_synchronize, descriptor_path(number), synchronize)
+        await self._threads.run(self[number].inode, call, briefly=False)
 
     def release(self, number: int) -> None:
         """Closes the handle."""
@@ -156,6 +177,7 @@ class Directories:
         listing.users[handle.uid] += 1
         handle.listing = listing
         self._newest[handle.inode] = listing
+        self._drop_kept(handle.inode)
 
     def _let_go(self, handle: DirectoryHandle) -> None:
         listing, handle.listing = handle.listing, None
@@ -167,6 +189,20 @@ class Directories:
             self._names.give_back(handle.uid, listing.taken.pop(handle.uid))
         if not listing.users and self._newest.get(handle.inode) is listing:
             del self._newest[handle.inode]
+            self._keep(handle.inode, listing)
+
+    def _keep(self, inode: Inode, listing: Listing) -> None:
+        if len(listing.names) > _MOST_KEPT_NAMES_OF_ONE or not self._may_keep(inode):
+            return
+        self._kept[inode] = listing
+        self._kept_names += len(listing.names) + _NAMES_FOR_A_LISTING
+        while self._kept_names > _MOST_KEPT_NAMES:
+            self._drop_kept(next(iter(self._kept)))
+
+    def _drop_kept(self, inode: Inode) -> None:
+        listing = self._kept.pop(inode, None)
+        if listing is not None:
+            self._kept_names -= len(listing.names) + _NAMES_FOR_A_LISTING
 
 
 class Statuses:
@@ -195,6 +231,14 @@ class Statuses:
             self._ahead = dict(enumerate(found, position))
             status = self._ahead.pop(position)
         return status
+
+
+def _synchronize(path: bytes, synchronize: Callable[[int], None]) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        synchronize(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _statuses(directory: int, names: list[bytes]) -> list[os.stat_result | None]:

@@ -95,8 +95,9 @@ class PassThrough(pyfuse3.Operations):
         descriptors = shares_of_descriptors(owners)
         self._tree = Tree(root_descriptor, self._threads, descriptors.unlinked)
         self._caching = Caching(self._tree.inodes, shared)
-        self._files = Files(self._threads, descriptors.handles, os.fstatvfs(root_descriptor).f_flag)
-        self._directories = Directories(self._tree, self._threads, descriptors.handles, shares_of_names(owners))
+        self._files = Files(self._threads, descriptors.handles, root_descriptor)
+        names, keeps = shares_of_names(owners), self._caching.keeps_names
+        self._directories = Directories(self._tree, self._threads, descriptors.handles, names, keeps)
         # Without this the kernel would check by mode bits alone what the backing file system checks by lists.
         self.enable_acl = has_access_control_lists(descriptor_path(root_descriptor))
 

@@ -15,6 +15,7 @@ RENAME_EXCHANGE = 2
 UTIME_OMIT = (1 << 30) - 2
 RWF_NOWAIT = 0x00000008
 MNT_DETACH = 2
+EVENT_BYTES = 8
 
 _AT_FDCWD = -100
 _TIMES = struct.Struct("@4l")  # struct timespec[2], which struct itimerspec is too
@@ -84,6 +85,8 @@ _timer_settime = _libc.timer_settime
 _timer_settime.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
 _timer_delete = _libc.timer_delete
 _timer_delete.argtypes = (ctypes.c_void_p,)
+_eventfd_write = _libc_quick.eventfd_write
+_eventfd_write.argtypes = (ctypes.c_int, ctypes.c_uint64)
 _setfsuid = _libc_quick.setfsuid
 _setfsuid.argtypes = (ctypes.c_uint32,)
 _setfsgid = _libc_quick.setfsgid
@@ -156,6 +159,14 @@ def wait_readable(descriptor: int, nanoseconds: int) -> bool:
     """ppoll(2): whether it becomes readable in this time. A signal may end the wait before."""
     poll = ctypes.create_string_buffer(_POLL.pack(descriptor, select.POLLIN, 0), _POLL.size)
     return cast(int, _ppoll(poll, 1, _TIME.pack(0, nanoseconds), None)) == 1
+
+
+def add_event(counter: int) -> None:
+    """Adds one to an eventfd(2), and keeps the interpreter's lock: who is woken by it shall not fight for that with us.
+
+    It would wait, with the lock, if the counter were at its limit of 2**64 - 2.
+    """
+    _check(_eventfd_write(counter, 1))
 
 
 def device_of(path: bytes) -> tuple[int, int]:

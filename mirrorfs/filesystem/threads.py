@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import trio
 
-from mirrorfs.filesystem.system_calls import wait_readable
+from mirrorfs.filesystem.system_calls import EVENT_BYTES, add_event, wait_readable
 
 Result = TypeVar("Result")
 
@@ -21,8 +20,6 @@ _MOST_OF_ONE_INODE = 32
 _MOST_IDLE = 16
 # Most calls end long before; the delay that one which does not can cause to others is meant to be lost among theirs.
 _PATIENCE_NS = 200_000
-_COUNTER_BYTES = 8
-_ONE = (1).to_bytes(_COUNTER_BYTES, sys.byteorder)
 
 
 class Threads:
@@ -35,8 +32,8 @@ class Threads:
     Waking the event loop takes longer than most calls do. So the event loop itself waits for a thread for a moment,
     unless there is a call already for which that was not enough: in any such spell only one request pays for it.
 
-    Threads wake each other through eventfd(2), not locks: who releases a lock holds the interpreter's still, and the
-    other one, hardly awake, waits for that.
+    Threads wake each other through eventfd(2), not locks, and keep the interpreter's lock while they do: who has been
+    woken finds it free when the other one begins to wait, instead of both asking for it at the same moment.
     """
 
     def __init__(self) -> None:
@@ -72,6 +69,15 @@ class Threads:
         finally:
             self._pass_on(about)
 
+    def at_once(self, call: Callable[[], Result]) -> Result:
+        """Makes a call that never waits for anything, in the trio thread; if there is no free descriptor, as `run`."""
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in OUT_OF_DESCRIPTORS or not self._make_room():
+                raise
+        return call()
+
     def start(self, call: Callable[[], object]) -> None:
         """Calls in a thread that nobody waits for; what comes of it is not asked."""
         trio.lowlevel.start_thread_soon(call, lambda _: None)
@@ -105,7 +111,8 @@ class Threads:
                 await trio.lowlevel.wait_task_rescheduled(_cannot_be_aborted)
                 self._late -= briefly
             else:
-                os.read(self._finished, _COUNTER_BYTES)
+                # The thread may have claimed it and not told yet: it needs the interpreter's lock for that.
+                os.read(self._finished, EVENT_BYTES)
         finally:
             self._busy -= 1
         if self._threads - self._busy > _MOST_IDLE:
@@ -125,17 +132,17 @@ class Threads:
 
     def _tell(self, call: "_Call[Any] | None") -> None:
         self._calls.append(call)
-        os.write(self._begun, _ONE)
+        add_event(self._begun)
 
     def _work(self) -> None:
         while True:
-            os.read(self._begun, _COUNTER_BYTES)
+            os.read(self._begun, EVENT_BYTES)
             call = self._calls.popleft()
             if call is None:
                 return
             call.make()
             if call.claim():
-                os.write(self._finished, _ONE)
+                add_event(self._finished)
             else:
                 call.wake()
 

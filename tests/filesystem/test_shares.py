@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorfs.filesystem import listing
-from mirrorfs.filesystem.inodes import ROOT_NUMBER
+from mirrorfs.filesystem.inodes import ROOT_NUMBER, Inode
 from mirrorfs.filesystem.listing import Directories
 from mirrorfs.filesystem.shares import Shares
 from mirrorfs.filesystem.threads import Threads
@@ -274,12 +274,12 @@ def test_a_change_behind_our_back_is_seen(mount: PassThroughProcess) -> None:
 class _Directories:
     """The table of open directories alone, over a real directory."""
 
-    def __init__(self, path: Path, names: Shares) -> None:
+    def __init__(self, path: Path, names: Shares, may_keep: Callable[[Inode], bool] = lambda _: True) -> None:
         self._root = os.open(path, os.O_RDONLY)
         self._threads = Threads()
         self.tree = Tree(self._root, self._threads, Shares(_owners, 1000, 1000))
         self.handles = Shares(_owners, 1000, 1000)
-        self.directories = Directories(self.tree, self._threads, self.handles, names)
+        self.directories = Directories(self.tree, self._threads, self.handles, names, may_keep)
 
     def changed(self, name: bytes) -> None:
         """Says that a name was made in the root, as the operations do."""
@@ -370,3 +370,73 @@ async def test_many_who_list_at_once_read_it_once(table: _Directories, monkeypat
             nursery.start_soon(list_with, number)
     assert read == 1
     assert all(names is found[0] for names in found)
+
+
+class _Counted:
+    """The reading of directories, counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        self._list = listing._list
+        monkeypatch.setattr(listing, "_list", self)
+
+    def __call__(self, path: bytes) -> list[bytes]:
+        self.times += 1
+        return self._list(path)
+
+
+async def _names_of(directories: Directories, inode: Inode) -> list[bytes]:
+    handle = await directories.open(inode, _HOSTILE)
+    names = await directories.names(handle, 0)
+    directories.release(handle.descriptor)
+    return names
+
+
+@pytest.mark.trio
+async def test_a_small_listing_is_kept_until_the_directory_changes(
+    table: _Directories, names: Shares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = _Counted(monkeypatch)
+    root = table.tree.inodes[ROOT_NUMBER]
+    for _ in range(3):
+        assert len(await _names_of(table.directories, root)) == 42
+    assert read.times == 1
+    # It is nobody's share while nobody lists it.
+    assert names[_HOSTILE] == table.handles[_HOSTILE] == 0
+    table.changed(b"new")
+    for _ in range(3):
+        assert b"new" in await _names_of(table.directories, root)
+    assert read.times == 2
+
+
+@pytest.mark.trio
+async def test_only_so_many_names_are_kept(
+    table: _Directories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_MOST_KEPT_NAMES", 60)
+    (tmp_path / "sub").mkdir()
+    for number in range(20):
+        (tmp_path / "sub" / f"{number}").touch()
+    read = _Counted(monkeypatch)
+    root = table.tree.inodes[ROOT_NUMBER]
+    sub = table.tree.appeared(root, b"sub", (tmp_path / "sub").stat())
+    for _ in range(3):
+        await _names_of(table.directories, root)
+        await _names_of(table.directories, sub)
+    # 43 and 22: each drives the other one out.
+    assert read.times == 6
+    monkeypatch.setattr(listing, "_MOST_KEPT_NAMES_OF_ONE", 30)
+    for _ in range(3):
+        await _names_of(table.directories, root)
+        await _names_of(table.directories, sub)
+    assert read.times == 9
+
+
+@pytest.mark.trio
+async def test_what_others_change_is_not_kept(tmp_path: Path, names: Shares, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = _Counted(monkeypatch)
+    table = _Directories(tmp_path, names, may_keep=lambda _: False)
+    for _ in range(3):
+        await _names_of(table.directories, table.tree.inodes[ROOT_NUMBER])
+    assert read.times == 3
+    table.close()

@@ -5,7 +5,8 @@ import threading
 import pytest
 import trio
 
-from mirrorfs.filesystem.threads import Threads
+from mirrorfs.filesystem.system_calls import add_event
+from mirrorfs.filesystem.threads import Threads, _Call
 
 _MANY = 100
 
@@ -100,6 +101,37 @@ async def test_the_event_loop_waits_for_the_first_late_call_only(monkeypatch: py
             gate.let_go()
     await threads.run("inode", lambda: 7)
     assert waits == 2
+    threads.close()
+
+
+@pytest.mark.trio
+async def test_a_thread_that_has_yet_to_tell_gets_the_interpreters_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has claimed the end of its call when the event loop gives up waiting, and tells of it only after that."""
+    claimed, given_up = threading.Event(), threading.Event()
+    claim = _Call.claim
+
+    def wait_readable(descriptor: int, nanoseconds: int) -> bool:
+        assert claimed.wait(20)
+        return False
+
+    def tell(counter: int) -> None:
+        if threading.current_thread().name == "mirrorfs-call":
+            claimed.set()
+            assert given_up.wait(20)
+        add_event(counter)
+
+    def claim_noticing(call: _Call[int]) -> bool:
+        is_ours = claim(call)
+        if not is_ours:
+            given_up.set()
+        return is_ours
+
+    monkeypatch.setattr("mirrorfs.filesystem.threads.wait_readable", wait_readable)
+    monkeypatch.setattr("mirrorfs.filesystem.threads.add_event", tell)
+    monkeypatch.setattr(_Call, "claim", claim_noticing)
+    threads = Threads()
+    assert await threads.run("inode", lambda: 7) == 7
+    monkeypatch.setattr("mirrorfs.filesystem.threads.add_event", add_event)
     threads.close()
 
 
