@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import restoring, retention
+from tests.bench import restoring, retention, snapshots
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Meter
 from tests.bench.operations import OPERATIONS, Operation
@@ -36,7 +36,13 @@ _UPLOAD = "upload"
 _COST_NAMES = (*(operation.name for operation in OPERATIONS), _UPLOAD)
 _RETENTION = "retention"
 _RESTORE = "restore"
-_NAMES = {"cost": _COST_NAMES, _RETENTION: retention.SUBJECTS, _RESTORE: restoring.SUBJECTS}
+_SNAPSHOTS = "snapshots"
+_NAMES = {
+    "cost": _COST_NAMES,
+    _RETENTION: retention.SUBJECTS,
+    _RESTORE: restoring.SUBJECTS,
+    _SNAPSHOTS: snapshots.SUBJECTS,
+}
 # Far more than any sample takes: what lasts longer hangs.
 _HUNG_SECONDS = 600.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -53,6 +59,8 @@ def main() -> int:
             _bench_retention(arguments)
         elif arguments.subject == _RESTORE:
             _bench_restore(arguments)
+        elif arguments.subject == _SNAPSHOTS:
+            _bench_snapshots(arguments)
         else:
             _bench_cost(arguments)
     except (BenchFailed, StoreLaunchError) as failure:
@@ -93,6 +101,17 @@ def _bench_restore(arguments: argparse.Namespace) -> None:
         say("taking everything away")
 
 
+def _bench_snapshots(arguments: argparse.Namespace) -> None:
+    scale = snapshots.QUICK if arguments.quick else snapshots.FULL
+    say = _narrator()
+    with _scratch_directory(Path(arguments.directory)) as base:
+        names = arguments.only or snapshots.SUBJECTS
+        results = snapshots.measure_snapshots(base, scale, names, arguments.against, say)
+        snapshots.print_snapshots(results)
+        _write_json(snapshots.snapshots_as_json(results), arguments.json)
+        say("taking everything away")
+
+
 def _write_json(value: dict[str, Any], file: Path | None) -> None:
     sys.stdout.flush()
     if file is not None:
@@ -103,8 +122,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure what mirrorfs costs beside the backing directory and bindfs, and how fast it uploads; or "
-        "how it copes with huge snapshots, states and garbage collections; or how fast it restores. Nothing is "
-        "judged. Run it on an idle machine.",
+        "how it copes with huge snapshots, states and garbage collections; or how fast it restores; or "
+        "what listing snapshots costs. Nothing is judged. Run it on an idle machine.",
         epilog="Example: scripts/bench --only mark --only sweep --directory /mnt/datastore --json bench.json",
     )
     parser.add_argument(
@@ -112,8 +131,8 @@ def _arguments() -> argparse.Namespace:
         nargs="?",
         choices=tuple(_NAMES),
         default="cost",
-        help="what to measure: the cost of the mount and of uploads (default), publishing and removing in bulk, or "
-        "restoring beside rclone",
+        help="what to measure: the cost of the mount and of uploads (default), publishing and removing in bulk, "
+        "restoring beside rclone, or listing snapshots and rewriting their manifests",
     )
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: two minutes, figures are rougher")
     parser.add_argument(
@@ -121,6 +140,12 @@ def _arguments() -> argparse.Namespace:
         action="append",
         metavar="NAME",
         help="; ".join(f"for {subject}, one of {', '.join(names)}" for subject, names in _NAMES.items()),
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="for snapshots, measure the mirrorfs of another checkout (with its own .venv) in the same run",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write each sample there")
     parser.add_argument(

@@ -7,7 +7,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ def processor_seconds(pid: int) -> float:
 class FileSystemDaemon:
     """A process of ours in the foreground that serves one mount."""
 
-    def __init__(self, command: Sequence[str], mountpoint: Path) -> None:
-        """Starts it, and returns when the mount answers. Raises BenchFailed."""
+    def __init__(self, command: Sequence[str], mountpoint: Path, environment: Mapping[str, str] | None = None) -> None:
+        """Starts it, with our environment if none is given; returns when the mount answers. Raises BenchFailed."""
         self._mountpoint = mountpoint
         # A session of its own keeps it away from the terminal's Ctrl-C: it is unmounted in good order.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
         )
         try:
             self._wait_until_mounted()

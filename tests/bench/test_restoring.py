@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.bench import restoring
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory in memory: a restored datastore has 65,536 directories, which a disk is long in making."""
-    with tempfile.TemporaryDirectory(prefix="mirrorfs-test-", dir="/dev/shm") as path:
-        yield Path(path)
 
 
 def test_it_runs(memory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ class Mirror:
     endpoint_url: str
     extra_environment: dict[str, str]
     mount_options: tuple[str, ...] = ()
+    program: tuple[str, ...] = tuple(PROGRAM)
 
     # -- commands ------------------------------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class Mirror:
     def run(self, *arguments: str, timeout: float = _COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
         """Run any mirrorfs command and return how it ended. Raises subprocess.TimeoutExpired."""
         return subprocess.run(
-            [*PROGRAM, *arguments],
+            [*self.program, *arguments],
             env=self.environment(),
             capture_output=True,
             text=True,

@@ -1,0 +1,232 @@
+"""What it costs to list thousands of snapshots, and to rewrite their manifests as a verify job does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.grid import Grid, duration, print_facts, print_grid
+from tests.bench.machine import load_average, machine_facts
+from tests.bench.meter import Spread
+from tests.bench.processes import BenchFailed, FileSystemDaemon, processor_seconds
+from tests.bench.targets import sync_file_system
+from tests.bench.uploads import Say
+from tests.harness.bulk import generate_bulk
+from tests.harness.mirror import Mirror
+from tests.harness.names import parse_snapshot_time
+from tests.harness.system_calls import Identity, SystemCalls
+from tests.harness.writer import DatastoreWriter
+from tests.watchdog import killing_mounts_after
+
+SUBJECTS = ("list", "rewrite")
+_SNAPSHOTS_OF_A_GROUP = 50
+_HUNG_SECONDS = 600.0
+# Nobody listens there: what is measured is the filesystem process, with its journal, beside an uploader that waits.
+_NO_STORE = "http://127.0.0.1:1"
+_NO_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotScale:
+    """Snapshots of each target, manifests that are rewritten in a round, and rounds."""
+
+    snapshots: int
+    rewritten: int
+    rounds: int
+
+
+FULL = SnapshotScale(snapshots=5000, rewritten=1000, rounds=5)
+QUICK = SnapshotScale(snapshots=500, rewritten=100, rounds=5)
+SMALLEST = SnapshotScale(snapshots=6, rewritten=2, rounds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSample:
+    """Seconds for one snapshot: of time, and of processor time (user and system) of the filesystem process."""
+
+    seconds: float
+    daemon_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSeries:
+    """The rounds of one passage on one target, in their order."""
+
+    passage: str
+    target: str
+    samples: tuple[SnapshotSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotResults:
+    """All that a run has found. Loads are one-minute averages."""
+
+    machine: dict[str, str]
+    scale: SnapshotScale
+    load_before: float
+    load_after: float
+    series: tuple[SnapshotSeries, ...]
+
+
+class _Datastore:
+    """A datastore, by itself or below a mirrorfs."""
+
+    def __init__(self, base: Path, title: str, python: Path | None) -> None:
+        """`python` is the interpreter whose mirrorfs is mounted over it; None: the backing directory alone."""
+        self.title = title
+        self.path = base / "datastore"
+        self.path.mkdir(parents=True)
+        self._mirror = None
+        if python is not None:
+            program = (str(python), "-P", "-m", "mirrorfs.cli")
+            state, url = base / "state", "s3://bench/bench"
+            self._mirror = Mirror(self.path, state, url, _NO_STORE, _NO_CREDENTIALS, program=program)
+
+    def fill(self, snapshots: int) -> None:
+        """Make that many snapshots, as PBS's user."""
+        with DatastoreWriter(self.path) as writer:
+            writer.create(chunk_directories="when needed")
+        groups = -(-snapshots // _SNAPSHOTS_OF_A_GROUP)
+        with Identity.for_datastore(str(self.path)).acting():
+            generate_bulk(str(self.path), snapshots=snapshots, chunks=0, groups=groups)
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Have it mounted. Raises BenchFailed."""
+        if self._mirror is None:
+            yield
+            return
+        command = [*self._mirror.program, *self._mirror.mount_arguments("--foreground")]
+        # Not in the background: that waits for the store for a while.
+        daemon = FileSystemDaemon(command, self.path, self._mirror.environment())
+        try:
+            yield
+        finally:
+            daemon.stop()
+            self._mirror.kill_all()
+
+    def processor_seconds(self) -> float:
+        """Processor time of the filesystem process so far, once it has answered what came before."""
+        os.statvfs(self.path)
+        pid = None if self._mirror is None else self._mirror.mount_pid()
+        return 0.0 if pid is None else processor_seconds(pid)
+
+
+def measure_snapshots(
+    base: Path, scale: SnapshotScale, names: Sequence[str], against: Path | None, say: Say
+) -> SnapshotResults:
+    """Measure each passage on the backing directory, on this mirrorfs, and on that of another checkout, in turns.
+
+    `against` is such a checkout, with a virtual environment of its own in .venv. Raises BenchFailed.
+    """
+    load_before = load_average()
+    targets = _targets(base, against)
+    samples: dict[tuple[str, str], list[SnapshotSample]] = {}
+    for target in targets:
+        say(f"{scale.snapshots} snapshots for: {target.title}")
+        target.fill(scale.snapshots)
+    with ExitStack() as mounts:
+        for target in targets:
+            mounts.enter_context(target.mounted())
+        for number in range(scale.rounds):
+            say(f"round {number + 1} of {scale.rounds}")
+            first = number % len(targets)
+            for target in (*targets[first:], *targets[:first]):
+                with killing_mounts_after(_HUNG_SECONDS):
+                    for passage, sample in _round(target, scale, names, number):
+                        samples.setdefault((passage, target.title), []).append(sample)
+        say("unmounting")
+    series = tuple(SnapshotSeries(*key, tuple(found)) for key, found in samples.items())
+    return SnapshotResults(machine_facts(base), scale, load_before, load_average(), series)
+
+
+def _targets(base: Path, against: Path | None) -> list[_Datastore]:
+    targets = [
+        _Datastore(base / "backing", "backing directory", None),
+        _Datastore(base / "mirrorfs", "mirrorfs", Path(sys.executable)),
+    ]
+    if against is not None:
+        python = against / ".venv" / "bin" / "python"
+        if not python.exists():
+            raise BenchFailed(f"there is no {python}: make it with scripts/setup in that checkout")
+        name = subprocess.run(
+            ["git", "-C", str(against), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        targets.append(_Datastore(base / "against", f"mirrorfs {name or against.name}", python))
+    return targets
+
+
+def _round(
+    target: _Datastore, scale: SnapshotScale, names: Sequence[str], number: int
+) -> Iterator[tuple[str, SnapshotSample]]:
+    if "list" in names:
+        title = "list, new to the mount" if number == 0 else "list once more"
+        yield title, _sample(target, scale.snapshots, lambda: _list_all(target.path))
+    if "rewrite" in names:
+        chosen = _list_all(target.path)[: scale.rewritten]
+        with DatastoreWriter(target.path) as writer:
+            yield "rewrite a manifest", _sample(target, len(chosen), lambda: _rewrite(writer, chosen))
+
+
+def _sample(target: _Datastore, count: int, passage: Callable[[], object]) -> SnapshotSample:
+    sync_file_system(target.path)
+    before = target.processor_seconds()
+    with Identity.for_datastore(str(target.path)).acting():
+        began = time.perf_counter()
+        passage()
+        seconds = time.perf_counter() - began
+    return SnapshotSample(seconds / count, (target.processor_seconds() - before) / count)
+
+
+def _list_all(datastore: Path) -> list[str]:
+    """What PBS asks for to show the snapshots of all groups: owners, folders, protection, manifests."""
+    calls = SystemCalls()
+    found = []
+    for group in calls.list_folder("list", f"{datastore}/host"):
+        path = f"host/{group.name}"
+        calls.read_file("list", f"{datastore}/{path}/owner")
+        entries = calls.list_folder("list", f"{datastore}/{path}")
+        snapshots = [f"{path}/{entry.name}" for entry in entries if parse_snapshot_time(entry.name) is not None]
+        for snapshot in snapshots:
+            calls.list_folder("list", f"{datastore}/{snapshot}")
+            calls.stat("list", f"{datastore}/{snapshot}/.protected")
+        for snapshot in snapshots:
+            calls.stat("list", f"{datastore}/{snapshot}/.protected")
+            calls.read_file("list", f"{datastore}/{snapshot}/index.json.blob")
+        found += snapshots
+    return found
+
+
+def _rewrite(writer: DatastoreWriter, snapshots: Sequence[str]) -> None:
+    for snapshot in snapshots:
+        writer.set_verify_state(snapshot, "ok")
+
+
+def print_snapshots(results: SnapshotResults) -> None:
+    """Tables on a terminal, plain Markdown elsewhere."""
+    load = f"{results.load_before:.2f} before, {results.load_after:.2f} after"
+    print_facts({**results.machine, "load average": load})
+    rows = []
+    for series in results.series:
+        seconds = Spread.of([sample.seconds for sample in series.samples])
+        processor = Spread.of([sample.daemon_seconds for sample in series.samples])
+        rows.append([series.passage, series.target, _text(seconds), _text(processor) if processor.most else ""])
+    rows.sort(key=lambda row: row[0])
+    title = f"Of {results.scale.snapshots} snapshots, for each: median (least–most)"
+    print_grid(Grid(title, ["passage", "on", "time", "processor time of the filesystem process"], rows))
+
+
+def _text(spread: Spread) -> str:
+    return f"{duration(spread.median)} ({duration(spread.least)}–{duration(spread.most)})"
+
+
+def snapshots_as_json(results: SnapshotResults) -> dict[str, Any]:
+    """Each sample."""
+    return asdict(results)
