@@ -13,6 +13,7 @@ from mirrorfs.filesystem.handshake import Handshake
 from mirrorfs.filesystem.interruption import interrupted_reads
 from mirrorfs.filesystem.mount_table import OwnMount, detach
 from mirrorfs.filesystem.operations import PassThrough
+from mirrorfs.filesystem.reading import read_in_a_row
 from mirrorfs.filesystem.shares import shares_of_requests
 from mirrorfs.filesystem.slots import Slots
 from mirrorfs.filesystem.system_calls import open_file_system, unmount
@@ -86,6 +87,7 @@ class _Session:
     def mount(self, options: set[str]) -> None:
         self._refuse_loop()
         Slots(shares_of_requests(self._operations.owners, _MOST_REQUESTS)).bound(self._operations)
+        read_in_a_row(self._operations.is_waiting)
         try:
             pyfuse3.init(self._operations, self._mountpoint, options)
         except (RuntimeError, UnicodeEncodeError) as error:

@@ -23,12 +23,7 @@ from mirrorfs.filesystem.inodes import Inode
 from mirrorfs.filesystem.listing import Directories, DirectoryHandle
 from mirrorfs.filesystem.observer import Observer
 from mirrorfs.filesystem.shares import owners_of, shares_of_descriptors, shares_of_names
-from mirrorfs.filesystem.system_calls import (
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
-    ActingAs,
-    renameat2,
-)
+from mirrorfs.filesystem.system_calls import RENAME_EXCHANGE, RENAME_NOREPLACE, ActingAs, renameat2
 from mirrorfs.filesystem.threads import Threads
 from mirrorfs.filesystem.tree import Departure, Tree
 
@@ -115,6 +110,10 @@ class PassThrough(pyfuse3.Operations):
     def backing_path(self) -> bytes:
         """Where the backing directory is (or was, before it was mounted over) in the tree of all files."""
         return os.readlink(descriptor_path(self._root_descriptor))
+
+    def is_waiting(self) -> bool:
+        """Whether any request waits for a call in a thread."""
+        return self._threads.are_busy
 
     def statistics(self) -> dict[str, int]:
         """How much is held now: known inodes, open files and directories, further descriptors."""

@@ -54,6 +54,11 @@ class Threads:
         """
         self._make_room = make_room
 
+    @property
+    def are_busy(self) -> bool:
+        """Whether any call is under way."""
+        return self._busy > 0
+
     async def run(self, about: object, call: Callable[[], Result], *, briefly: bool = True) -> Result:
         """Calls in a thread; returns or raises what the call does, and cannot be cancelled while it runs.
 
