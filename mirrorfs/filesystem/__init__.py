@@ -9,6 +9,6 @@ and descriptors, files, listing, shares (what each user may hold of these) with 
 attributes with attribute_changes, extended_attributes over callers (who asks), caching (what the kernel may keep),
 threads (what may wait for the disk), system_calls.
 Then observer (what is told of changes) and interception (which of them become records). mount is the session with the
-kernel, handshake its beginning, interruption what keeps its event loop running; mount_table is what is mounted where,
-condition whether a mount answers.
+kernel, handshake its beginning, reading how its requests are waited for, interruption what keeps its event loop
+running; mount_table is what is mounted where, condition whether a mount answers.
 """

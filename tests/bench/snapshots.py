@@ -1,4 +1,5 @@
-"""What it costs to list thousands of snapshots, and to rewrite their manifests as a verify job does."""
+"""What is left to the filesystem process where chunks are native: to list thousands of snapshots, to rewrite their
+manifests as a verify job does, and to hear of chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from typing import Any
 from tests.bench.grid import Grid, duration, print_facts, print_grid
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Spread
-from tests.bench.processes import BenchFailed, FileSystemDaemon, processor_seconds
+from tests.bench.processes import BenchFailed, FileSystemDaemon, own_memory, processor_seconds
 from tests.bench.targets import sync_file_system
 from tests.bench.uploads import Say
 from tests.harness.bulk import generate_bulk
@@ -25,9 +26,13 @@ from tests.harness.system_calls import Identity, SystemCalls
 from tests.harness.writer import DatastoreWriter
 from tests.watchdog import killing_mounts_after
 
-SUBJECTS = ("list", "rewrite")
+SUBJECTS = ("list", "rewrite", "events")
 _SNAPSHOTS_OF_A_GROUP = 50
 _HUNG_SECONDS = 600.0
+_CHUNK_DIRECTORIES = 256
+# What has heard of everything uses next to no processor time from then on.
+_REST_SECONDS = 0.5
+_REST_SHARE = 0.05
 # Nobody listens there: what is measured is the filesystem process, with its journal, beside an uploader that waits.
 _NO_STORE = "http://127.0.0.1:1"
 _NO_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -35,24 +40,27 @@ _NO_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none",
 
 @dataclass(frozen=True, slots=True)
 class SnapshotScale:
-    """Snapshots of each target, manifests that are rewritten in a round, and rounds."""
+    """Snapshots of each target, manifests that are rewritten and chunks that are made in a round, and rounds."""
 
     snapshots: int
     rewritten: int
+    chunks: int
     rounds: int
 
 
-FULL = SnapshotScale(snapshots=5000, rewritten=1000, rounds=5)
-QUICK = SnapshotScale(snapshots=500, rewritten=100, rounds=5)
-SMALLEST = SnapshotScale(snapshots=6, rewritten=2, rounds=1)
+FULL = SnapshotScale(snapshots=5000, rewritten=1000, chunks=20_000, rounds=5)
+QUICK = SnapshotScale(snapshots=500, rewritten=100, chunks=2000, rounds=3)
+SMALLEST = SnapshotScale(snapshots=6, rewritten=2, chunks=20, rounds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSample:
-    """Seconds for one snapshot: of time, and of processor time (user and system) of the filesystem process."""
+    """Seconds for one snapshot or chunk: of time, and of processor time (user and system) of the filesystem process;
+    and the bytes of memory of its own that this had more afterwards, in all."""
 
     seconds: float
     daemon_seconds: float
+    memory: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,8 @@ class _Datastore:
         groups = -(-snapshots // _SNAPSHOTS_OF_A_GROUP)
         with Identity.for_datastore(str(self.path)).acting():
             generate_bulk(str(self.path), snapshots=snapshots, chunks=0, groups=groups)
+            for number in range(_CHUNK_DIRECTORIES):
+                (self.path / ".chunks" / f"{number:04x}").mkdir(mode=0o750, exist_ok=True)
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
@@ -112,11 +122,18 @@ class _Datastore:
             daemon.stop()
             self._mirror.kill_all()
 
-    def processor_seconds(self) -> float:
-        """Processor time of the filesystem process so far, once it has answered what came before."""
-        os.statvfs(self.path)
+    def used(self) -> tuple[float, int]:
+        """Processor time and memory of the filesystem process so far, once it is at rest."""
         pid = None if self._mirror is None else self._mirror.mount_pid()
-        return 0.0 if pid is None else processor_seconds(pid)
+        if pid is None:
+            return 0.0, 0
+        os.statvfs(self.path)
+        before, now = -1.0, processor_seconds(pid)
+        while now - before > _REST_SHARE * _REST_SECONDS:
+            # It tells nobody when it has read the last event.
+            time.sleep(_REST_SECONDS)
+            before, now = now, processor_seconds(pid)
+        return now, own_memory(pid)
 
 
 def measure_snapshots(
@@ -173,16 +190,19 @@ def _round(
         chosen = _list_all(target.path)[: scale.rewritten]
         with DatastoreWriter(target.path) as writer:
             yield "rewrite a manifest", _sample(target, len(chosen), lambda: _rewrite(writer, chosen))
+    if "events" in names:
+        yield "make a chunk", _sample(target, scale.chunks, lambda: _make_chunks(target.path, scale.chunks, number))
 
 
 def _sample(target: _Datastore, count: int, passage: Callable[[], object]) -> SnapshotSample:
     sync_file_system(target.path)
-    before = target.processor_seconds()
+    processor_before, memory_before = target.used()
     with Identity.for_datastore(str(target.path)).acting():
         began = time.perf_counter()
         passage()
         seconds = time.perf_counter() - began
-    return SnapshotSample(seconds / count, (target.processor_seconds() - before) / count)
+    processor, memory = target.used()
+    return SnapshotSample(seconds / count, (processor - processor_before) / count, memory - memory_before)
 
 
 def _list_all(datastore: Path) -> list[str]:
@@ -209,6 +229,14 @@ def _rewrite(writer: DatastoreWriter, snapshots: Sequence[str]) -> None:
         writer.set_verify_state(snapshot, "ok")
 
 
+def _make_chunks(datastore: Path, count: int, round_number: int) -> None:
+    """Small files with names of chunks: what they hold does not matter, nobody reads them."""
+    calls = SystemCalls()
+    for number in range(count):
+        name = f"{number % _CHUNK_DIRECTORIES:04x}{round_number:028x}{number:032x}"
+        calls.replace_file("chunk", f"{datastore}/.chunks/{name[:4]}/{name}", name, b"chunk")
+
+
 def print_snapshots(results: SnapshotResults) -> None:
     """Tables on a terminal, plain Markdown elsewhere."""
     load = f"{results.load_before:.2f} before, {results.load_after:.2f} after"
@@ -217,10 +245,12 @@ def print_snapshots(results: SnapshotResults) -> None:
     for series in results.series:
         seconds = Spread.of([sample.seconds for sample in series.samples])
         processor = Spread.of([sample.daemon_seconds for sample in series.samples])
-        rows.append([series.passage, series.target, _text(seconds), _text(processor) if processor.most else ""])
+        memory = f"{max(sample.memory for sample in series.samples) / 2**20:.1f} MiB" if processor.most else ""
+        rows.append([series.passage, series.target, _text(seconds), _text(processor) if processor.most else "", memory])
     rows.sort(key=lambda row: row[0])
-    title = f"Of {results.scale.snapshots} snapshots, for each: median (least–most)"
-    print_grid(Grid(title, ["passage", "on", "time", "processor time of the filesystem process"], rows))
+    title = f"{results.scale.snapshots} snapshots; for each, or for each chunk: median (least–most)"
+    head = ["passage", "on", "time", "processor time of the filesystem process", "memory more, at most"]
+    print_grid(Grid(title, head, rows))
 
 
 def _text(spread: Spread) -> str:

@@ -21,10 +21,15 @@ def test_it_runs(tmp_path: Path, memory: Path, capsys: pytest.CaptureFixture[str
     results = snapshots.measure_snapshots(memory, scale, snapshots.SUBJECTS, tmp_path / "checkout", said.append)
     snapshots.print_snapshots(results)
     assert {series.target for series in results.series} == {"backing directory", "mirrorfs", "mirrorfs checkout"}
-    assert {series.passage for series in results.series} == {"list, new to the mount", "rewrite a manifest"}
+    assert {series.passage for series in results.series} == {
+        "list, new to the mount",
+        "rewrite a manifest",
+        "make a chunk",
+    }
     for series in results.series:
         for sample in series.samples:
             assert sample.seconds > 0
             assert (sample.daemon_seconds > 0) == series.target.startswith("mirrorfs")
+            assert sample.memory < 100 << 20
     assert "mirrorfs checkout" in capsys.readouterr().out
     assert snapshots.snapshots_as_json(results)["series"]
