@@ -13,8 +13,11 @@ from click.core import ParameterSource
 from mirrorfs import own_files
 from mirrorfs.cli import mount
 from mirrorfs.cli import settings_file as files
+from mirrorfs.cli.config_check import check
 from mirrorfs.cli.durations import Duration, shown_duration
 from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.limit_options import Schedule
+from mirrorfs.cli.mirror_of import understood
 from mirrorfs.cli.options import store_of
 from mirrorfs.cli.rates import Rate, shown_rate
 from mirrorfs.cli.setting import Setting, TakesEffect, settings_of
@@ -22,7 +25,6 @@ from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.cli.settings_text import commented_file
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.output import say, say_json
-from mirrorfs.supervision.registry import find
 
 _ASKED_FOR = ("to", "endpoint-url", "region", "profile")
 _SOURCES = {
@@ -35,11 +37,12 @@ _SOURCES = {
 
 @click.group("config")
 def command() -> None:
-    """Write and show the settings of a datastore, which stand in /etc/mirrorfs/NAME.toml.
+    """Write, test and show the settings of a datastore, which stand in /etc/mirrorfs/NAME.toml.
 
     \b
     Example:
       mirrorfs config init /mnt/datastore/store1 --to s3://backups/store1 --endpoint-url https://s3.example.com
+      mirrorfs config check store1
       mirrorfs config show store1
       mirrorfs mount store1
 
@@ -89,7 +92,7 @@ def init(context: click.Context, /, datastore: str, name: str | None, force: boo
         raise click.UsageError(str(error)) from None
     _check(target, path, text)
     _write(target, text)
-    say(f"{target} is written: look through it, then 'mirrorfs mount {name}'")
+    say(f"{target} is written: test it with 'mirrorfs config check {name}', then 'mirrorfs mount {name}'")
 
 
 def _given(settings: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -152,6 +155,9 @@ def _write(target: str, text: str) -> None:
         raise Failure(f"cannot write {target}: {error.strerror}") from error
 
 
+command.add_command(check)
+
+
 def _with_settings(command: click.Command) -> None:
     """Give `init` the settings of `mount`, none of which is required here: one is asked for."""
     for setting in settings_of(mount.command).values():
@@ -171,7 +177,7 @@ def show(datastore: str, as_json: bool) -> None:
     """Print every setting of DATASTORE that holds, and where its value comes from.
 
     Of a mount that is up its own command line counts too. The environment is that of this command. No
-    setting is a secret: credentials are boto3's (docs/operator.md), and are not looked for.
+    setting is a secret: credentials are boto3's, and 'mirrorfs config check' tries them.
 
     \b
     Example:
@@ -182,7 +188,7 @@ def show(datastore: str, as_json: bool) -> None:
     """
     require_root("read settings")
     path = real_path(datastore)
-    context = parsed(path)
+    context = understood(path)
     file = files.settings_file(path)
     rows = {setting.full_key: _value_and_source(setting, context) for setting in settings_of(mount.command).values()}
     if as_json:
@@ -196,14 +202,6 @@ def show(datastore: str, as_json: bool) -> None:
     }
     length = max(len(value) for value, _ in shown.values())
     say(*(f"{key:{width}}  {value:{length}}  {source}" for key, (value, source) in shown.items()))
-
-
-def parsed(datastore: str) -> click.Context:
-    """Understand the settings of a datastore as its mount would now. Raises UsageError."""
-    entry = find(datastore)
-    arguments = [datastore] if entry is None or not entry.arguments else [*entry.arguments]
-    directory = ["--show-settings", entry.directory] if entry is not None and entry.directory else []
-    return mount.command.make_context("mount", [*arguments, *directory], auto_envvar_prefix="MIRRORFS_MOUNT")
 
 
 def _value_and_source(setting: Setting, context: click.Context) -> tuple[str | bool | None, str]:
@@ -220,4 +218,6 @@ def _shown(setting: Setting, value: Any) -> str | bool | None:  # noqa: ANN401
             return shown_duration(value)
         case Rate():
             return shown_rate(value)
+        case Schedule() as schedule:
+            return schedule.shown(value)
     return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

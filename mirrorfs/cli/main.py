@@ -12,6 +12,7 @@ from mirrorfs.versions import versions
 
 _COMMANDS = (
     "config",
+    "reload",
     "mount",
     "umount",
     "status",

@@ -127,3 +127,14 @@ def _configured(path: str) -> dict[str, Any]:
     file = settings_file(real_path(path) if mounted is None else mounted.datastore)
     settings = {} if file is None else file_settings(file, mount.command)
     return {name: value for name, value in settings.items() if name == "address" or name in _STORE_OPTIONS}
+
+
+def understood(datastore: str) -> click.Context:
+    """Understand the settings of a datastore, given by its real path, as its mount would now. Raises UsageError.
+
+    The environment is that of this process.
+    """
+    entry = find(datastore)
+    arguments = [datastore] if entry is None or not entry.arguments else [*entry.arguments]
+    directory = ["--show-settings", entry.directory] if entry is not None and entry.directory else []
+    return mount.command.make_context("mount", [*arguments, *directory], auto_envvar_prefix="MIRRORFS_MOUNT")

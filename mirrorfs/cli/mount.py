@@ -13,6 +13,7 @@ from mirrorfs import interpreter, own_files
 from mirrorfs.chunkstore.store import Choice
 from mirrorfs.cli.durations import Duration, shown_duration
 from mirrorfs.cli.errors import Failure, require_root
+from mirrorfs.cli.limit_options import limit_options
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.retention_options import retention_options
 from mirrorfs.cli.setting import TakesEffect, setting
@@ -20,6 +21,7 @@ from mirrorfs.cli.settings_file import ARGUMENTS, DATASTORE, DatastoreCommand
 from mirrorfs.database.directory import StateDirectory, default_state_directory
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount_table import real_path
+from mirrorfs.objectstore.rate_schedule import RateLimits
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import LogFormat, say, say_json
 from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
@@ -129,6 +131,7 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
     "seen to go.",
 )
 @retention_options
+@limit_options
 @setting(
     "--chunk-store",
     type=click.Choice([choice.value for choice in Choice]),
@@ -181,6 +184,7 @@ def command(
     take_over: bool,
     allow_removals: bool,
     retention: RetentionSettings,
+    limits: RateLimits,
     chunk_store: str,
     mount_options: tuple[str, ...],
     while_in_use: bool,
@@ -226,6 +230,7 @@ def command(
         verbose=verbose,
         log_format=log_format,
         retention=retention,
+        limits=limits,
     )
     settings = MountSettings(
         mountpoint=datastore if mountpoint is None else real_path(mountpoint),

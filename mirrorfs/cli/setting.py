@@ -15,14 +15,15 @@ import click
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-SECTIONS = ("retention", "verify")
+SECTIONS = ("retention", "bandwidth", "verify")
 """The first words of settings that stand in a table of that name in the file."""
 
 
 class TakesEffect(Enum):
-    """When a changed setting holds, after SIGHUP; the values are what people are told."""
+    """When a changed setting holds, after 'mirrorfs reload' or SIGHUP; the values are what people are told."""
 
-    ANEW = "at SIGHUP: the uploader begins anew, the mount stays"
+    AT_ONCE = "at 'mirrorfs reload', at once"
+    ANEW = "at 'mirrorfs reload': the uploader begins anew"
     MOUNT = "at the next mount"
     ONCE = "on the command line of one start only, not in the file"
 

@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from mirrorfs import own_files
+from mirrorfs.cli.limit_options import Schedule
 from mirrorfs.cli.setting import Setting, TakesEffect
 from mirrorfs.database.directory import escaped_name
 from mirrorfs.datastore.quoting import quoted
@@ -229,6 +230,8 @@ def _unknown(key: str, options: dict[str, click.Option], command: click.Command)
 
 def _as_given(value: Any, option: click.Option, complaint: str) -> Any:  # noqa: ANN401
     """Return a value of the file as it would be given as an option's; click checks texts, not what TOML makes."""
+    if isinstance(option.type, Schedule) and isinstance(value, list):
+        return ", ".join(_as_text(one, option, complaint) for one in value)
     if option.multiple:
         values = value if isinstance(value, list) else [value]
         return [_as_text(one, option, complaint) for one in values]

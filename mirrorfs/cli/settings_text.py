@@ -21,6 +21,7 @@ A test compares them.
 
 `mirrorfs config init DATASTORE` writes the settings of a datastore to /etc/mirrorfs/NAME.toml.
 NAME is then what the datastore is called: `mirrorfs status NAME`.
+`mirrorfs config check NAME` tests them against the real store.
 `mirrorfs config show NAME` prints what holds, and where each value comes from.
 
 - The file is TOML. It belongs to root, and nobody else may write to it. No credentials stand in it.
@@ -31,7 +32,7 @@ NAME is then what the datastore is called: `mirrorfs status NAME`.
 - An unknown key is an error that names the nearest one there is.
 - Durations: `90s`, `30m`, `12h`, `30d`, `2w`.
 - Rates: `20 MiB/s`, `160 Mbit/s`, `500k`, `1.5G`. `k`, `M`, `G` are powers of 1000.
-- SIGHUP has a mount read its settings again; its log says what cannot change before the next mount.
+- `mirrorfs reload NAME` has a mount read its settings again, and says what cannot change before the next mount.
 """
 
 
@@ -68,7 +69,7 @@ def commented_file(datastore: str, name: str, settings: Iterable[Setting], given
     """
     lines = [
         f"# How mirrorfs mirrors {datastore}.",
-        f"# What holds: mirrorfs config show {name}.",
+        f"# Test it: mirrorfs config check {name}. Have a mount take a change: mirrorfs reload {name}.",
         '# A key that is commented out has the default that stands there; "" is not set.',
         "",
         f"{DATASTORE_KEY} = {_written(datastore)}",

@@ -28,6 +28,7 @@ from mirrorfs.objectstore.features import Feature
 from mirrorfs.objectstore.listing_requests import announced_size, described, etag_of
 from mirrorfs.objectstore.lock_requests import LockRequests
 from mirrorfs.objectstore.refusals import MISSING_CODES, UNSUPPORTED_CODES, Asked, Refusal, translated
+from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.objectstore.transport import Answer, BodyLimit, body_of
 from mirrorfs.objectstore.url import StoreOptions
 
@@ -80,12 +81,13 @@ class S3Client(LockRequests):
         *,
         parallelism: int = 8,
         is_chunk: Callable[[str], bool] = lambda key: False,
+        throttle: Throttle | None = None,
     ) -> None:
         """`parallelism` is the number of threads that each get a connection of their own.
 
-        `is_chunk` tells the keys whose objects get the storage class of chunks.
+        `is_chunk` tells the keys whose objects get the storage class of chunks. `throttle` says how fast all may be.
         """
-        super().__init__(bucket, options, parallelism=parallelism)
+        super().__init__(bucket, options, parallelism=parallelism, throttle=throttle)
         self._is_chunk = is_chunk
         self._gives_md5_etags = False
         self._etags_of_another_kind = 0

@@ -28,6 +28,7 @@ from mirrorfs.objectstore.examination import examined
 from mirrorfs.objectstore.masking import quoted, shown_url
 from mirrorfs.objectstore.object_requests import ObjectRequests
 from mirrorfs.objectstore.refusals import Asked
+from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.objectstore.transport import Answer, BodyLimit, BodyRefused, BodyTooLong, Transport, TransportFailed
 from mirrorfs.objectstore.url import MalformedURL, StoreOptions, check_endpoint, is_modern_bucket
 
@@ -83,8 +84,11 @@ class Request:
 class Connection:
     """The way to one bucket. For several threads at once."""
 
-    def __init__(self, bucket: str, options: StoreOptions, *, parallelism: int) -> None:
+    def __init__(
+        self, bucket: str, options: StoreOptions, *, parallelism: int, throttle: Throttle | None = None
+    ) -> None:
         """`parallelism` is the number of threads that each get a connection of their own."""
+        self._throttle = throttle
         self.bucket = bucket
         self.options = options
         self._parallelism = parallelism
@@ -186,7 +190,7 @@ class Connection:
     def _make(self, action: str) -> _Made:
         made: list[_Made] = []
         try:
-            self._within_time(action, lambda: made.append(_make(self.bucket, self.options, self._parallelism)))
+            self._within_time(action, lambda: made.append(self._make_anew()))
         except (StoreUnavailable, *_CREDENTIAL_ERRORS):
             raise
         except MalformedURL as error:
@@ -204,6 +208,9 @@ class Connection:
         if problem is not None:
             raise StoreUnavailable(action, problem, StoreReason.NO_CREDENTIALS)
         return found
+
+    def _make_anew(self) -> _Made:
+        return _make(self.bucket, self.options, self._parallelism, self._throttle)
 
     def _within_time(self, action: str, work: Callable[[], object]) -> None:
         """Does what may call a program of the administrator's (credential_process), which may hang."""
@@ -235,7 +242,7 @@ class Connection:
         )
 
 
-def _make(bucket: str, options: StoreOptions, parallelism: int) -> _Made:
+def _make(bucket: str, options: StoreOptions, parallelism: int, throttle: Throttle | None) -> _Made:
     session = boto3.session.Session(profile_name=options.profile, region_name=options.region)
     style = options.addressing_style or ("path" if not is_modern_bucket(bucket) else None)
     config = botocore.config.Config(
@@ -253,7 +260,7 @@ def _make(bucket: str, options: StoreOptions, parallelism: int) -> _Made:
     check_endpoint(boto.meta.endpoint_url)
     ca_bundle = options.ca_bundle or session._session.get_config_variable("ca_bundle")
     ca_bundle = ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-    transport = Transport(options, ca_bundle, parallelism=parallelism)
+    transport = Transport(options, ca_bundle, parallelism=parallelism, throttle=throttle)
     credentials = session.get_credentials()
     if credentials is None:
         raise botocore.exceptions.NoCredentialsError

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from mirrorfs.objectstore.throttle import Flow, Throttle
+
 _IDLE_SECONDS = 10.0
 
 
@@ -17,18 +19,41 @@ class RequestUnderWay:
     All times are in seconds of the monotonic clock. To be used by the thread that makes the request.
     """
 
-    def __init__(self, description: str, seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, description: str, seconds: float, clock: Callable[[], float], throttle: Throttle | None = None
+    ) -> None:
         self.description = description
         self.began = self.progressed = clock()
         self.deadline = self.began + seconds
         self.is_overdue = False
         self._clock = clock
+        self._throttle = throttle
         self._lock = threading.Lock()
         self._connection: socket.socket | None = None
 
     def progress(self) -> None:
         """Something has come, or gone."""
         self.progressed = self._clock()
+
+    def sending(self, size: int) -> int:
+        """Waits until some of so many bytes may be sent; tells how many."""
+        self.progress()
+        if self._throttle is None:
+            return size
+        piece = self._throttle.piece(Flow.UP, size)
+        # What waits by order is not late.
+        self.extend(self._throttle.take(Flow.UP, piece))
+        return piece
+
+    def piece_to_receive(self, size: int) -> int:
+        """How many of so many bytes are to be received at once."""
+        return size if self._throttle is None else self._throttle.piece(Flow.DOWN, size)
+
+    def received(self, size: int) -> None:
+        """So many bytes have come; waits for as long as they may take, and the store with it."""
+        self.progress()
+        if self._throttle is not None:
+            self.extend(self._throttle.take(Flow.DOWN, size))
 
     def extend(self, seconds: float) -> None:
         """More time, for an answer whose length has become known."""
@@ -57,18 +82,24 @@ class RequestUnderWay:
 class Deadlines:
     """Watches the requests of several threads. Its own thread runs only while there are some."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` tells seconds."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, throttle: Throttle | None = None) -> None:
+        """`clock` tells seconds; `throttle` says how fast all of them may be together."""
         self._clock = clock
+        self._throttle = throttle
         self._changed = threading.Condition()
         self._requests: set[RequestUnderWay] = set()
         self._watches = False
         self._looks_at = 0.0
 
+    def wait_for_request(self) -> None:
+        """Waits until one more request may be made."""
+        if self._throttle is not None:
+            self._throttle.take(Flow.REQUESTS)
+
     @contextmanager
     def watching(self, description: str, seconds: float) -> Iterator[RequestUnderWay]:
         """Gives a request that is broken off when it has taken longer than so many seconds."""
-        request = RequestUnderWay(description, seconds, self._clock)
+        request = RequestUnderWay(description, seconds, self._clock, self._throttle)
         with self._changed:
             self._requests.add(request)
             if not self._watches:

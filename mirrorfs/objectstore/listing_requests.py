@@ -14,6 +14,7 @@ from mirrorfs.objectstore.documents import crc32c, etag, http_moment, moment, nu
 from mirrorfs.objectstore.errors import ObjectMissing, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.features import OptionalFeatures
 from mirrorfs.objectstore.refusals import UNSUPPORTED_CODES, Asked
+from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.objectstore.transport import Answer
 from mirrorfs.objectstore.url import StoreOptions
 
@@ -25,12 +26,14 @@ _ENCRYPTIONS_WITHOUT_MD5 = frozenset({"aws:kms", "aws:kms:dsse"})
 class ListingRequests:
     """One bucket, and the requests that only look into it as a whole. See `S3Client`."""
 
-    def __init__(self, bucket: str, options: StoreOptions, *, parallelism: int = 8) -> None:
+    def __init__(
+        self, bucket: str, options: StoreOptions, *, parallelism: int = 8, throttle: Throttle | None = None
+    ) -> None:
         """`parallelism` is the number of threads that each get a connection of their own."""
         self.bucket = bucket
         self.features = OptionalFeatures()
         self._options = options
-        self._connection = Connection(bucket, options, parallelism=parallelism)
+        self._connection = Connection(bucket, options, parallelism=parallelism, throttle=throttle)
         self._proven_escapes = False
 
     @property

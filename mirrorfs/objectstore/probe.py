@@ -125,7 +125,7 @@ class Probe:
             except StoreError as error:
                 refusal = error
                 break
-        if not _means_no(feature, refusal):
+        if not (feature is Feature.OBJECT_LOCK_QUESTION and says_that_there_is_no_lock(refusal)):
             client.features.note_refusal(feature, refusal.cause)
         return None
 
@@ -142,7 +142,7 @@ class Probe:
         return False
 
 
-def _means_no(feature: Feature, refusal: StoreError) -> bool:
-    """Whether it is only how stores say that a bucket has no Object Lock."""
+def says_that_there_is_no_lock(refusal: StoreError) -> bool:
+    """Whether it is only how stores answer the question about Object Lock for a bucket that has none."""
     no = ("ObjectLockConfigurationNotFoundError", "NoSuchObjectLockConfiguration")
-    return feature is Feature.OBJECT_LOCK_QUESTION and isinstance(refusal, StoreRejected) and refusal.code in no
+    return isinstance(refusal, StoreRejected) and refusal.code in no

@@ -36,6 +36,7 @@ from mirrorfs.objectstore.deadlines import Deadlines, RequestUnderWay
 from mirrorfs.objectstore.documents import number
 from mirrorfs.objectstore.errors import StoreReason
 from mirrorfs.objectstore.masking import shown_url
+from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.objectstore.url import StoreOptions
 
 if TYPE_CHECKING:
@@ -126,12 +127,15 @@ class TransportFailed(Exception):
 class Transport:
     """The connections to one endpoint. For several threads at once."""
 
-    def __init__(self, options: StoreOptions, ca_bundle: str | None, *, parallelism: int) -> None:
+    def __init__(
+        self, options: StoreOptions, ca_bundle: str | None, *, parallelism: int, throttle: Throttle | None = None
+    ) -> None:
         """`ca_bundle` is the path of the certificates to trust, where it is not the usual ones.
 
+        `throttle` says how fast all of it may be.
         Raises OSError where that cannot be read.
         """
-        self.deadlines = Deadlines()
+        self.deadlines = Deadlines(throttle=throttle)
         self._options = options
         self._answers = threading.local()
         self._managers: dict[str | None, urllib3.PoolManager] = {}
@@ -172,6 +176,7 @@ class Transport:
 
     def _exchange(self, request: AWSPreparedRequest | PlainRequest, operation: str) -> Answer:
         body = content_of(request.body)
+        self.deadlines.wait_for_request()
         began, sent_at = time.monotonic(), time.time()
         description = f"{operation} {shown_url(request.url)}"
         with self.deadlines.watching(description, self._seconds_for(len(body))) as under_way:
@@ -206,7 +211,7 @@ class Transport:
         response = pool.urlopen(
             request.method,
             target,
-            body=ContentReader(body, under_way.progress) if body else None,
+            body=ContentReader(body, under_way.sending) if body else None,
             headers=headers,
             retries=_NO_RETRIES,
             redirect=False,
@@ -348,12 +353,13 @@ def _read_body(
         raise BodyTooLong(announced)
     spool = Spool(announced=announced)
     checks_beginning = limit.check_beginning is not None and announced is not None
-    stream = response.stream(_BEGINNING_SIZE if checks_beginning else _PIECE, decode_content=True)
+    piece_size = under_way.piece_to_receive(_PIECE)
+    stream = response.stream(_BEGINNING_SIZE if checks_beginning else piece_size, decode_content=True)
     if checks_beginning:
         for piece in itertools.islice(stream, 1):
             _take(piece, spool, limit, announced, under_way)
             _check_beginning(piece, announced or 0, limit)
-        stream = response.stream(_PIECE, decode_content=True)
+        stream = response.stream(piece_size, decode_content=True)
     for piece in stream:
         _take(piece, spool, limit, announced, under_way)
     try:
@@ -363,7 +369,7 @@ def _read_body(
 
 
 def _take(piece: bytes, spool: Spool, limit: BodyLimit, announced: int | None, under_way: RequestUnderWay) -> None:
-    under_way.progress()
+    under_way.received(len(piece))
     if spool.length + len(piece) > limit.maximum:
         raise BodyTooLong(announced)
     try:
@@ -427,12 +433,15 @@ def _attach(connection: socket.socket | None) -> None:
 
 
 class ContentReader(io.BufferedIOBase):
-    """A content as a file, which boto3 takes and urllib3 sends; `taken` is called for each piece that is read."""
+    """A content as a file, which boto3 takes and urllib3 sends.
 
-    def __init__(self, content: Content, taken: Callable[[], None] = lambda: None) -> None:
+    `allowed` is called for each piece that is to be read, and tells how many bytes of it may be.
+    """
+
+    def __init__(self, content: Content, allowed: Callable[[int], int] = lambda size: size) -> None:
         super().__init__()
         self.content = content
-        self._taken = taken
+        self._allowed = allowed
         self._position = 0
 
     def readable(self) -> bool:
@@ -442,9 +451,9 @@ class ContentReader(io.BufferedIOBase):
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._taken()
         start, length = self._position, len(self.content)
-        self._position = length if size is None or size < 0 else min(length, start + size)
+        end = length if size is None or size < 0 else min(length, start + size)
+        self._position = start + self._allowed(end - start)
         return copy_of(self.content, start, self._position)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:

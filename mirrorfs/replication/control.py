@@ -39,7 +39,7 @@ async def serve_control(
     """
     commands = {name: _without_request(handler) for name, handler in handlers.items()} | dict(long_handlers or {})
     async with trio.open_nursery() as nursery:
-        listener = trio.SocketListener(_listening_socket(path))
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening_socket(path)))
 
         async def converse(stream: trio.SocketStream) -> None:
             await _converse(stream, commands)
@@ -47,7 +47,8 @@ async def serve_control(
         await trio.serve_listeners(converse, [listener], handler_nursery=nursery)
 
 
-def _listening_socket(path: str) -> trio.socket.SocketType:
+def listening_socket(path: str) -> socket.socket:
+    """Listen on a Unix socket (mode 0600) of this path, whatever stood there. Raises NotOwn, OSError."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _ShortPath(path) as short:
         own_files.take_away(path)
@@ -55,7 +56,16 @@ def _listening_socket(path: str) -> trio.socket.SocketType:
         os.fchmod(listening.fileno(), 0o600)
         listening.bind(short)
     listening.listen()
-    return trio.socket.from_stdlib_socket(listening)
+    return listening
+
+
+def connect(connection: socket.socket, path: str) -> None:
+    """Connect to a Unix socket of root's. Raises ConnectionError, FileNotFoundError, TimeoutError, NotOwn."""
+    reference = own_files.socket_reference(path)
+    try:
+        connection.connect(f"/proc/self/fd/{reference}")
+    finally:
+        os.close(reference)
 
 
 class _ShortPath:
@@ -160,11 +170,7 @@ def ask(
     deadline = None if timeout is None else time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
-        reference = own_files.socket_reference(path)
-        try:
-            connection.connect(f"/proc/self/fd/{reference}")
-        finally:
-            os.close(reference)
+        connect(connection, path)
         connection.sendall(json.dumps({**(arguments or {}), "command": command}).encode() + b"\n")
         with connection.makefile("rb") as file:
             while True:

@@ -19,7 +19,9 @@ from mirrorfs.journal.journal import JournalSource, Position
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
 from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.replication.comparing.inspection import no_report
+from mirrorfs.replication.limiting import Limiting
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.ownership.claim import claim_prefix
 from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, missed_snapshots
@@ -80,11 +82,14 @@ class Engine:
         self.datastore = Datastore(settings.datastore, self.tree, journal, settings.journal_sequence)
         layout = BucketLayout(settings.prefix)
         self._requests = settings.parallel + _REQUESTS_BESIDE_CHUNKS
+        throttle = Throttle()
+        self.limiting = Limiting(throttle, settings.limits)
         self._client = S3Client(
             settings.bucket,
             settings.store,
             parallelism=self._requests,
             is_chunk=lambda key: layout.chunk_digest(key) is not None,
+            throttle=throttle,
         )
         store = ObjectStore(
             self._client,
@@ -96,7 +101,7 @@ class Engine:
         self.watch = OwnershipWatch(self.bucket, state, lost=lost, stale=stale)
         self.worklist = Worklist()
         in_memory = trio.CapacityLimiter(settings.parallel)
-        self._workers = _workers(settings)
+        self._workers = _workers(settings, throttle)
         hands: list[Hand] = [hand for worker in self._workers for hand in worker.hands]
         if not hands:
             way = Way(self.tree, layout, self._client)
@@ -227,7 +232,7 @@ def _retention(settings: UploaderSettings) -> RetentionSettings:
     return replace(settings.retention, unseen_after=0.0) if settings.allow_removals else settings.retention
 
 
-def _workers(settings: UploaderSettings) -> list[Worker]:
+def _workers(settings: UploaderSettings, throttle: Throttle) -> list[Worker]:
     """Share out what may be sent at the same time; none where the uploader is to send by itself."""
     count = min(settings.workers, settings.parallel)
     if count == 1:
@@ -240,6 +245,7 @@ def _workers(settings: UploaderSettings) -> list[Worker]:
         connections=(),
         verbose=settings.verbose,
         log_format=settings.log_format,
+        throttle=throttle.descriptor,
     )
     shares = [settings.parallel // count + (number < settings.parallel % count) for number in range(count)]
     return [Worker(number, given, share) for number, share in enumerate(shares, start=1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from typing import Protocol
 
 import trio
 
+from mirrorfs.objectstore.rate_schedule import RateLimits
 from mirrorfs.replication.control import stream_lines
 
 CATCH_UP = "catch-up"
@@ -19,7 +21,9 @@ CAUGHT_UP = "caught-up"
 ALIVE = "alive"
 ALIVE_SECONDS = 30.0
 """How often the uploader says that it works. Whoever hangs does not."""
+LIMITS = "limits"
 
+_limits = re.compile(rf"{LIMITS} (\{{.*\}})".encode())
 _caught_up = re.compile(rf"{CAUGHT_UP} ([0-9]{{1,18}})".encode())
 
 
@@ -32,11 +36,13 @@ class Tell(Protocol):
 class FilesystemProcess:
     """Hears it on standard input, and asks it.
 
-    An empty line says that the journal has grown; `caught-up N` answers the question `N` of `catch_up`.
+    An empty line says that the journal has grown; `caught-up N` answers the question `N` of `catch_up`; `limits JSON`
+    tells other limits.
     """
 
-    def __init__(self, wake: Callable[[], None], tell: Tell) -> None:
-        """`wake` is called when the journal has grown."""
+    def __init__(self, wake: Callable[[], None], tell: Tell, limit: Callable[[RateLimits], None]) -> None:
+        """`wake` is called when the journal has grown, `limit` when other limits are to hold."""
+        self._limit = limit
         self._wake = wake
         self._tell = tell
         self._numbers = count(1)
@@ -68,6 +74,9 @@ class FilesystemProcess:
             del self._asked[number]
 
     def _hear(self, line: bytes) -> None:
+        if (told := _limits.fullmatch(line)) is not None:
+            self._limit(RateLimits.from_json(json.loads(told[1])))
+            return
         match = _caught_up.fullmatch(line)
         if match is None:
             self._wake()

@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mirrorfs.objectstore.rate_schedule import RateLimits
 from mirrorfs.objectstore.url import StoreOptions
 from mirrorfs.output import LogFormat
 from mirrorfs.replication.priority import DEFAULT_NICE, DiskPriority
@@ -67,6 +68,7 @@ class UploaderSettings:
     verify_percent_per_day: float = DEFAULT_VERIFY_PERCENT
     log_format: str = LogFormat.TEXT.value
     retention: RetentionSettings = field(default_factory=RetentionSettings)
+    limits: RateLimits = field(default_factory=RateLimits)
 
     def encode(self) -> bytes:
         """Write as one line."""
@@ -80,7 +82,11 @@ class UploaderSettings:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> UploaderSettings:
         """Make settings of what `dataclasses.asdict` gave."""
-        parts = {"store": StoreOptions(**value["store"]), "retention": RetentionSettings(**value["retention"])}
+        parts = {
+            "store": StoreOptions(**value["store"]),
+            "retention": RetentionSettings(**value["retention"]),
+            "limits": RateLimits.from_json(value["limits"]),
+        }
         return cls(**{**value, **parts})
 
 

@@ -74,7 +74,7 @@ class Uploader:
         self._status = UploaderStatus(
             settings, self._engine.bucket.store, self._state, self._mirror.clock, self._engine.watch
         )
-        self._parent = FilesystemProcess(self._drain.wake, _report)
+        self._parent = FilesystemProcess(self._drain.wake, _report, self._engine.limiting.take)
         self._works = trio.Event()
         self._reconciling = trio.Lock()
         self._refused = trio.Event()
@@ -117,6 +117,7 @@ class Uploader:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_parent)
             nursery.start_soon(self._parent.say_alive)
+            nursery.start_soon(self._engine.limiting.run)
             nursery.start_soon(self._state.run)
             nursery.start_soon(
                 serve_control,

@@ -5,8 +5,8 @@ holds up no system call and is started again, and that a mount ends in order: jo
 
 Read settings (what a mount is told) and mount (from the first check to the last sync), then sole_mirror (one directory,
 one mirror), uploader_process (the process that mirrors, as seen from here), trimming (dropping what it has dealt with),
-ending (at a signal), reloading (at SIGHUP) and unmounting (by somebody else). foreground and __main__ are the two ways
-to run it; watchdog sees that both processes work; registry (which mounts are up), notify (systemd), metrics
-(Prometheus), users (who keeps it busy) and attached_chunks (who uses these, and unmounting with them) are what others
-see.
+ending (at a signal), reloading (at SIGHUP, with changes that tells what may be other, and reload_request for who wants
+an answer) and unmounting (by somebody else). foreground and __main__ are the two ways to run it; watchdog sees that
+both processes work; registry (which mounts are up), notify (systemd), metrics (Prometheus), users (who keeps it busy)
+and attached_chunks (who uses these, and unmounting with them) are what others see.
 """

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import trio
 
 from mirrorfs import interpreter
 from mirrorfs.log_file import LogFile
+from mirrorfs.supervision.changes import GIVEN_BY_THE_MOUNT, LASTING, Changes, changes
+from mirrorfs.supervision.reload_request import Outcome, answer_request
 from mirrorfs.supervision.settings import MountSettings
 from mirrorfs.supervision.uploader_process import UploaderProcess
 
 log = logging.getLogger(__name__)
 
 _READING_SECONDS = 60.0
-# What a mount is, and what it was told once: these last as long as it does.
-_LASTING = ("datastore", "state_directory", "bucket", "prefix", "log_format")
-# What was taken over once is not taken back from whoever has taken it over since.
-_GIVEN_BY_THE_MOUNT = ("root_descriptor", "journal_sequence", "take_over")
 
 
 class Reloading:
@@ -42,7 +40,8 @@ class Reloading:
             await self._asked.wait()
             self._asked = trio.Event()
             await self._reopen_log()
-            await self._read_settings()
+            outcome = await self._read_settings()
+            await trio.to_thread.run_sync(answer_request, self._settings.mountpoint, outcome)
 
     async def _reopen_log(self) -> None:
         try:
@@ -53,18 +52,16 @@ class Reloading:
         log.info("the log has been opened again, at SIGHUP")
         self._uploader.hang_up()
 
-    async def _read_settings(self) -> None:
+    async def _read_settings(self) -> Outcome:
         if self._settings.invocation is None:
-            return
+            return _failed("this mount was not made by 'mirrorfs mount'")
         try:
             read = await self._run_again(self._settings.invocation.directory, self._settings.invocation.arguments)
         except (OSError, trio.TooSlowError) as error:
-            log.error("the settings cannot be read again, and stay as they are: %s", str(error) or "it takes too long")
-            return
+            return _failed(f"the settings cannot be read again: {str(error) or 'it takes too long'}")
         if read.returncode != 0:
-            log.error("the settings stay as they are: %s", read.stderr.decode(errors="replace").strip())
-            return
-        self._take(MountSettings.decode(read.stdout))
+            return _failed(read.stderr.decode(errors="replace").strip())
+        return Outcome(await self._take(MountSettings.decode(read.stdout)))
 
     async def _run_again(self, directory: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[bytes]:
         """Run the command that was given at the beginning, to see how it would be understood now."""
@@ -78,25 +75,25 @@ class Reloading:
                 check=False,
             )
 
-    def _take(self, settings: MountSettings) -> None:
-        before, read = asdict(self._uploader.settings), asdict(settings.uploader)
-        for name in self._what_cannot_change(settings):
-            log.warning("%s cannot change while it is mounted: unmount and mount again for that", name)
-        kept = {name: before[name] for name in (*_LASTING, *_GIVEN_BY_THE_MOUNT)}
-        changed = [name for name, value in read.items() if name not in kept and value != before[name]]
-        if not changed:
+    async def _take(self, settings: MountSettings) -> Changes:
+        before = self._uploader.settings
+        found = changes(replace(self._settings, uploader=before), settings)
+        for key in found.wait:
+            log.warning("%s cannot change while it is mounted: unmount and mount again for that", key)
+        if found.anew:
+            log.info(
+                "the settings have been read again; the uploader begins anew with another %s", ", ".join(found.anew)
+            )
+            kept = {name: getattr(before, name) for name in (*LASTING, *GIVEN_BY_THE_MOUNT)}
+            self._uploader.begin_anew(replace(settings.uploader, **kept))
+        elif found.at_once:
+            log.info("the settings have been read again; another %s holds at once", ", ".join(found.at_once))
+            await self._uploader.limit(settings.uploader.limits)
+        else:
             log.info("the settings have been read again: nothing has changed")
-            return
-        log.info("the settings have been read again; the uploader begins anew with another %s", ", ".join(changed))
-        self._uploader.begin_anew(replace(settings.uploader, **kept))
+        return found
 
-    def _what_cannot_change(self, settings: MountSettings) -> list[str]:
-        uploader = [
-            name for name in _LASTING if getattr(settings.uploader, name) != getattr(self._settings.uploader, name)
-        ]
-        mount = [
-            name
-            for name in ("mountpoint", "mount_options", "chunk_store")
-            if getattr(settings, name) != getattr(self._settings, name)
-        ]
-        return uploader + mount
+
+def _failed(why: str) -> Outcome:
+    log.error("the settings stay as they are: %s", why)
+    return Outcome(Changes(), why)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import trio
 
 from mirrorfs import interpreter
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import Position
+from mirrorfs.objectstore.rate_schedule import RateLimits
 from mirrorfs.replication.control import stream_lines
-from mirrorfs.replication.parent import CAUGHT_UP
+from mirrorfs.replication.parent import CAUGHT_UP, LIMITS
 from mirrorfs.replication.settings import BEGIN_AGAIN, UploaderSettings
 from mirrorfs.supervision.watchdog import SignsOfLife
 
@@ -85,6 +87,11 @@ class UploaderProcess:
         self.settings = settings
         self._is_to_begin_anew = True
         self._run.cancel()
+
+    async def limit(self, limits: RateLimits) -> None:
+        """Have other limits hold, for the uploader that runs and for those that follow it."""
+        self.settings = replace(self.settings, limits=limits)
+        await self._write_line(f"{LIMITS} {json.dumps(asdict(limits))}")
 
     def hang_up(self) -> None:
         """Have the uploader open its log again; safe from any thread."""
@@ -192,15 +199,19 @@ class UploaderProcess:
 
     async def _answer_when_caught_up(self, number: int) -> None:
         await self._catch_up()
-        answer = f"{CAUGHT_UP} {number}\n".encode()
+        await self._write_line(f"{CAUGHT_UP} {number}")
+
+    async def _write_line(self, text: str) -> None:
+        line = text.encode() + b"\n"
         # So short a line is written as a whole or not at all.
+        assert len(line) <= select.PIPE_BUF
         while self._wake_descriptor is not None:
             try:
-                os.write(self._wake_descriptor, answer)
+                os.write(self._wake_descriptor, line)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._wake_descriptor)
             except OSError:
-                log.debug("the uploader is gone; who asked it asks the next one")
+                log.debug("the uploader is gone; who asked it asks the next one, which is told all at its start")
                 return
             else:
                 return

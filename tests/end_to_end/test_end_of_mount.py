@@ -299,6 +299,15 @@ def test_a_hang_up_has_the_settings_read_again(mirror: MirrorUnderTest, settings
     wait_for_log(mirror, "mountpoint cannot change while it is mounted")
     wait_for_log(mirror, "the settings have been read again: nothing has changed")
     assert mirror.uploader_pid() == first
+    settings_file.write_text('bandwidth-up = "00:00-24:00 64 MiB/s"\nmountpoint = "/elsewhere"\nparallel = 4\n')
+    done = mirror.run("reload", str(mirror.datastore))
+    assert (done.returncode, done.stdout) == (1, "bandwidth.up: holds now\n")
+    assert "mountpoint cannot change while it is mounted" in done.stderr
+    wait_for_log(mirror, "the limit of up is 6.71089e+07 a second now")
+    assert mirror.run("reload", str(mirror.datastore)).stderr == done.stderr
+    assert mirror.uploader_pid() == first
+    settings_file.write_text("paralel = 5\n")
+    assert "the nearest there is is 'parallel'" in mirror.run("reload", str(mirror.datastore)).stderr
     hang_up('parallel = 5\n[retention]\ndelete_after = "30d"\n')
     wait_for_log(mirror, "the uploader begins anew with another parallel, retention")
     with DatastoreWriter(mirror.datastore, seed=10, default_plan=TINY) as writer:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import IO
 
 import pytest
 import trio
 import trio.testing
 
-from mirrorfs.replication.parent import ALIVE_SECONDS, FilesystemProcess
+from mirrorfs.objectstore.rate_schedule import RateLimits, RateSchedule, RateWindow
+from mirrorfs.replication.parent import ALIVE_SECONDS, LIMITS, FilesystemProcess
 
 pytestmark = pytest.mark.trio
 
@@ -22,8 +25,9 @@ class Scene:
     def __init__(self, write: int) -> None:
         self.write = write
         self.wakes = 0
+        self.limits: list[RateLimits] = []
         self.told: list[tuple[str, dict[str, str | int]]] = []
-        self.parent = FilesystemProcess(self.wake, self.tell)
+        self.parent = FilesystemProcess(self.wake, self.tell, self.limits.append)
 
     def wake(self) -> None:
         self.wakes += 1
@@ -50,6 +54,17 @@ async def test_it_is_woken_and_hears_the_end(scene: Scene) -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert scene.wakes == 2
         # The nursery ends with the pipe.
+        os.close(scene.write)
+
+
+async def test_other_limits_are_heard(scene: Scene) -> None:
+    limits = RateLimits(up=RateSchedule((RateWindow(420, 1140, 1e6),), 2e6))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.parent.follow)
+        os.write(scene.write, f"{LIMITS} {json.dumps(asdict(limits))}\n\n".encode())
+        await trio.testing.wait_all_tasks_blocked()
+        assert scene.limits == [limits]
+        assert scene.wakes == 1
         os.close(scene.write)
 
 

@@ -14,6 +14,7 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.log_file import reopen_at_hang_up
 from mirrorfs.memory import use_one_arena
 from mirrorfs.objectstore.client import S3Client
+from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.output import LogFormat, begin_log
 from mirrorfs.replication.sending.attempt import Way
 from mirrorfs.replication.sending.messages import READY, WorkerSettings, decode_order, encode_attempts
@@ -38,6 +39,7 @@ def main() -> int:
         settings.store,
         parallelism=len(settings.connections),
         is_chunk=lambda key: layout.chunk_digest(key) is not None,
+        throttle=None if settings.throttle is None else Throttle(settings.throttle),
     )
     way = Way(Tree(settings.root_descriptor), layout, client)
     for descriptor in settings.connections:

@@ -185,7 +185,11 @@ class Worker:
                 stdin=subprocess.PIPE,
                 # Ours is a conversation with the filesystem process.
                 stdout=subprocess.DEVNULL,
-                pass_fds=[self._settings.root_descriptor, *descriptors],
+                pass_fds=[
+                    self._settings.root_descriptor,
+                    *descriptors,
+                    *([] if self._settings.throttle is None else [self._settings.throttle]),
+                ],
                 cwd=interpreter.WORKING_DIRECTORY,
             )
             unless_started.pop_all()
