@@ -32,7 +32,7 @@ NAME is then what the datastore is called: `mirrorfs status NAME`.
 - An unknown key is an error that names the nearest one there is.
 - Durations: `90s`, `30m`, `12h`, `30d`, `2w`.
 - Rates: `20 MiB/s`, `160 Mbit/s`, `500k`, `1.5G`. `k`, `M`, `G` are powers of 1000.
-- `mirrorfs reload NAME` has a mount read its settings again, and says what cannot change before the next mount.
+- `mirrorfs reload NAME` has a mount read them again, and says what waits for the next mount.
 """
 
 

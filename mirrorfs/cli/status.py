@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from mirrorfs.chunkstore.attachment import is_attached
+from mirrorfs.cli.durations import Duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import locate, require_serving
 from mirrorfs.cli.screen import clear
 from mirrorfs.cli.settings_file import DATASTORE
+from mirrorfs.cli.verdict import verdict
 from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import say, say_json
+from mirrorfs.own_files import NotOwn
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.waiting import needs_an_administrator
 from mirrorfs.supervision.registry import RunningMount, find, running_mounts, state_directory_of
@@ -49,26 +52,51 @@ _HELD_FOR = {
     help="One JSON object (documented in docs/operator.md).",
 )
 @click.option("--watch", is_flag=True, help=f"Show it again every {_WATCH_SECONDS:g} seconds, until Ctrl-C.")
-def command(datastore: str | None, as_json: bool, watch: bool) -> None:
-    """Tell how far the mirror of DATASTORE is: lag, backlog, rate, the store's condition, and what is wrong.
+@click.option(
+    "--check",
+    is_flag=True,
+    help="One line and an exit code for Nagios, Checkmk and their kind: 0 well, 1 to be looked at, 2 to be mended.",
+)
+@click.option(
+    "--warning",
+    type=Duration(),
+    default="1h",
+    metavar="DURATION",
+    help="The mirror is behind when a finished backup is not in the bucket for so long.",
+)
+@click.option(
+    "--critical",
+    type=Duration(),
+    default="1d",
+    metavar="DURATION",
+    help="With --check: exit with 2 when a finished backup is not in the bucket for so long.",
+)
+def command(datastore: str | None, as_json: bool, watch: bool, check: bool, warning: float, critical: float) -> None:
+    """Tell how the mirror of DATASTORE is, first in one word: healthy, behind, held, waiting or broken.
 
+    Then come why and what to do, the recovery point (the age of the oldest finished backup that is not in the bucket),
+    the backlog and how long it takes at the present rate, and what is wrong.
     Without DATASTORE, the mounts that are up on this machine are listed.
 
     \b
     Example:
       mirrorfs status /mnt/datastore/store1 --watch
       mirrorfs status /mnt/datastore/store1 --json | jq .problems
+      mirrorfs status /mnt/datastore/store1 --check --warning 2h --critical 12h
 
     Exit codes: 0 all is well or being worked on; 1 not mounted, something cannot be mirrored, or nothing is for
-    a reason that you could end; 2 wrong usage.
+    a reason that you could end; 2 wrong usage. An outage is being worked on for its first 15 minutes. With --check:
+    0 healthy; 1 behind, held or waiting; 2 broken, later than --critical, not mounted, or without an answer.
     """
     require_root("ask a mirror for its status")
     if datastore is None:
         _list_mounts(as_json)
         return
     path = locate(datastore)
+    if check:
+        _check(path, warning, critical)
     while True:
-        answer = _ask(path)
+        answer = _with_verdict(_ask(path), warning)
         if watch:
             clear()
         if as_json:
@@ -80,6 +108,28 @@ def command(datastore: str | None, as_json: bool, watch: bool) -> None:
         time.sleep(_WATCH_SECONDS)
     if answer["problems"] or needs_an_administrator(answer) or answer["journal_broken_since"] is not None:
         raise SystemExit(1)
+
+
+def _with_verdict(answer: Answer, warning: float) -> Answer:
+    judged = verdict(answer, warning)
+    return {"word": judged.word.value, "why": judged.why, "to_do": judged.to_do, **answer}
+
+
+def _check(path: str, warning: float, critical: float) -> NoReturn:
+    """Print the line of a plugin, and end with its exit code; whatever goes wrong is one too."""
+    try:
+        answer = _ask(path)
+    except (Failure, NotOwn) as error:
+        say(f"MIRRORFS CRITICAL - {error}")
+        raise SystemExit(2) from None
+    judged, age = verdict(answer, warning), answer["recovery_point"]["age_seconds"]
+    code = 2 if age > critical else judged.word.exit_code
+    backlog = answer.get("backlog", {}).get("bytes_at_least", 0)
+    say(
+        f"MIRRORFS {('OK', 'WARNING', 'CRITICAL')[code]} - {judged.word.value}: {judged.why} "
+        f"| recovery_point={age:.0f}s;{warning:.0f};{critical:.0f};0 backlog={backlog}B;;;0"
+    )
+    raise SystemExit(code)
 
 
 def _list_mounts(as_json: bool) -> None:
@@ -134,6 +184,9 @@ def _describe(answer: Answer) -> list[str]:
     uploader, store, uploaded = answer["uploader"], answer["store"], answer["uploaded"]
     published = [entry for entry in answer["snapshots"] if entry["phase"] == "published"]
     lines = [
+        f"{answer['word']}: {answer['why']}",
+        f"  {answer['to_do']}",
+        "",
         f"datastore   {answer['datastore']} -> s3://{answer['bucket']}/{answer['prefix']}",
         f"uploader    {uploader['refused'] or uploader['phase']}",
         f"store       {_describe_store(store, uploader['phase'])}",
@@ -143,11 +196,12 @@ def _describe(answer: Answer) -> list[str]:
     ]
     if answer.get("waiting") is not None and store["up"]:
         lines.append(f"waiting     since {_time(answer['waiting']['since'])}: {answer['waiting']['because']}")
+    lines.append(f"recovery    {_describe_recovery_point(answer['recovery_point'])}")
     if "backlog" in answer:
         backlog = answer["backlog"]
         lines.append(
             f"backlog     {backlog['items']} items, at least {_size(backlog['bytes_at_least'])}; "
-            f"lag {answer['lag_seconds']:.0f} s"
+            f"lag {answer['lag_seconds']:.0f} s{_describe_drain(backlog['drain_seconds'])}"
         )
     lines.append(
         f"sent        {uploaded['objects']} objects, {_size(uploaded['bytes'])} since the uploader started; "
@@ -177,6 +231,29 @@ def _describe(answer: Answer) -> list[str]:
         lines.append(f"problems    {sum(problem.get('count', 1) for problem in answer['problems'])}")
         lines += [f"              {problem['name']}: {problem['reason']}" for problem in answer["problems"]]
     return lines
+
+
+def _describe_recovery_point(point: dict[str, Any]) -> str:
+    if not point["missing"]:
+        return "every finished backup is in the bucket"
+    more = f", {point['missing']} are not in the bucket" if point["missing"] > 1 else ", not in the bucket"
+    return f"{_age(point['age_seconds'])} ago: {point['oldest']}{more}"
+
+
+def _describe_drain(seconds: float | None) -> str:
+    if seconds is None:
+        return "; nothing is sent at present"
+    return f"; done in {_age(seconds)} at the present rate" if seconds else ""
+
+
+def _age(seconds: float) -> str:
+    """Write a time that has passed, in its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((place for place, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count) or "0 s"
 
 
 def _describe_chunk_store(chunk_store: dict[str, str]) -> str:

@@ -51,6 +51,11 @@ class StateDirectory:
         return os.path.join(self.path, "control.sock")
 
     @property
+    def reload_socket(self) -> str:
+        """Unix socket on which `mirrorfs reload` waits for what the mount says; there only so long."""
+        return os.path.join(self.path, "reload.sock")
+
+    @property
     def log_file(self) -> str:
         """Log of a mount that runs in the background."""
         return os.path.join(self.path, "mirrorfs.log")

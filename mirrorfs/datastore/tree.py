@@ -148,6 +148,11 @@ class Tree:
         status = self._status(chunk_path(digest))
         return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
+    def modified(self, path: str) -> float | None:
+        """When the regular file at ``path`` was last changed, in Unix time; None when there is none."""
+        status = self._status(path)
+        return status.st_mtime if status is not None and stat.S_ISREG(status.st_mode) else None
+
     def chunk(self, digest: bytes) -> ChunkFile:
         """What stands under the name of a chunk, and under its names in quarantine."""
         path = chunk_path(digest)

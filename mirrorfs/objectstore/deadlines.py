@@ -38,7 +38,7 @@ class RequestUnderWay:
     def sending(self, size: int) -> int:
         """Waits until some of so many bytes may be sent; tells how many."""
         self.progress()
-        if self._throttle is None:
+        if self._throttle is None or size == 0:
             return size
         piece = self._throttle.piece(Flow.UP, size)
         # What waits by order is not late.

@@ -16,6 +16,7 @@ from mirrorfs.journal.journal import JournalReader
 from mirrorfs.objectstore.store import ObjectStore
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.ownership.watch import OwnershipWatch
+from mirrorfs.replication.recovery_point import MissingBackups, missing_backups
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
 from mirrorfs.replication.waiting import BEFORE_THE_FIRST_ANSWER, waiting_answer
@@ -24,6 +25,7 @@ from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.refused import folded
 from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.retention import DeletedPhase, HeldFor, HeldRemoval, RetentionRecords
+from mirrorfs.state.snapshots import SnapshotPhase
 from mirrorfs.state.state import StateTransaction
 
 _RATE_SECONDS = 60.0
@@ -51,8 +53,20 @@ class UploaderStatus:
         self._started = time.time()
         self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
-    def answer(self) -> dict[str, Any]:
+    async def answer(self, tree: Tree) -> dict[str, Any]:
         """Tell what is known before the mirror runs."""
+        answer = self._known()
+        published = {one["snapshot"] for one in answer["snapshots"] if one["phase"] == SnapshotPhase.PUBLISHED.value}
+        missing = await trio.to_thread.run_sync(missing_backups, tree, published)
+        return {**answer, "recovery_point": _recovery_point_answer(missing, time.time())}
+
+    @property
+    def problems(self) -> list[dict[str, Any]]:
+        """What cannot be mirrored as it is."""
+        problems: list[dict[str, Any]] = self._known()["problems"]
+        return problems
+
+    def _known(self) -> dict[str, Any]:
         return {
             "datastore": self._settings.datastore,
             "bucket": self._settings.bucket,
@@ -76,14 +90,17 @@ class UploaderStatus:
         publishing = {snapshot.path: remaining for snapshot, remaining in mirror.publication.remaining.items()}
         oldest = await trio.to_thread.run_sync(journal.oldest_time, position)
         pending = await trio.to_thread.run_sync(journal.pending, position)
+        answer = await self.answer(tree)
+        size, rate = sum(sizes), answer["uploaded"]["bytes_per_second"]
         return {
-            **self.answer(),
+            **answer,
             "reconciled": drain.reconciled,
             "lag_seconds": max(0.0, time.time() - oldest) if oldest is not None else 0.0,
             "journal": {"pending": pending},
             "backlog": {
                 "items": max(pending, len(worklist)) + sum(publishing.values()),
-                "bytes_at_least": sum(sizes),
+                "bytes_at_least": size,
+                "drain_seconds": size / rate if rate > 0 else 0.0 if size == 0 else None,
             },
             "publishing": publishing,
             "locks_obstacle": mirror.locks.obstacle,
@@ -129,6 +146,11 @@ class UploaderStatus:
             "bytes": sent,
             "bytes_per_second": (sent - sent_then) / elapsed if elapsed > 0 else 0.0,
         }
+
+
+def _recovery_point_answer(missing: MissingBackups, now: float) -> dict[str, Any]:
+    age = 0.0 if missing.finished is None else max(0.0, now - missing.finished)
+    return {"missing": missing.count, "oldest": missing.oldest, "finished": missing.finished, "age_seconds": age}
 
 
 def _size(tree: Tree, digest: bytes) -> int:

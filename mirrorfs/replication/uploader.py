@@ -257,7 +257,7 @@ class Uploader:
 
     async def _answer_status(self) -> Answer:
         if not self._works.is_set():
-            return self._status.answer()
+            return await self._status.answer(self._engine.tree)
         return await self._status.full_answer(
             self._engine.tree, self._journal, self._engine.worklist, self._drain, self._mirror
         )
@@ -315,7 +315,7 @@ class Uploader:
             return {"error": doubt}
         if corrects:
             await self._drain.reconcile_again()
-        return {**findings.answer(), "problems": self._status.answer()["problems"]}
+        return {**findings.answer(), "problems": self._status.problems}
 
     async def _answer_heal(self, request: Mapping[str, Any], tell: Tell) -> Answer:
         """Look at the objects of "paths", which were found to be damaged, and send them again, if not "dry_run".

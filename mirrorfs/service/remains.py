@@ -9,7 +9,7 @@ import shutil
 from mirrorfs import own_files
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 
-_KNOWN = ("journal", "journal.*", "state", "state.*", "control.sock", "*.lock", "mirrorfs.log*")
+_KNOWN = ("journal", "journal.*", "state", "state.*", "control.sock", "reload.sock", "*.lock", "mirrorfs.log*")
 
 
 def take_state_away(directory: StateDirectory) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from mirrorfs.supervision.settings import MountSettings
 
 # What a mount is, and what it was told once: these last as long as it does.
-LASTING = ("datastore", "state_directory", "bucket", "prefix")
+LASTING = ("datastore", "state_directory", "bucket", "prefix", "log_format")
 # What was taken over once is not taken back from whoever has taken it over since.
 GIVEN_BY_THE_MOUNT = ("root_descriptor", "journal_sequence", "take_over")
 _OF_THE_MOUNT = ("mountpoint", "mount_options", "require_store", "while_in_use", "chunk_store")
@@ -19,6 +19,7 @@ _KEYS = {
     "bucket": "to",
     "prefix": "to",
     "mount_options": "options",
+    "verify_percent_per_day": "verify.percent-per-day",
 }
 _TABLES = {"store": "", "retention": "retention.", "limits": "bandwidth."}
 

@@ -1,7 +1,7 @@
 """Asking a mount to read its settings again, and hearing what has come of it: a signal, and a socket for the answer.
 
-Whoever asks listens on a socket in /run/mirrorfs (root's own) and sends SIGHUP; the mount tells what it did to whoever
-listens there. So SIGHUP alone does the same, with the log as the only answer.
+Whoever asks listens on a socket in the state directory (root's own) and sends SIGHUP; the mount tells what it did to
+whoever listens there. So SIGHUP alone does the same, with the log as the only answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 from dataclasses import asdict, dataclass
 
 from mirrorfs import own_files
-from mirrorfs.database.directory import RUNTIME_BASE, escaped_name
+from mirrorfs.database.directory import StateDirectory
 from mirrorfs.replication.control import connect, listening_socket
 from mirrorfs.supervision.changes import Changes
 from mirrorfs.supervision.registry import RunningMount, is_served
@@ -36,13 +36,9 @@ class NoAnswer(Exception):
     """The mount has not told what came of it, or is gone."""
 
 
-def _socket_of(mountpoint: str) -> str:
-    return os.path.join(RUNTIME_BASE, f"{escaped_name(mountpoint)}.reload")
-
-
 def ask_to_reload(mount: RunningMount, seconds: float) -> Outcome:
     """Have a mount read its settings again, and return what it says. Raises NoAnswer, OSError."""
-    path = _socket_of(mount.mountpoint)
+    path = StateDirectory(mount.state_directory).reload_socket
     with listening_socket(path) as listening:
         try:
             _hang_up(mount)
@@ -69,12 +65,12 @@ def _hang_up(mount: RunningMount) -> None:
         os.close(process)
 
 
-def answer_request(mountpoint: str, outcome: Outcome) -> None:
+def answer_request(directory: StateDirectory, outcome: Outcome) -> None:
     """Tell whoever has asked by `ask_to_reload`, if anybody has; raises nothing."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_TELLING_SECONDS)
-            connect(connection, _socket_of(mountpoint))
+            connect(connection, directory.reload_socket)
             connection.sendall(json.dumps(asdict(outcome)).encode())
     except FileNotFoundError:
         log.debug("nobody has asked but by the signal")

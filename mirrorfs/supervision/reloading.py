@@ -9,6 +9,7 @@ from dataclasses import replace
 import trio
 
 from mirrorfs import interpreter
+from mirrorfs.database.directory import StateDirectory
 from mirrorfs.log_file import LogFile
 from mirrorfs.supervision.changes import GIVEN_BY_THE_MOUNT, LASTING, Changes, changes
 from mirrorfs.supervision.reload_request import Outcome, answer_request
@@ -40,8 +41,9 @@ class Reloading:
             await self._asked.wait()
             self._asked = trio.Event()
             await self._reopen_log()
+            directory = StateDirectory(self._settings.uploader.state_directory)
             outcome = await self._read_settings()
-            await trio.to_thread.run_sync(answer_request, self._settings.mountpoint, outcome)
+            await trio.to_thread.run_sync(answer_request, directory, outcome)
 
     async def _reopen_log(self) -> None:
         try:

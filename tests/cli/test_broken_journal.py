@@ -22,6 +22,7 @@ ANSWER = {
     "claim": {"looked_at": 1_700_000_000.0, "is_current": True},
     "uploaded": {"objects": 0, "bytes": 0, "bytes_per_second": 0.0},
     "snapshots": [],
+    "recovery_point": {"missing": 0, "oldest": None, "finished": None, "age_seconds": 0.0},
     "chunks": 0,
     "foreign": {"count": 0, "examples": []},
     "problems": [],

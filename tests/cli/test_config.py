@@ -72,6 +72,7 @@ def test_what_is_written_is_what_was_given(base: Path) -> None:
         "parallel": 16,
         "options": ["allow_other", "suid"],
         "verbose": True,
+        "bandwidth": {},
         "retention": {"delete-after": "30d", "max-delete-fraction": 0.5},
         "verify": {},
     }

@@ -12,6 +12,7 @@ from tests.harness.bucket import Bucket
 from tests.harness.mirror import PROGRAM, Mirror
 from tests.harness.scan import Comparison, compare_datastores
 from tests.harness.writer import DatastoreWriter
+from tests.json_schema import STATUS_SCHEMA, violations
 from tests.stores.seaweedfs import StoreServer
 
 __all__ = ["PROGRAM", "MirrorUnderTest"]
@@ -65,6 +66,7 @@ class MirrorUnderTest(Mirror):
         """See Mirror; somebody must answer."""
         answer = super().status()
         assert answer, self.log[-4000:]
+        assert list(violations(answer, STATUS_SCHEMA)) == [], "docs/status.schema.json says something else"
         return answer
 
     def mount_pid(self) -> int:

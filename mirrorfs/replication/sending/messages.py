@@ -27,7 +27,8 @@ class WorkerSettings:
     """One line on a worker's standard input. Holds no secret: credentials come from boto3's usual chain.
 
     `root_descriptor` is the backing directory, `connections` are descriptors of sockets, of which each gets a thread;
-    all of them are inherited, as is `throttle`, the memory of the rates that all keep together. `log_format` is a value of LogFormat.
+    all of them are inherited, as is `throttle`, the memory of the rates that all keep together.
+    `log_format` is a value of LogFormat.
     """
 
     bucket: str
