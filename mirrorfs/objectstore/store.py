@@ -21,7 +21,8 @@ from mirrorfs.objectstore.url import StoreOptions
 
 log = logging.getLogger(__name__)
 
-_QUIET_SECONDS = 30.0
+QUIET_SECONDS = 30.0
+"""A request for which nothing came or went for so long is told."""
 
 
 class ObjectStore:
@@ -85,7 +86,7 @@ class ObjectStore:
     @property
     def requests_without_progress(self) -> Sequence[tuple[str, float]]:
         """Requests for which nothing has come or gone for half a minute, and for how many seconds."""
-        return self._client.requests_without_progress(_QUIET_SECONDS)
+        return self._client.requests_without_progress(QUIET_SECONDS)
 
     def count_upload(self, size: int) -> None:
         """Counts an object of so many bytes that was stored past this, see `at_once`."""

@@ -18,7 +18,7 @@ from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalSource, Position
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.retry import AT_ONCE, Patience
-from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.store import QUIET_SECONDS, ObjectStore
 from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.limiting import Limiting
@@ -135,6 +135,12 @@ class Engine:
         """Have the workers open the log again; safe from a handler of a signal."""
         for worker in self._workers:
             worker.hang_up()
+
+    @property
+    def requests_without_progress(self) -> list[tuple[str, float]]:
+        """What has been under way without progress for too long: in words, and for how many seconds."""
+        of_workers = (entry for worker in self._workers for entry in worker.without_answer(QUIET_SECONDS))
+        return [*self.bucket.store.requests_without_progress, *of_workers]
 
     def impatient_store(self) -> ObjectStore:
         """Return the store as it is for whoever wants to hear at once how things are: each request has one try."""

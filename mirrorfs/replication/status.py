@@ -13,11 +13,9 @@ import trio
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader
-from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.replication.engine import Engine
 from mirrorfs.replication.mirror import Mirror
-from mirrorfs.replication.ownership.watch import OwnershipWatch
 from mirrorfs.replication.recovery_point import MissingBackups, missing_backups
-from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
 from mirrorfs.replication.waiting import BEFORE_THE_FIRST_ANSWER, waiting_answer
 from mirrorfs.replication.work.commits import CommittedState
@@ -35,21 +33,15 @@ _EXAMPLES = 20
 class UploaderStatus:
     """Collects the answer to `status`; its keys are documented in docs/operator.md and only ever added to."""
 
-    def __init__(
-        self,
-        settings: UploaderSettings,
-        store: ObjectStore,
-        state: CommittedState,
-        clock: StoreClock,
-        watch: OwnershipWatch,
-    ) -> None:
+    def __init__(self, settings: UploaderSettings, engine: Engine, state: CommittedState) -> None:
         self.phase = BEFORE_THE_FIRST_ANSWER
         self.refused: str | None = None
         self._settings = settings
-        self._store = store
+        self._engine = engine
+        self._store = engine.bucket.store
         self._state = state
-        self._clock = clock
-        self._watch = watch
+        self._clock = engine.mirror.clock
+        self._watch = engine.watch
         self._started = time.time()
         self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
@@ -130,7 +122,7 @@ class UploaderStatus:
             "clock_is_trusted": self._clock.is_trusted,
             "does_without": dict(self._store.done_without),
             "requests_without_progress": [
-                {"request": request, "seconds": seconds} for request, seconds in self._store.requests_without_progress
+                {"request": request, "seconds": seconds} for request, seconds in self._engine.requests_without_progress
             ],
         }
 

@@ -71,9 +71,7 @@ class Uploader:
             stale=self._begin_again,
         )
         self._mirror, self._drain = self._engine.mirror, self._engine.drain
-        self._status = UploaderStatus(
-            settings, self._engine.bucket.store, self._state, self._mirror.clock, self._engine.watch
-        )
+        self._status = UploaderStatus(settings, self._engine, self._state)
         self._parent = FilesystemProcess(self._drain.wake, _report, self._engine.limiting.take)
         self._works = trio.Event()
         self._reconciling = trio.Lock()

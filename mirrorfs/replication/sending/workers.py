@@ -43,6 +43,7 @@ class WorkerHand:
         self._stream: trio.SocketStream | None = None
         self._connected = trio.Event()
         self._in_use = trio.Lock()
+        self._asked_at: float | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -52,6 +53,11 @@ class WorkerHand:
     async def ready(self) -> None:
         """See Hand."""
         await self._connected.wait()
+
+    @property
+    def seconds_without_answer(self) -> float:
+        """For how long what it was given last is under way; 0 if nothing is."""
+        return 0.0 if self._asked_at is None else trio.current_time() - self._asked_at
 
     def connect(self, stream: trio.SocketStream) -> None:
         """Send by whoever listens there, from now on."""
@@ -80,6 +86,7 @@ class WorkerHand:
     async def _send(
         self, stream: trio.SocketStream, digests: Sequence[bytes], capabilities: StoreCapabilities
     ) -> Sequence[Attempt]:
+        self._asked_at = trio.current_time()
         try:
             await stream.send_all(encode_order(digests, capabilities))
             return decode_attempts(await read_line(stream), len(digests))
@@ -87,6 +94,8 @@ class WorkerHand:
             log.debug("a worker has gone away")
         except BadMessage as error:
             log.error("a worker says what is not understood: %s", error)
+        finally:
+            self._asked_at = None
         self.disconnect()
         self._is_lost()
         return [LOST] * len(digests)
@@ -129,6 +138,11 @@ class Worker:
         if self._process is not None and all(hand.is_ready for hand in self.hands):
             self._is_to_hang_up = False
             self._process.send_signal(signal.SIGHUP)
+
+    def without_answer(self, seconds: float) -> list[tuple[str, float]]:
+        """What its hands have been sending for so long: in words, and for how many seconds."""
+        waiting = [hand.seconds_without_answer for hand in self.hands]
+        return [(f"chunks that worker {self._number} was given", since) for since in waiting if since >= seconds]
 
     def _kill(self) -> None:
         if self._process is not None:
