@@ -78,9 +78,9 @@ def command(
     such a snapshot into another directory.
 
     With --bucket, everything that the published snapshots need is read from the bucket, as 'mirrorfs verify --deep'
-    does it. What is damaged or gone there is sent again by the mount of DATASTORE; where it is not mounted, the bucket
-    is brought up to date first, as a mount does it. What the datastore does not have good either is listed, with the
-    snapshots that it costs.
+    does it. What is damaged or gone there is sent again by the mount of DATASTORE; where it is not mounted, by this
+    command, which mirrors nothing else and removes nothing. What the datastore does not have good either is listed,
+    with the snapshots that it costs.
 
     Without --from, bucket and store are those of the mount, or else of the settings file in /etc/mirrorfs.
 

@@ -58,7 +58,7 @@ def heal_bucket(
     as_json: bool,
 ) -> bool:
     """Read what the bucket at `address` holds, have what is damaged sent again, and tell: by the mirror mounted at
-    `path`, or, if none is, as that would do it after its start.
+    `path`, or, if none is, as that would do it; nothing else is done then, and nothing removed.
 
     Returns whether nothing stays damaged. Raises Failure.
     """
@@ -116,7 +116,15 @@ def _ask(path: str, damages: list[Damage], outcome: _Outcome, *, dry_run: bool) 
 def _send_without_mount(
     path: str, address: StoreAddress, store: StoreOptions, damages: Sequence[Damage], outcome: _Outcome
 ) -> None:
-    settings = replace(_settings_of_mount(path, address), bucket=address.bucket, prefix=address.prefix, store=store)
+    # What is for one start of a mount only is not for a repair.
+    settings = replace(
+        _settings_of_mount(path, address),
+        bucket=address.bucket,
+        prefix=address.prefix,
+        store=store,
+        take_over=False,
+        allow_removals=False,
+    )
 
     async def send(engine: Engine) -> None:
         healing = await engine.mirror.heal_bucket([damage.path for damage in damages], dry_run=False)
@@ -124,8 +132,9 @@ def _send_without_mount(
 
     begin_log("heal", verbose=False)
     shown = run_progress()
-    with told_errors(), Replay(settings.state_directory, ReplaySettings(settings), shown.tell) as run, shown.shown():
-        run.run(then=send)
+    replay = ReplaySettings(settings, repair=send)
+    with told_errors(), Replay(settings.state_directory, replay, shown.tell) as run, shown.shown():
+        run.run()
 
 
 def _settings_of_mount(path: str, address: StoreAddress) -> UploaderSettings:

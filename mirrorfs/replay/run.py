@@ -1,7 +1,8 @@
 """`mirrorfs replay run`: the bucket is brought up to date from what is left of a state directory, without a mount.
 
-It is the uploader's own engine that works, on a journal that nobody appends to. What is done stands in the state after
-each step, so that whoever was interrupted, or killed, begins again with the same command.
+Or it is only repaired, for `mirrorfs heal --bucket`. It is the uploader's own engine that works, on a journal that
+nobody appends to. What is done stands in the state after each step, so that whoever was interrupted, or killed, begins
+again with the same command.
 """
 
 from __future__ import annotations
@@ -56,13 +57,16 @@ class ReplaySettings:
 
     `uploader` says the datastore (as it lies now, an absolute path), bucket and store. `first` is the sequence to begin
     with, None for the first that is not dealt with, 1 for all. With `only_journal` the datastore is not compared.
-    `work_directory` holds the state instead of the source, which is then not written to.
+    `work_directory` holds the state instead of the source, which is then not written to. With `repair`, that is done
+    with the engine instead: the journal is left alone, nothing is compared, and nothing is removed from the bucket,
+    whatever the retention settings are, which a repair cannot know.
     """
 
     uploader: UploaderSettings
     first: int | None = None
     only_journal: bool = False
     work_directory: str | None = None
+    repair: Callable[[Engine], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,10 @@ class Replay:
         place = find_place(self._path)
         self._lock_source()
         self.source = self._opened.enter_context(Source(self._path, place))
-        self._refuse_if_keeping_is_forgotten()
+        if self._settings.repair is None:
+            self._refuse_if_keeping_is_forgotten()
+        else:
+            self._refuse_to_repair_what_is_unknown()
         self.directory = self._choose_directory()
         self._lock_directory()
         root = _open_datastore(settings.datastore)
@@ -168,6 +175,16 @@ class Replay:
             raise ReplayRefused(
                 "the mirror keeps snapshots for a while after they were removed, and would not keep those that are "
                 "removed now: give --retention-delete-after as the mount had it"
+            )
+
+    def _refuse_to_repair_what_is_unknown(self) -> None:
+        """To find out what the bucket is to hold is for a mount, which has the settings for what it finds."""
+        uploader = self._settings.uploader
+        if not (self._is_of_this_bucket(self.source.identity) and self.source.ask_state(_is_adopted)):
+            raise ReplayRefused(
+                f"{self.source.state_trouble or f'the state in {self._path} does not know this bucket'}. What "
+                f"s3://{uploader.bucket}/{uploader.prefix} is to hold is found out by a mount: mount "
+                f"{uploader.datastore} and heal it then"
             )
 
     def _choose_directory(self) -> StateDirectory:
@@ -263,8 +280,8 @@ class Replay:
             return replace(new, mirror_id=before.mirror_id)
         return new
 
-    def run(self, then: Callable[[Engine], Awaitable[None]] | None = None) -> Outcome:
-        """Bring the bucket up to date, and do with the engine what is to be done `then`.
+    def run(self) -> Outcome:
+        """Bring the bucket up to date, or repair it if that is what is to be done.
 
         Raises:
             ReplayRefused: the bucket is somebody else's, or the datastore looks as if it were not the one.
@@ -274,37 +291,45 @@ class Replay:
         """
         try:
             with _single_errors(self.directory.state) as damage:
-                return trio.run(self._run, then)
+                return trio.run(self._run)
         except BucketLost as error:
             raise ReplayEnded(f"{error}. Run it again") from error
         set_state_aside(self.directory, str(damage[0]))
         raise ReplayEnded(f"{damage[0]}. It has been set aside; a new one is built from the bucket by the next run")
 
-    async def _run(self, then: Callable[[Engine], Awaitable[None]] | None) -> Outcome:
+    async def _run(self) -> Outcome:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._state.run)
             nursery.start_soon(self._keep_telling)
             nursery.start_soon(end_on_signal)
             try:
-                await self._begin(nursery)
-                await self._work()
-                if then is not None:
-                    await then(self._engine)
+                await self._get_to_know_the_bucket()
+                if self._settings.repair is None:
+                    await self._begin(nursery)
+                    await self._work()
+                else:
+                    await self._engine.begin_to_send(nursery)
+                    self._set_phase("sending what is damaged")
+                    await self._settings.repair(self._engine)
+                    await self._engine.worklist.idle()
             except (StoreError, ClaimUnreadable) as error:
                 raise ReplayEnded(str(error)) from error
             except ClaimRefused as error:
-                raise ReplayRefused(_for_a_run(str(error))) from error
+                raise ReplayRefused(self._advice(str(error))) from error
             self._tell(self._progress())
             outcome = self._outcome()
             nursery.cancel_scope.cancel()
         return outcome
 
-    async def _begin(self, nursery: trio.Nursery) -> None:
+    async def _get_to_know_the_bucket(self) -> None:
         engine = self._engine
         await self._refuse_doubtful()
         await engine.claim(engine.impatient_store())
         await engine.get_to_know_the_bucket(self._set_phase)
         await self._refuse_doubtful()
+
+    async def _begin(self, nursery: trio.Nursery) -> None:
+        engine = self._engine
         if self._settings.uploader.allow_removals:
             # What an earlier run has held, and listed, for a reason that no option of a mount overrules: the name was
             # taken over, and these snapshots were another's. Here the option is the answer to that list.
@@ -315,7 +340,11 @@ class Replay:
     async def _refuse_doubtful(self) -> None:
         doubt = await self._engine.doubt()
         if doubt is not None:
-            raise ReplayRefused(_for_a_run(doubt))
+            raise ReplayRefused(self._advice(doubt))
+
+    def _advice(self, reason: str) -> str:
+        """Name the options of a run where a message speaks of a mount's; a repair has none of them."""
+        return reason if self._settings.repair is not None else reason.replace("mount once with --", "give --")
 
     async def _work(self) -> None:
         drain = self._engine.drain
@@ -402,13 +431,12 @@ def _open_datastore(path: str) -> int:
         raise ReplayRefused(f"cannot open the datastore {path}: {error.strerror}. Is its disk mounted?") from error
 
 
-def _for_a_run(reason: str) -> str:
-    """Name the options of this command where a message speaks of a mount's."""
-    return reason.replace("mount once with --", "give --")
-
-
 def _keeps_deleted(transaction: StateTransaction) -> bool:
     return any(True for _ in transaction.retention.all_deleted())
+
+
+def _is_adopted(transaction: StateTransaction) -> bool:
+    return transaction.progress.adopted()
 
 
 def _results(transaction: StateTransaction) -> tuple[list[Problem], list[str], int]:

@@ -201,13 +201,24 @@ class Engine:
 
         `saved` hears how far the journal is dealt with, when the state has it; without it the state's position stays.
         """
+        await self.begin_to_send(nursery)
+        nursery.start_soon(self.drain.intake)
+        if saved is not None:
+            nursery.start_soon(self.drain.save_position, saved)
+        nursery.start_soon(self.drain.handle_chunk_removals)
+        nursery.start_soon(self.drain.handle_snapshot_removals)
+        nursery.start_soon(self.mirror.clock.keep_checking)
+        nursery.start_soon(self.mirror.grace.end_when_due)
+        nursery.start_soon(self.mirror.locks.keep_locked)
+
+    async def begin_to_send(self, nursery: trio.Nursery) -> None:
+        """Begin to handle what is listed, in `nursery` and until that is cancelled; that is all where `begin` is not
+        called: the journal is left alone, and no snapshot or chunk leaves the bucket because the datastore has it not.
+        """
         missed = await trio.to_thread.run_sync(missed_snapshots, self.datastore, self.state)
         await self.mirror.absences.hold_missed(missed)
         store = self.bucket.store
         log.info("mirroring to %s, confirmed by %s", store.place, store.capabilities.confirmation.value)
-        nursery.start_soon(self.drain.intake)
-        if saved is not None:
-            nursery.start_soon(self.drain.save_position, saved)
         nursery.start_soon(self._sender.run)
         for worker in self._workers:
             nursery.start_soon(worker.keep_running)
@@ -217,12 +228,7 @@ class Engine:
             nursery.start_soon(self.drain.handle_tree)
         for _ in range(_WORKERS_FOR_NEWS):
             nursery.start_soon(partial(self.drain.handle_tree, only_told=True))
-        nursery.start_soon(self.drain.handle_chunk_removals)
-        nursery.start_soon(self.drain.handle_snapshot_removals)
         nursery.start_soon(self.watch.keep_looking)
-        nursery.start_soon(self.mirror.clock.keep_checking)
-        nursery.start_soon(self.mirror.grace.end_when_due)
-        nursery.start_soon(self.mirror.locks.keep_locked)
 
 
 def damage_of(directory: str, error: BaseException) -> DatabaseCorrupt | None:

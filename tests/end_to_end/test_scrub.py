@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 from tests.end_to_end.mirrors import MirrorUnderTest
@@ -90,10 +92,18 @@ def test_healing_the_bucket_tells_what_neither_side_has(mirror: MirrorUnderTest)
     assert json.loads(selected.stdout)["lost"][0]["snapshots"] == [snapshot.path]
 
 
-def test_without_a_mount_the_bucket_is_healed_as_a_mount_would(mirror: MirrorUnderTest) -> None:
-    mirror.mount()
+def test_without_a_mount_the_bucket_is_healed_and_nothing_removed(mirror: MirrorUnderTest) -> None:
+    # Nothing tells a repair of this option.
+    mirror.mount("--retention-delete-after", "30d")
     snapshot = back_up(mirror)
-    mirror.succeed("umount", "--drain", str(mirror.datastore))
+    with DatastoreWriter(mirror.datastore, seed=10, default_plan=PLAN) as writer:
+        gone = writer.backup("vm/1")
+        mirror.wait()
+        # It hears no more of what the journal says.
+        os.kill(mirror.uploader_pid(), signal.SIGSTOP)
+        writer.forget(gone.name)
+    mirror.kill_all()
+    mirror.detach_dead()
     kept, lost = map(chunk_path, sorted(snapshot.chunks)[:2])
     whole = spoil(mirror, kept)
     remove(mirror, lost)
@@ -105,3 +115,4 @@ def test_without_a_mount_the_bucket_is_healed_as_a_mount_would(mirror: MirrorUnd
     assert [one["path"] for one in answer["healed"]] == [kept], told.stderr
     assert [(one["path"], one["snapshots"]) for one in answer["lost"]] == [(lost, [snapshot.path])]
     assert read(mirror, kept) == whole
+    assert mirror.published() == sorted([snapshot.path, gone.path])
