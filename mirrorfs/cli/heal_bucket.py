@@ -32,6 +32,7 @@ from mirrorfs.supervision.settings import MountSettings
 # A question to the uploader is one line of 64 KiB at most.
 _BYTES_A_QUESTION = 32 * 1024
 _EVERYTHING = Depth(100.0)
+_STATUS_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ def heal_bucket(
     is_mounted = condition_of(path) is not Condition.ABSENT or lingering_at(path) is not None
     if is_mounted:
         require_serving(path)
+        _refuse_another_mirror(path, address)
     elif dry_run:
         raise Failure(
             f"{path} is not mounted, and only its mirror can tell what it would send; 'mirrorfs verify --deep' tells "
@@ -84,6 +86,16 @@ def heal_bucket(
     return not outcome.lost and not report.damages_left_out
 
 
+def _refuse_another_mirror(path: str, address: StoreAddress) -> None:
+    """What another bucket lacks is not in the one that the mount would look into."""
+    status = _answer(path, "status", _STATUS_SECONDS, {})
+    if (status["bucket"], status["prefix"]) != (address.bucket, address.prefix):
+        raise Failure(
+            f"{path} is mirrored to s3://{status['bucket']}/{status['prefix']}, and its mount can send nothing to "
+            f"{address}: leave out --from"
+        )
+
+
 def _questions(damages: Sequence[Damage]) -> Iterator[list[Damage]]:
     part: list[Damage] = []
     size = 0
@@ -99,18 +111,22 @@ def _questions(damages: Sequence[Damage]) -> Iterator[list[Damage]]:
 
 
 def _ask(path: str, damages: list[Damage], outcome: _Outcome, *, dry_run: bool) -> None:
-    directory = state_directory_of(path)
     arguments = {"paths": [damage.path for damage in damages], "dry_run": dry_run}
-    try:
-        answer: Answer = ask(directory.control_socket, "heal", None, arguments=arguments)
-    except (ConnectionError, FileNotFoundError):
-        raise Failure(
-            f"the uploader of {path} does not run, or has ended meanwhile; the mount starts it again. What was sent "
-            f"stays. Give the same command again in a minute; if this lasts, see {directory.log_file}"
-        ) from None
+    answer = _answer(path, "heal", None, arguments)
     if "error" in answer:
         raise Failure(f"nothing more was sent: {answer['error']}")
     outcome.take(damages, answer["healed"], answer["lost"])
+
+
+def _answer(path: str, command: str, seconds: float | None, arguments: dict[str, object]) -> Answer:
+    directory = state_directory_of(path)
+    try:
+        return ask(directory.control_socket, command, seconds, arguments=arguments)
+    except (ConnectionError, FileNotFoundError, TimeoutError):
+        raise Failure(
+            f"the uploader of {path} does not run or answer, or has ended meanwhile; the mount starts it again. What "
+            f"was sent stays. Give the same command again in a minute; if this lasts, see {directory.log_file}"
+        ) from None
 
 
 def _send_without_mount(

@@ -76,6 +76,9 @@ def test_healing_the_bucket_tells_what_neither_side_has(mirror: MirrorUnderTest)
     remove(mirror, lost)
     (mirror.datastore / lost).unlink()
     path = str(mirror.datastore)
+    other = mirror.run("heal", path, "--bucket", "--from", f"s3://{mirror.bucket}/other", *mirror.store_options())
+    assert other.returncode == 1
+    assert f"is mirrored to {mirror.url}, and" in other.stderr
     told = json.loads(mirror.run("heal", path, "--bucket", "--dry-run", "--json").stdout)
     assert ([one["path"] for one in told["healed"]], told["good"]) == ([kept], False)
     assert read(mirror, kept) == spoilt

@@ -31,6 +31,8 @@ from mirrorfs.state.contents import ContentState
 log = logging.getLogger(__name__)
 
 _GONE = "it is missing in the bucket"
+NOT_SENT = "it could not be sent; see 'mirrorfs status'"
+_DOUBTED = "it is not known to be sound in the bucket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,15 @@ class Examination:
         if digest is not None:
             return await trio.to_thread.run_sync(self._chunks.local_fault, digest)
         is_here = await trio.to_thread.run_sync(self._closures.has_content, path)
-        return None if is_here else "it is missing in the datastore"
+        if not is_here:
+            return "it is missing in the datastore"
+        return NOT_SENT if self.is_in_doubt(path) else None
+
+    def doubt(self, path: str) -> Fault | None:
+        """Return as a fault that an object is in doubt: for `examine` it is none, as nothing tells what it is to be."""
+        digest = digest_of(path)
+        known = self._content(path) if digest is None else self._chunk(digest)
+        return Fault(path, known, _DOUBTED) if known is not None and self.is_in_doubt(path) else None
 
     def is_in_doubt(self, path: str) -> bool:
         """Tell whether the object of a datastore path is needed, and not confirmed."""

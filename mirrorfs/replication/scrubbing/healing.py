@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mirrorfs.concurrency import for_each
-from mirrorfs.replication.scrubbing.examination import Examination, Fault
+from mirrorfs.replication.scrubbing.examination import NOT_SENT, Examination, Fault
 from mirrorfs.replication.scrubbing.losses import Losses
-
-_NOT_SENT = "it could not be sent; see 'mirrorfs status'"
 
 
 @dataclass(slots=True)
@@ -37,7 +35,7 @@ async def heal_objects(
     faults: list[Fault] = []
 
     async def look(path: str) -> None:
-        fault = await examination.examine(path)
+        fault = await examination.examine(path) or examination.doubt(path)
         if fault is None:
             healing.good.append(path)
         else:
@@ -52,7 +50,7 @@ async def heal_objects(
     for fault in faults:
         if fault in left:
             obstacle = await examination.obstacle(fault.path)
-            healing.lost[fault.path] = f"{fault.reason}; {obstacle or _NOT_SENT}"
+            healing.lost[fault.path] = f"{fault.reason}; {obstacle or NOT_SENT}"
         else:
             healing.healed.append(fault.path)
     return healing
