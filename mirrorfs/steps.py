@@ -133,6 +133,7 @@ STEPS: Final[tuple[str, ...]] = (
     "removal.recorded",
     "absences.held",
     "absences.strangers-held",
+    "absences.let-go",
     "wave.recorded",
     "wave.approved",
     "wave.forgotten",

@@ -24,14 +24,14 @@ from mirrorfs.replication.comparing.inspection import no_report
 from mirrorfs.replication.limiting import Limiting
 from mirrorfs.replication.mirror import Mirror
 from mirrorfs.replication.ownership.claim import claim_prefix
-from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, missed_snapshots
+from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, gone_snapshots, missed_snapshots
 from mirrorfs.replication.ownership.watch import BucketLost, OwnershipWatch
 from mirrorfs.replication.sending.attempt import Way, reach_step_of_object
 from mirrorfs.replication.sending.messages import WorkerSettings
 from mirrorfs.replication.sending.sender import ChunkSender, Hand
 from mirrorfs.replication.sending.threads import ThreadHand
 from mirrorfs.replication.sending.workers import Worker
-from mirrorfs.replication.settings import RetentionSettings, UploaderSettings
+from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
@@ -114,7 +114,7 @@ class Engine:
             self.worklist,
             parallel=settings.parallel,
             newest=journal.last_sequence,
-            retention=_retention(settings),
+            retention=settings.retention,
             ownership=self.watch,
             verify_percent_per_day=settings.verify_percent_per_day,
             sender=self._sender,
@@ -130,6 +130,7 @@ class Engine:
         )
         self._is_distrusted = is_distrusted
         self._is_in_doubt: bool | None = None
+        self._allows_removals = settings.allow_removals
 
     def hang_up(self) -> None:
         """Have the workers open the log again; safe from a handler of a signal."""
@@ -160,7 +161,7 @@ class Engine:
 
     async def doubt(self) -> str | None:
         """Return why the mirror should not follow the datastore now, as a sentence; None when all looks well."""
-        if self._settings.allow_removals:
+        if self._allows_removals:
             return None
         return await trio.to_thread.run_sync(doubt_about, self.datastore, self.state)
 
@@ -200,6 +201,7 @@ class Engine:
         """Begin to work on the journal, in `nursery` and until that is cancelled.
 
         `saved` hears how far the journal is dealt with, when the state has it; without it the state's position stays.
+        What is gone now, and is allowed to go, goes also if this engine ends before. What goes later is not meant.
         """
         await self.begin_to_send(nursery)
         nursery.start_soon(self.drain.intake)
@@ -215,8 +217,7 @@ class Engine:
         """Begin to handle what is listed, in `nursery` and until that is cancelled; that is all where `begin` is not
         called: the journal is left alone, and no snapshot or chunk leaves the bucket because the datastore has it not.
         """
-        missed = await trio.to_thread.run_sync(missed_snapshots, self.datastore, self.state)
-        await self.mirror.absences.hold_missed(missed)
+        await self._look_for_what_is_missed()
         store = self.bucket.store
         log.info("mirroring to %s, confirmed by %s", store.place, store.capabilities.confirmation.value)
         nursery.start_soon(self._sender.run)
@@ -230,6 +231,16 @@ class Engine:
             nursery.start_soon(partial(self.drain.handle_tree, only_told=True))
         nursery.start_soon(self.watch.keep_looking)
 
+    async def _look_for_what_is_missed(self) -> None:
+        missed = await trio.to_thread.run_sync(missed_snapshots, self.datastore, self.state)
+        absences = self.mirror.absences
+        if not self._allows_removals:
+            await absences.hold_missed(missed)
+            return
+        await absences.hold_strangers(missed)
+        await absences.let_go(await trio.to_thread.run_sync(gone_snapshots, self.datastore, self.state))
+        self._allows_removals = False
+
 
 def damage_of(directory: str, error: BaseException) -> DatabaseCorrupt | None:
     """Find in a group of errors, or in one, that the environment in `directory` is damaged."""
@@ -237,11 +248,6 @@ def damage_of(directory: str, error: BaseException) -> DatabaseCorrupt | None:
         found = (damage_of(directory, inner) for inner in error.exceptions)
         return next((damage for damage in found if damage is not None), None)
     return error if isinstance(error, DatabaseCorrupt) and error.directory == directory else None
-
-
-def _retention(settings: UploaderSettings) -> RetentionSettings:
-    """With removals allowed, what is missed goes as if it had been seen to go."""
-    return replace(settings.retention, unseen_after=0.0) if settings.allow_removals else settings.retention
 
 
 def _workers(settings: UploaderSettings, throttle: Throttle) -> list[Worker]:

@@ -22,6 +22,7 @@ ALIVE = "alive"
 ALIVE_SECONDS = 30.0
 """How often the uploader says that it works. Whoever hangs does not."""
 LIMITS = "limits"
+REMOVALS_ALLOWED = "removals-allowed"
 
 _limits = re.compile(rf"{LIMITS} (\{{.*\}})".encode())
 _caught_up = re.compile(rf"{CAUGHT_UP} ([0-9]{{1,18}})".encode())

@@ -20,7 +20,7 @@ from mirrorfs.replication.comparing.differences import Difference, Remedy
 from mirrorfs.replication.control import Answer, Tell, serve_control
 from mirrorfs.replication.engine import Engine, damage_of
 from mirrorfs.replication.ownership.claim import ClaimRefused, ClaimUnreadable
-from mirrorfs.replication.parent import FilesystemProcess
+from mirrorfs.replication.parent import REMOVALS_ALLOWED, FilesystemProcess
 from mirrorfs.replication.settings import BEGIN_AGAIN, UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
 from mirrorfs.replication.work.commits import CommittedState
@@ -45,6 +45,7 @@ class Uploader:
     Standard input carries, after the settings, an empty line for each time the journal has grown. Standard output
     carries lines of JSON: {"event": "store", "state": "ready" | "waiting" | "refused", "reason": …} once it is known
     how the store answers, {"event": "done", "generation": …, "sequence": …} when the journal is dealt with up to there,
+    {"event": "removals-allowed"} when the state knows what `allow_removals` was for,
     {"event": "catch-up", "number": N}, which a line `caught-up N` answers when the journal holds what has happened, and
     {"event": "alive"} twice a minute.
     """
@@ -221,6 +222,8 @@ class Uploader:
         if await self._is_doubtful():
             return
         await self._engine.begin(nursery, _report_done)
+        if self._settings.allow_removals:
+            _report(REMOVALS_ALLOWED)
         self._status.phase = "reconciling"
         self._works.set()
         await self._drain.reconcile()

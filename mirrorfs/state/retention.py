@@ -48,7 +48,7 @@ class DeletedSnapshot:
 
 
 class HeldFor(Enum):
-    """Why a removal waits for an administrator."""
+    """Why a removal waits for an administrator, or that it need not."""
 
     WAVE = "wave"
     """More are gone than may go in a day."""
@@ -56,6 +56,8 @@ class HeldFor(Enum):
     """Nobody saw it go, and it does not look like a prune: it goes by itself after a time."""
     STRANGER = "stranger"
     """Somebody else may have put it into the bucket: it never goes by itself."""
+    MEANT = "meant"
+    """An administrator has said that what was not seen to go is to go; whether it is too many at once is to be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +152,8 @@ class RetentionRecords:
         self._held.delete(path_key(path))
 
     def all_held(self) -> Iterator[HeldRemoval]:
-        """Yield the removals that are held, or approved and not done yet."""
-        return self._held.all()
+        """Yield the removals that are held, or approved and not done yet; not what is meant and not looked at yet."""
+        return (removal for removal in self._held.all() if removal.approved or removal.reason is not HeldFor.MEANT)
 
     def removals_since(self, time: float) -> int:
         """Count the snapshots that were removed after a Unix time, without those that were approved."""

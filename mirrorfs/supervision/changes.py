@@ -9,8 +9,9 @@ from mirrorfs.supervision.settings import MountSettings
 
 # What a mount is, and what it was told once: these last as long as it does.
 LASTING = ("datastore", "state_directory", "bucket", "prefix", "log_format")
-# What was taken over once is not taken back from whoever has taken it over since.
-GIVEN_BY_THE_MOUNT = ("root_descriptor", "journal_sequence", "take_over")
+# What was taken over once is not taken back from whoever has taken it over since, and what is allowed to go was gone
+# at the start: the arguments, read again, still say both.
+GIVEN_BY_THE_MOUNT = ("root_descriptor", "journal_sequence", "take_over", "allow_removals")
 _OF_THE_MOUNT = ("mountpoint", "mount_options", "require_store", "while_in_use", "chunk_store")
 _AT_ONCE = "limits"
 # Fields that are not called as the setting that they come from.

@@ -190,6 +190,9 @@ class UploaderProcess:
                 self.answered.set()
             case {"event": "done", "generation": str(generation), "sequence": int(sequence)}:
                 self._done(Position(generation, sequence))
+            case {"event": "removals-allowed"}:
+                # What was gone then is noted as meant. What goes later is not.
+                self.settings = replace(self.settings, allow_removals=False)
             case {"event": "alive"}:
                 self._signs_of_life.hear()
             case {"event": "catch-up", "number": int(number)}:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.mirrors import MirrorUnderTest
+from tests.harness.steps import StepFile
 from tests.harness.writer import DatastoreWriter
 from tests.stores.fault_proxy import FaultProxy
 
@@ -191,8 +192,13 @@ def test_a_datastore_restored_in_part_does_not_empty_the_mirror(mirror: MirrorUn
     assert "2 of the 3 snapshots" in refused.stderr
     assert "--allow-removals" in refused.stderr
     assert mirror.published() == sorted(snapshot.path for snapshot in made)
+    # The next uploader is not told so again, and removes what was meant.
+    steps = StepFile(mirror.base / "step")
+    mirror.extra_environment.update(steps.environment)
+    steps.arm("reconcile.begun")
     mirror.mount("--allow-removals")
     mirror.wait()
+    assert [step for step, _ in steps.fired] == ["reconcile.begun"]
     assert mirror.published() == [made[1].path]
     # Its 65,536 chunk directories are looked through faster past the mount.
     mirror.umount()

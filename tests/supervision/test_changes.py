@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mirrorfs.cli import mount, settings_file
 from mirrorfs.cli.setting import TakesEffect, settings_of
-from mirrorfs.supervision.changes import Changes, changes
+from mirrorfs.supervision.changes import GIVEN_BY_THE_MOUNT, Changes, changes
 from mirrorfs.supervision.settings import MountSettings
 
 SETTINGS = settings_of(mount.command)
@@ -56,6 +56,16 @@ def test_it_takes_effect_as_the_reference_says(
     assert known.full_key in expected.pop(known.takes_effect)
     assert not any(expected.values())
     assert changes(before, before) == Changes()
+
+
+def test_what_was_said_for_one_start_is_not_said_again_by_a_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings_file, "SETTINGS_BASE", str(tmp_path))
+    before = _understood(tmp_path, 'to = "s3://backups/store1"')
+    uploader = replace(before.uploader, take_over=True, allow_removals=True)
+    assert changes(before, replace(before, uploader=uploader)) == Changes()
+    assert {"take_over", "allow_removals"} <= set(GIVEN_BY_THE_MOUNT)
 
 
 def test_settings_are_the_same_behind_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

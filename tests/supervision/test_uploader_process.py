@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,27 @@ async def test_it_is_started_again_with_a_growing_delay(
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
     assert len(deaths) == 8
     assert (tmp_path / "lives").read_text() == "x" * 8
+
+
+async def test_removals_are_allowed_until_it_says_that_they_are_noted(
+    stub: Callable[[str], None], root: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = tmp_path / "allowed"
+    # The first ends before it has noted anything, the second when it has.
+    stub(
+        _READ_SETTINGS
+        + f"""
+with open({str(allowed)!r}, "a") as file:
+    print(json.loads(line)["allow_removals"], file=file)
+print(json.dumps({{"event": "store", "state": "ready", "reason": ""}}), flush=True)
+if os.path.getsize({str(allowed)!r}) > len("True "):
+    print(json.dumps({{"event": "removals-allowed"}}), flush=True)
+"""
+    )
+    process = uploader(root)
+    process.settings = replace(process.settings, allow_removals=True)
+    await delays_of(process, 3, monkeypatch)
+    assert allowed.read_text().split() == ["True", "True", "False"]
 
 
 async def test_one_that_was_well_is_started_again_soon(

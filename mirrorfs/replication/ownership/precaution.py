@@ -72,13 +72,19 @@ def missed_snapshots(datastore: Datastore, state: CommittedState) -> list[Snapsh
     return [SnapshotId.parse(path) for path in _unexplained(_gone(known, datastore.tree), known, datastore, state)]
 
 
+def gone_snapshots(datastore: Datastore, state: CommittedState) -> list[SnapshotId]:
+    """Return the snapshots in the mirror that the datastore has not, however they went. Blocks as the others do."""
+    return [SnapshotId.parse(path) for path in _gone(state.view(_standing), datastore.tree)]
+
+
+def _standing(transaction: StateTransaction) -> Known:
+    return {path: snapshot for path, snapshot in transaction.snapshots.all() if snapshot.phase.counts_references}
+
+
 def _undecided(transaction: StateTransaction) -> Known:
     """Return the snapshots in the mirror, without those whose removal is held, or was and is approved of."""
-    return {
-        path: snapshot
-        for path, snapshot in transaction.snapshots.all()
-        if snapshot.phase.counts_references and transaction.retention.held(path) is None
-    }
+    standing = _standing(transaction)
+    return {path: snapshot for path, snapshot in standing.items() if transaction.retention.held(path) is None}
 
 
 def _mirrored(transaction: StateTransaction) -> Known:

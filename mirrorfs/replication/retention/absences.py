@@ -59,15 +59,28 @@ class Absences:
         """Note as held what cannot be taken for removed of that which a start has missed.
 
         To be called when the bucket has been read and before anything is published: then the newest snapshots that are
-        known are those of the time before. What somebody else may have put into the bucket is held in any case.
+        known are those of the time before.
         """
+        await self.hold_strangers(missed)
+        if self._unseen_after > 0:
+            await self._hold(await trio.to_thread.run_sync(implausible, missed, self._tree, self._state))
+
+    async def hold_strangers(self, missed: Sequence[SnapshotId]) -> None:
+        """Note as held what somebody else may have put into the bucket, of that which a start has missed."""
         if self._state.view(lambda transaction: transaction.identity.has_strangers()):
             strangers = self._state.view(lambda transaction: _adopted(transaction, missed))
             await self._hold(strangers, HeldFor.STRANGER)
             await self._state.apply(lambda transaction: transaction.identity.set_strangers(False))
             reach("absences.strangers-held")
-        if self._unseen_after > 0:
-            await self._hold(await trio.to_thread.run_sync(implausible, missed, self._tree, self._state))
+
+    async def let_go(self, gone: Sequence[SnapshotId]) -> None:
+        """Note that `gone` is meant to go, however it went: this is remembered until it is judged, or is back.
+
+        What somebody else may have put into the bucket, or is too much for a day, stays held.
+        """
+        now = self._now()
+        await self._state.apply(lambda transaction: _let_go(transaction, gone, now))
+        reach("absences.let-go")
 
     def overdue(self) -> list[SnapshotId]:
         """Return what was held because nobody saw it go, and has been missed for long enough."""
@@ -93,7 +106,7 @@ class Absences:
         known, removal = self._state.view(
             lambda transaction: (transaction.snapshots.get(snapshot.path), transaction.retention.held(snapshot.path))
         )
-        if removal is None or removal.approved or removal.reason is HeldFor.WAVE:
+        if removal is None or removal.approved or removal.reason in (HeldFor.WAVE, HeldFor.MEANT):
             return False
         if removal.reason is HeldFor.STRANGER:
             return True
@@ -131,6 +144,13 @@ def _hold(transaction: StateTransaction, paths: Sequence[str], reason: HeldFor, 
     for path in held:
         transaction.retention.set_held(HeldRemoval(path, now, approved=False, reason=reason))
     return held
+
+
+def _let_go(transaction: StateTransaction, gone: Iterable[SnapshotId], now: float) -> None:
+    for snapshot in gone:
+        removal = transaction.retention.held(snapshot.path)
+        if removal is None or (removal.reason is HeldFor.UNSEEN and not removal.approved):
+            transaction.retention.set_held(HeldRemoval(snapshot.path, now, approved=False, reason=HeldFor.MEANT))
 
 
 def _adopted(transaction: StateTransaction, snapshots: Iterable[SnapshotId]) -> list[SnapshotId]:

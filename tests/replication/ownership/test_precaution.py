@@ -13,7 +13,7 @@ import pytest
 
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.journal.journal import JournalReader, JournalWriter, Position
-from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, missed_snapshots
+from mirrorfs.replication.ownership.precaution import Datastore, doubt_about, gone_snapshots, missed_snapshots
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.retention import HeldFor, HeldRemoval
 from mirrorfs.state.snapshots import SnapshotPhase, SnapshotState
@@ -47,6 +47,9 @@ class Situation:
     def missed(self, *, mounted_at: int = 0) -> list[str]:
         found = self._ask(missed_snapshots, mounted_at)
         return [snapshot.path for snapshot in found]
+
+    def gone(self) -> list[str]:
+        return [snapshot.path for snapshot in self._ask(gone_snapshots, 0)]
 
     def _ask(self, question: Callable[[Datastore, CommittedState], Answer], mounted_at: int) -> Answer:
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
@@ -169,6 +172,13 @@ def test_what_is_held_or_approved_is_not_missed_again(situation: Situation) -> N
     situation.remove(*PATHS[:2])
     situation.state.update(_hold_one_and_approve_another)
     assert situation.missed() == []
+
+
+def test_what_is_gone_is_told_however_it_went(situation: Situation) -> None:
+    situation.state.update(_hold_one_and_approve_another)
+    situation.journal.append(f"{PATHS[2]}/index.json.blob".encode())
+    situation.remove(*PATHS[:4])
+    assert situation.gone() == PATHS[:4]
 
 
 def _hold_one_and_approve_another(transaction: StateTransaction) -> None:

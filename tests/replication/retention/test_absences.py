@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.replication.work.items import item_of
 from mirrorfs.replication.work.worklist import WATCHED
@@ -269,6 +270,41 @@ async def test_an_administrator_approves_of_all_or_by_path(mirrored: World) -> N
         assert len(await running.mirror.approve_removals()) == 1
         await running.settled()
     mirrored.check()
+
+
+async def test_what_is_allowed_to_go_goes_also_after_a_crash_and_nothing_else_does(mirrored: World) -> None:
+    forget(mirrored, *VM)
+    async with mirrored.running() as running:
+        await running.settled()
+        assert held(running) == unseen(*VM)
+    async with mirrored.running(reconciles=False) as running:
+        # All of these are gone; one was held before, the others were not.
+        forget(mirrored, *CT[2:])
+        await running.mirror.absences.let_go([SnapshotId.parse(path) for path in (*VM[2:], *CT[2:])])
+        assert held(running) == unseen(*VM[:2])
+    forget(mirrored, CT[1])
+    assert await held_after_a_start(mirrored) == unseen(*VM[:2], CT[1])
+    assert standing(mirrored) == {*VM[:2], *CT[:2]}
+
+
+async def test_what_is_allowed_to_go_may_still_be_too_much_for_a_day(mirrored: World) -> None:
+    mirrored.retention = RetentionSettings(max_delete_fraction=0.3)
+    forget(mirrored, *VM)
+    async with mirrored.running(reconciles=False) as running:
+        await running.mirror.absences.let_go([SnapshotId.parse(path) for path in VM])
+    assert await held_after_a_start(mirrored) == dict.fromkeys(VM, HeldFor.WAVE)
+    assert standing(mirrored) == ALL
+
+
+async def test_what_is_allowed_to_go_and_comes_back_is_held_the_next_time(mirrored: World) -> None:
+    away = mirrored.datastore.root.parent / "away"
+    (mirrored.datastore.root / NEWEST).rename(away)
+    async with mirrored.running(reconciles=False) as running:
+        await running.mirror.absences.let_go([SnapshotId.parse(NEWEST)])
+    away.rename(mirrored.datastore.root / NEWEST)
+    await mirrored.converge()
+    forget(mirrored, NEWEST)
+    assert await held_after_a_start(mirrored) == unseen(NEWEST)
 
 
 async def test_with_a_grace_it_is_kept_from_then_on(mirrored: World) -> None:
