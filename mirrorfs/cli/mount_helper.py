@@ -10,6 +10,7 @@ import click
 from mirrorfs.cli import mount
 from mirrorfs.cli.errors import Failure, shown_errors
 from mirrorfs.cli.main import main as mirrorfs
+from mirrorfs.cli.setting import Setting, TakesEffect
 from mirrorfs.output import escape_tracebacks
 
 # mount(8), "EXIT STATUS".
@@ -78,6 +79,11 @@ def _argument(word: str) -> list[str]:
         return []
     name, equals, value = word.partition("=")
     option = _options().get(name)
+    if isinstance(option, Setting) and option.takes_effect is TakesEffect.ONCE:
+        raise Failure(
+            f"{name} is for one start only, and what stands in /etc/fstab holds at every start: give --{name} once to "
+            "'mirrorfs mount'"
+        )
     if option is None:
         # One of the kernel's or of libfuse's, such as noatime.
         return ["--options", word]

@@ -25,7 +25,7 @@ class TakesEffect(Enum):
     AT_ONCE = "at 'mirrorfs reload', at once"
     ANEW = "at 'mirrorfs reload': the uploader begins anew"
     MOUNT = "at the next mount"
-    ONCE = "on the command line of one start only, not in the file"
+    ONCE = "on the command line of one start only, not in file or environment"
 
 
 class Setting(click.Option):
@@ -40,7 +40,8 @@ class Setting(click.Option):
         **attributes: Any,  # noqa: ANN401
     ) -> None:
         """`values`: what may stand there, where its type does not tell."""
-        super().__init__(declarations, **attributes)
+        # The environment is there at every start, that of a service too.
+        super().__init__(declarations, allow_from_autoenv=takes_effect is not TakesEffect.ONCE, **attributes)
         self.takes_effect = takes_effect
         self._values = values
 
