@@ -46,6 +46,10 @@ class SettingsFile:
         return os.path.basename(self.path).removesuffix(_SUFFIX)
 
 
+class KeyGivenTwice(ValueError):
+    """A settings file has a key in two spellings, which TOML takes for two keys."""
+
+
 class _Datastore(click.ParamType[str]):
     """A datastore by its path, or by the name of its settings file; the value is the path, which is not looked at."""
 
@@ -178,7 +182,10 @@ def _read_settings_file(path: str) -> SettingsFile | None:
 
 def as_settings_file(path: str, data: bytes) -> SettingsFile:
     """Take the content of the file at `path`. Raises UsageError, and as `parse_settings`."""
-    values = parse_settings(data)
+    try:
+        values = parse_settings(data)
+    except KeyGivenTwice as error:
+        raise click.UsageError(f"the settings file {path} has {error}: take one of them away") from error
     datastore = values.pop(DATASTORE_KEY, None)
     if datastore is not None and not (isinstance(datastore, str) and datastore.startswith("/")):
         raise click.UsageError(
@@ -251,16 +258,24 @@ def _as_text(value: Any, option: click.Option, complaint: str) -> str:  # noqa: 
 
 
 def parse_settings(data: bytes) -> dict[str, Any]:
-    """Read a settings file, flat. Raises UnicodeDecodeError, tomllib.TOMLDecodeError and RecursionError."""
-    return _flattened(tomllib.loads(data.decode()))
+    """Read a settings file, flat.
 
-
-def _flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name what stands in a table as the option that it is: `delete_after` in `[retention]`, retention-delete-after."""
+    Raises KeyGivenTwice, UnicodeDecodeError, tomllib.TOMLDecodeError and RecursionError.
+    """
     flat: dict[str, Any] = {}
+    written: dict[str, str] = {}
+    for words, value in _flattened(tomllib.loads(data.decode())):
+        key = "-".join(words).replace("_", "-")
+        if key in written:
+            raise KeyGivenTwice(f"{quoted(key)} twice, as {written[key]} and as {quoted('.'.join(words))}")
+        flat[key], written[key] = value, quoted(".".join(words))
+    return flat
+
+
+def _flattened(settings: dict[str, Any], *tables: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Name what stands in a table as the option that it is: `delete_after` in `[retention]`, retention-delete-after."""
     for key, value in settings.items():
         if isinstance(value, dict):
-            flat.update(_flattened(value, f"{prefix}{key}-"))
+            yield from _flattened(value, *tables, key)
         else:
-            flat[f"{prefix}{key}".replace("_", "-")] = value
-    return flat
+            yield (*tables, key), value

@@ -76,6 +76,14 @@ def test_precedence(settings: Path) -> None:
         ('to = ["s3://a/b"]', "has a wrong value of 'to': it must be a text"),
         ("parallel = true", "has a wrong value of 'parallel': it must be a text"),
         ("parallel = nan", "has a wrong value of 'parallel': it must be a text"),
+        (
+            'retention-delete-after = "30d"\n[retention]\ndelete_after = "1d"',
+            "has 'retention-delete-after' twice, as 'retention-delete-after' and as 'retention.delete_after'",
+        ),
+        (
+            '[retention]\ndelete_after = "30d"\ndelete-after = "1d"',
+            "twice, as 'retention.delete_after' and as 'retention.delete-after': take one of them away",
+        ),
         ('foreground = "yes"', "has a wrong value of 'foreground': it must be true or false"),
         ('datastore = "store1"', "has a wrong value of 'datastore': it must be the absolute path"),
     ],

@@ -14,7 +14,7 @@ import trio
 from hypothesis import strategies as st
 
 from mirrorfs.cli.durations import parse_duration
-from mirrorfs.cli.settings_file import parse_settings
+from mirrorfs.cli.settings_file import KeyGivenTwice, parse_settings
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.datastore.blob import check_chunk, check_encryption, decode_blob
 from mirrorfs.datastore.deletion import parse_deletion
@@ -275,7 +275,7 @@ def checkpoints_of_a_verification(data: bytes) -> None:
 @reader(strategies.settings_files)
 def settings_files(data: bytes) -> None:
     """Nothing else is raised."""
-    with suppress(UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+    with suppress(KeyGivenTwice, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
         assert not any(isinstance(value, dict) for value in parse_settings(data).values())
 
 
