@@ -9,9 +9,9 @@ that tells where a mirror is, and heal_bucket for the other way round) for a dat
 takeback for one that a PBS opens; replay,
 with replay_plan and replay_run, for what is left of a state directory; install and uninstall (with service_root) for
 the service of a mount, and mount_helper, which mount(8) calls; doctor (with secrets) for a report of a fault. options,
-view_options, selection_options, retention_options, limit_options, durations and rates are what they take; setting is
-what an option of a mount is, settings_file where it may stand too, settings_text how it is told, config (with
-config_check) the command for all that, and reload has a mount read them again. mounted is what those about a mount
-begin with, bucket_reading how those that read a whole bucket run, errors is how they end badly, screen what is drawn on
-a terminal, verdict how a mirror is in one word.
+view_options, selection_options, retention_options, limit_options, durations, rates and ranges are what they take;
+setting is what an option of a mount is, settings_file where it may stand too, settings_text how it is told, config
+(with config_check) the command for all that, and reload has a mount read them again. mounted is what those about a
+mount begin with, bucket_reading how those that read a whole bucket run, errors is how they end badly, screen what is
+drawn on a terminal, verdict how a mirror is in one word.
 """

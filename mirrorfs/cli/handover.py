@@ -9,6 +9,7 @@ import click
 from mirrorfs.cli.bucket_reading import Stores, parallel_option, run_with_stores
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.verify import shown_progress
 from mirrorfs.cli.wait import ask_patiently, lines_of_problems
 from mirrorfs.database.directory import StateDirectory
@@ -36,7 +37,7 @@ _NAMED = 10
     help="Also while a mirror works there: one of this host first publishes what is left; any other stops within a "
     "minute.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --stop: wait so long at most.")
+@click.option("--timeout", type=FiniteRange(min=0), metavar="SECONDS", help="With --stop: wait so long at most.")
 @click.option("--despite-damage", is_flag=True, help="Also if not everything there can be restored.")
 @click.option(
     "--remove-own",

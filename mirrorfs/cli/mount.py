@@ -15,6 +15,7 @@ from mirrorfs.cli.durations import Duration, shown_duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.limit_options import limit_options
 from mirrorfs.cli.options import PATH, StoreURL, store_options
+from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.retention_options import retention_options
 from mirrorfs.cli.setting import TakesEffect, setting
 from mirrorfs.cli.settings_file import ARGUMENTS, DATASTORE, DatastoreCommand
@@ -104,7 +105,7 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
 )
 @setting(
     "--verify-percent-per-day",
-    type=click.FloatRange(min=0.0),
+    type=FiniteRange(min=0.0),
     default=DEFAULT_VERIFY_PERCENT,
     show_default=True,
     metavar="PERCENT",

@@ -6,6 +6,7 @@ import click
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import locate, require_serving
+from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.output import say, say_json
@@ -26,7 +27,7 @@ _WORDS = {
 @click.argument("datastore", type=DATASTORE)
 @click.option("--deep", is_flag=True, help="Also list the bucket, and compare it with what it is thought to hold.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; print each difference, and what would be done.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
+@click.option("--timeout", type=FiniteRange(min=0), metavar="SECONDS", help="Give up after so long.")
 @click.option(
     "--json",
     "as_json",

@@ -15,6 +15,7 @@ import rich.filesize
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.mirror_of import SettingsOfDatastore
 from mirrorfs.cli.options import PATH, StoreURL, store_options
+from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.retention_options import retention_options
 from mirrorfs.cli.screen import Bar
 from mirrorfs.cli.settings_file import DATASTORE
@@ -71,7 +72,7 @@ _NOISY = ("boto3", "botocore", "urllib3", "s3transfer")
 @click.option("--parallel", type=click.IntRange(1, 64), default=DEFAULT_PARALLEL, help="Uploads at the same time.")
 @click.option(
     "--retry-ceiling",
-    type=click.FloatRange(1.0, 3600.0),
+    type=FiniteRange(1.0, 3600.0),
     default=DEFAULT_RETRY_CEILING,
     metavar="SECONDS",
     help="Longest wait between two tries to reach a store that is down.",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import click
-
 from mirrorfs.cli.durations import Duration
+from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.setting import setting
 from mirrorfs.replication.settings import RetentionSettings
 
@@ -24,7 +23,7 @@ def retention_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     @setting(
         "--retention-max-delete-fraction",
-        type=click.FloatRange(0.0, 1.0, min_open=True),
+        type=FiniteRange(0.0, 1.0, min_open=True),
         values="a share, more than 0, at most 1",
         metavar="SHARE",
         help="Hold removals when more than this share of the snapshots goes in a day, until 'mirrorfs retention "

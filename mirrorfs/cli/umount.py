@@ -11,6 +11,7 @@ import click
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import describe_silence, lingering_at, locate
+from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.cli.wait import wait_until_published
 from mirrorfs.database.directory import StateDirectory
@@ -27,7 +28,7 @@ _END_SECONDS = 30.0
 @click.command("umount")
 @click.argument("datastore", type=DATASTORE)
 @click.option("--drain", is_flag=True, help="First wait until everything that exists now is published.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --drain: wait so long at most.")
+@click.option("--timeout", type=FiniteRange(min=0), metavar="SECONDS", help="With --drain: wait so long at most.")
 @click.option("--while-in-use", is_flag=True, help="Also if somebody uses it, who gets errors then.")
 def command(datastore: str, drain: bool, timeout: float | None, while_in_use: bool) -> None:
     """Unmount the datastore; returns when the journal is on disk and the processes have ended.

@@ -14,6 +14,7 @@ import rich.filesize
 from mirrorfs.cli.bucket_reading import Stores, parallel_option, read_bucket
 from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
 from mirrorfs.cli.options import store_options
+from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.restore_progress import duration
 from mirrorfs.cli.screen import Bar, Column, Row, show_table
 from mirrorfs.cli.selection_options import selection_options
@@ -47,7 +48,7 @@ _COLUMNS = (
 @click.option("--deep", is_flag=True, help="Read every chunk that is needed, and check every byte.")
 @click.option(
     "--sample",
-    type=click.FloatRange(min=0, max=100, min_open=True),
+    type=FiniteRange(min=0, max=100, min_open=True),
     metavar="PERCENT",
     help="Read so many of the chunks that are needed, another choice each time.",
 )

@@ -10,6 +10,7 @@ import click
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import locate, require_serving
+from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.output import say
 from mirrorfs.replication.control import Answer, ask
@@ -24,7 +25,7 @@ _NAMED_PROBLEMS = 10
 
 @click.command("wait")
 @click.argument("datastore", type=DATASTORE)
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
+@click.option("--timeout", type=FiniteRange(min=0), metavar="SECONDS", help="Give up after so long.")
 def command(datastore: str, timeout: float | None) -> None:
     """Return when everything that exists now in DATASTORE is published, confirmed by the store.
 
