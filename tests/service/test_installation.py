@@ -80,6 +80,7 @@ def test_what_is_installed(system: System) -> None:
     own = system.text(f"{_SYSTEM}/mirrorfs@store1.service.d/datastore.conf")
     assert 'RequiresMountsFor="/mnt/datastore/store1" /var/lib/mirrorfs\n' in own
     assert "AssertPathIsDirectory=/mnt/datastore/store1/.chunks\n" in own
+    assert f"Wants={' '.join(units.PBS_UNITS)}\n" in mount, "PBS would stay down if the mount failed at first"
     for directory in _PBS:
         drop_in = system.text(f"{_SYSTEM}/{directory}/mirrorfs-store1.conf")
         assert drop_in.endswith("[Unit]\nRequires=mirrorfs@store1.service\nAfter=mirrorfs@store1.service\n")
