@@ -5,15 +5,23 @@ from __future__ import annotations
 import fnmatch
 import os
 import shutil
+import stat
 
 from mirrorfs import own_files
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 
-_KNOWN = ("journal", "journal.*", "state", "state.*", "control.sock", "reload.sock", "*.lock", "mirrorfs.log*")
+_LOCKS = ("mount", "uploader")
+# The databases, and what they are called while they are made, copied or set aside.
+_DATABASES = ("journal", "journal.import", "state", "state.copy", "state.damaged-*")
+_IN_DATABASES = frozenset({"data.mdb", "lock.mdb", "session.json", "session.json.tmp"})
+_SOCKETS = ("control.sock", "reload.sock")
+_LOGS = ("mirrorfs.log*",)
 
 
 def take_state_away(directory: StateDirectory) -> bool:
     """Remove what mirrorfs has in a state directory, and the directory if nothing else is in it.
+
+    An administrator may have named a directory that others use too: what only has a name like one of ours stays.
 
     Tells whether there was one. Raises StateDirectoryBusy if a mount works in it, NotOwn, OSError.
     """
@@ -21,12 +29,12 @@ def take_state_away(directory: StateDirectory) -> bool:
         own_files.check_way(directory.path)
     except FileNotFoundError:
         return False
-    locks = [DirectoryLock(directory, name) for name in ("mount", "uploader")]
+    locks = [DirectoryLock(directory, name) for name in _LOCKS]
     for lock in locks:
         lock.acquire()
     try:
-        for entry in os.scandir(directory.path):
-            if any(fnmatch.fnmatch(entry.name, known) for known in _KNOWN):
+        for entry in list(os.scandir(directory.path)):
+            if _is_ours(entry, directory):
                 _remove(entry)
     finally:
         for lock in locks:
@@ -34,6 +42,23 @@ def take_state_away(directory: StateDirectory) -> bool:
     if not os.listdir(directory.path):
         os.rmdir(directory.path)
     return True
+
+
+def _is_ours(entry: os.DirEntry[str], directory: StateDirectory) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return _is_any_of(entry, _DATABASES) and _is_database(entry.path)
+    if entry.is_file(follow_symlinks=False):
+        return _is_any_of(entry, _LOGS) or entry.path in {DirectoryLock.path_of(directory, name) for name in _LOCKS}
+    return _is_any_of(entry, _SOCKETS) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
+
+
+def _is_any_of(entry: os.DirEntry[str], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns)
+
+
+def _is_database(path: str) -> bool:
+    names = set(os.listdir(path))
+    return bool(names) and names <= _IN_DATABASES
 
 
 def _remove(entry: os.DirEntry[str]) -> None:

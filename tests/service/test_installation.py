@@ -259,3 +259,17 @@ def test_systemd_understands_the_units(system: System) -> None:
     assert "mirrorfs" not in done.stderr
     unknown = installation.leftovers(str(system.root), "store1")
     assert unknown == [f"/{_SYSTEM}/mirrorfs@store1.service.d/datastore.conf"]
+def test_what_only_has_a_name_like_ours_stays(system: System) -> None:
+    directory = _state(system)
+    path = Path(directory.path)
+    (path / "reload.sock").write_text("no socket")
+    (path / "state.old").mkdir()
+    (path / "journal.import").mkdir()
+    (path / "journal.import" / "notes.txt").write_text("somebody's")
+    (path / "dnf.lock").write_text("somebody's")
+    (path / "state.copy").symlink_to("/etc")
+    assert "something else is in it" in system.succeed("uninstall", "store1")
+    left = {str(found.relative_to(path)) for found in path.rglob("*")}
+    assert left == {"reload.sock", "state.old", "journal.import", "journal.import/notes.txt", "dnf.lock", "state.copy"}
+
+
