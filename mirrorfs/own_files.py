@@ -193,6 +193,15 @@ def open_directory(path: str) -> int:
         os.close(reference)
 
 
+def synchronize_directory(path: str) -> None:
+    """Have the names in a directory on stable storage, of which somebody has made sure before. Raises OSError."""
+    descriptor = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class _Way:
     """A walk along a path from the root, one name at a time, each seen before it is entered.
 

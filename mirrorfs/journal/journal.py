@@ -361,8 +361,4 @@ def write_session(directory: str, *, clean: bool) -> None:
     reach("session.before-rename")
     os.replace(temporary, _session_path(directory))
     reach("session.after-rename")
-    directory_descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory_descriptor)
-    finally:
-        os.close(directory_descriptor)
+    own_files.synchronize_directory(directory)

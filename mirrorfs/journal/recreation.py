@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from mirrorfs import own_files
 from mirrorfs.database.environment import Environment, Transaction
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import (
@@ -63,7 +64,7 @@ def recreate_journal(directory: str, head: JournalHead, records: Iterable[Record
         count = _write(draft, head, records)
         reach("recreation.before-rename")
         os.rename(draft, directory)
-        _sync_directory(os.path.dirname(directory))
+        own_files.synchronize_directory(os.path.dirname(directory))
     except OSError as error:
         raise DatabaseError(f"cannot make the journal {directory}: {error.strerror}") from error
     finally:
@@ -138,11 +139,3 @@ def _write_head(transaction: Transaction, environment: Environment, head: Journa
     transaction.put(SEQUENCE_KEY, head.sequence.to_bytes(8, "big"), db=meta)
     if head.datastore is not None:
         transaction.put(DATASTORE_KEY, os.fsencode(head.datastore), db=meta)
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

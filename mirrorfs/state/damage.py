@@ -93,7 +93,7 @@ def set_state_aside(directory: StateDirectory, why: str) -> str:
     aside = f"{directory.state}.damaged-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}"
     try:
         os.rename(directory.state, aside)
-        _sync(directory.path)
+        own_files.synchronize_directory(directory.path)
     except OSError as error:
         raise DatabaseError(f"{why}. It cannot be set aside as {aside}: {error.strerror}") from error
     sentence = (
@@ -128,11 +128,3 @@ def _has_content(path: str) -> bool:
         return os.path.getsize(os.path.join(path, "data.mdb")) > 0
     except OSError:
         return False
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
