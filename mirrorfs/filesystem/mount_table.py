@@ -54,6 +54,11 @@ def is_mounted(path: str) -> bool:
     return entry is not None and entry.file_system_type == FILE_SYSTEM_TYPE
 
 
+def mountpoints() -> set[str]:
+    """Tell where a mirrorfs is mounted, alive or dead."""
+    return {os.fsdecode(entry.mountpoint) for entry in mount_table() if entry.file_system_type == FILE_SYSTEM_TYPE}
+
+
 def file_system_type_of(descriptor: int) -> str:
     """Look up the mount of a descriptor in proc(5)'s fdinfo and mountinfo; "" when it is not found."""
     with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
@@ -102,7 +107,7 @@ def real_path(path: str) -> str:
 
     A mirrorfs whose disk hangs, or whose process is stopped, would keep us waiting for ever.
     """
-    mirrors = {os.fsdecode(entry.mountpoint) for entry in mount_table() if entry.file_system_type == FILE_SYSTEM_TYPE}
+    mirrors = mountpoints()
     done, pending, links = "/", os.path.abspath(path).split("/")[1:], 0
     while pending:
         name = pending.pop(0)

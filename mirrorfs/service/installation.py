@@ -11,6 +11,8 @@ from mirrorfs.service import units
 from mirrorfs.service.units import Service
 
 _FILE_MODE = 0o644
+# Whatever is in the environment of a service may be a key.
+_DEFAULTS_MODE = 0o600
 _DIRECTORY_MODE = 0o755
 
 
@@ -32,6 +34,7 @@ def install(root: str, service: Service, programs: Programs) -> list[str]:
 
     Returns the paths. Raises OSError and NotOwn: then nothing of it is there that was not there before.
     """
+    _hide_from_others(os.path.join(root, units.DEFAULTS))
     writing = _Writing(root)
     try:
         if not is_packaged(root):
@@ -41,6 +44,7 @@ def install(root: str, service: Service, programs: Programs) -> list[str]:
             writing.link(path, f"/{base}/{unit}")
         for path, text in units.files_of(service).items():
             writing.write(path, text)
+        writing.synchronize()
     except OSError:
         writing.take_back()
         raise
@@ -52,16 +56,30 @@ def _install_common(writing: _Writing, programs: Programs) -> None:
         writing.write(f"{units.SYSTEM}/{name}", units.template(name, programs.mirrorfs))
     writing.link(units.MOUNT_HELPER, programs.mount_helper)
     if not os.path.lexists(os.path.join(writing.root, units.DEFAULTS)):
-        writing.write(units.DEFAULTS, units.defaults())
+        writing.write(units.DEFAULTS, units.defaults(), mode=_DEFAULTS_MODE)
+
+
+def _hide_from_others(path: str) -> None:
+    """Take from others than its owner and group what rights they have to a file; earlier versions made it 0644."""
+    if os.path.islink(path):
+        # The file is somewhere else, and somebody else's to look after.
+        return
+    try:
+        descriptor = own_files.open_file(path)
+    except FileNotFoundError:
+        return
+    with os.fdopen(descriptor):
+        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & ~stat.S_IRWXO)
 
 
 def uninstall(root: str, name: str) -> list[str]:
     """Take everything away that `install` has put there, what serves all datastores with the last one of them.
 
-    Returns the paths that were there. What somebody has added or changed stays. Raises OSError, NotOwn.
+    Returns the paths that were there. What somebody has added stays, and the environment of the services if it was
+    changed; units that were changed in place go. Raises OSError, NotOwn.
     """
     taken = [path for path in units.paths_of(name) if _take_away(root, path)]
-    if not is_packaged(root) and not _others(root):
+    if not is_packaged(root) and not _installed_names(root):
         taken += [path for path in _common_paths(root) if _take_away(root, path)]
     return taken
 
@@ -74,16 +92,33 @@ def is_installed(root: str, name: str) -> bool:
 def leftovers(root: str, name: str) -> list[str]:
     """Return what somebody has added to the unit of a datastore, as `systemctl edit` does."""
     directory = f"{units.SYSTEM}/{units.instance(units.MOUNT, name)}.d"
+    return [os.path.join("/", directory, entry) for entry in sorted(_entries(os.path.join(root, directory)))]
+
+
+def datastore_of(root: str, name: str) -> str | None:
+    """Return the datastore that was installed under this name; None if that is not known. Raises NotOwn, OSError."""
     try:
-        return [os.path.join("/", directory, entry) for entry in sorted(os.listdir(os.path.join(root, directory)))]
+        text = own_files.read_file(os.path.join(root, units.own_drop_in(name)))
     except FileNotFoundError:
-        return []
+        return None
+    return units.datastore_in(text.decode(errors="surrogateescape"))
 
 
-def _others(root: str) -> list[str]:
-    wants = os.path.join(root, units.SYSTEM, "multi-user.target.wants")
+def _installed_names(root: str) -> set[str]:
+    """Return the names that need the units that serve all: those enabled, and those that PBS waits for, enabled or not.
+
+    Raises OSError.
+    """
+    directory = os.path.join(root, units.SYSTEM)
+    names = {units.name_of_link(entry) for entry in _entries(os.path.join(directory, "multi-user.target.wants"))}
+    for unit in units.PBS_UNITS:
+        names |= {units.name_of_drop_in(entry) for entry in _entries(os.path.join(directory, f"{unit}.d"))}
+    return {name for name in names if name is not None}
+
+
+def _entries(directory: str) -> list[str]:
     try:
-        return [entry for entry in os.listdir(wants) if units.is_link_of_any(entry)]
+        return os.listdir(directory)
     except FileNotFoundError:
         return []
 
@@ -107,6 +142,8 @@ def _take_away(root: str, path: str) -> bool:
         return False
     own_files.take_away(whole)
     directory = os.path.dirname(whole)
+    # A drop-in that came back with a power cut would have PBS wait for what is gone.
+    own_files.synchronize_directory(directory)
     if directory.endswith((".d", ".wants")) and not os.listdir(directory):
         os.rmdir(directory)
     return True
@@ -120,13 +157,15 @@ class _Writing:
         self.paths: list[str] = []
         self._new: list[str] = []
 
-    def write(self, path: str, text: str) -> None:
-        """Write a file, in one step, so that systemd never reads a half of it."""
+    def write(self, path: str, text: str, *, mode: int = _FILE_MODE) -> None:
+        """Write a file, in one step, so that systemd never reads a half of it, after a power cut neither."""
         whole = self._prepare(path)
         descriptor = own_files.new_file(f"{whole}.tmp")
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, _FILE_MODE)
+            os.fchmod(descriptor, mode)
             file.write(text)
+            file.flush()
+            os.fsync(descriptor)
         os.replace(f"{whole}.tmp", whole)
 
     def link(self, path: str, target: str) -> None:
@@ -137,6 +176,13 @@ class _Writing:
         own_files.take_away(f"{whole}.tmp")
         os.symlink(target, f"{whole}.tmp")
         os.replace(f"{whole}.tmp", whole)
+
+    def synchronize(self) -> None:
+        """Have the names on stable storage too: of all that was written, and of the directories made for it."""
+        changed = [os.path.join(self.root, path.lstrip("/")) for path in self.paths]
+        changed += [path for path in self._new if os.path.lexists(path)]
+        for directory in {os.path.dirname(path) for path in changed}:
+            own_files.synchronize_directory(directory)
 
     def take_back(self) -> None:
         """Remove what was not there before."""

@@ -54,15 +54,14 @@ def defaults() -> str:
 
 def files_of(service: Service) -> dict[str, str]:
     """Return what stands in the files of one datastore, by path below the root; the last ones have PBS depend on it."""
-    files = {f"{SYSTEM}/{instance(MOUNT, service.name)}.d/datastore.conf": "datastore.conf"}
+    files = {own_drop_in(service.name): "datastore.conf"}
     files |= {_drop_in(unit, service.name): "proxmox-backup.conf" for unit in PBS_UNITS}
     return {path: _filled(_read(name), service) for path, name in files.items()}
 
 
 def paths_of(name: str) -> list[str]:
     """Return the paths of all files and links of one datastore, below the root: those of PBS first."""
-    own = f"{SYSTEM}/{instance(MOUNT, name)}.d/datastore.conf"
-    return [*(_drop_in(unit, name) for unit in PBS_UNITS), *links_of(name), own]
+    return [*(_drop_in(unit, name) for unit in PBS_UNITS), *links_of(name), own_drop_in(name)]
 
 
 def links_of(name: str) -> dict[str, str]:
@@ -78,10 +77,30 @@ def instance(unit: str, name: str) -> str:
     return unit.replace("@", f"@{name}")
 
 
-def is_link_of_any(file_name: str) -> bool:
-    """Tell whether this is the name of a link that enables the mount of some datastore."""
+def name_of_link(file_name: str) -> str | None:
+    """Return the name whose mount a link called like this enables; None if it is no such link."""
     before, _, after = MOUNT.partition("@")
-    return file_name.startswith(f"{before}@") and file_name.endswith(after) and file_name != MOUNT
+    return _between(f"{before}@", file_name, after)
+
+
+def name_of_drop_in(file_name: str) -> str | None:
+    """Return the name whose mount PBS waits for by a drop-in called like this; None if it is no such drop-in."""
+    return _between("mirrorfs-", file_name, ".conf")
+
+
+def datastore_in(text: str) -> str | None:
+    """Return the datastore that the drop-in of a mount names, as `files_of` has written it."""
+    found = re.search(r"^AssertPathIsDirectory=(.+)/\.chunks$", text, re.MULTILINE)
+    return found and found[1]
+
+
+def own_drop_in(name: str) -> str:
+    """Return the path of the file that tells the mount of one datastore where that lies."""
+    return f"{SYSTEM}/{instance(MOUNT, name)}.d/datastore.conf"
+
+
+def _between(before: str, text: str, after: str) -> str | None:
+    return (text.startswith(before) and text.endswith(after) and text[len(before) : -len(after)]) or None
 
 
 def _drop_in(unit: str, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mirrorfs import interpreter
+from mirrorfs.cli import uninstall
 from mirrorfs.cli.main import main
+from mirrorfs.cli.settings_file import SettingsFile
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.service import installation, units
 
@@ -77,10 +80,10 @@ def test_what_is_installed(system: System) -> None:
     system.succeed("install", "store1")
     mount = system.text(f"{_SYSTEM}/mirrorfs@.service")
     assert f"ExecStart={interpreter.program('mirrorfs')} mount --foreground %i\n" in mount
+    assert f"Wants={' '.join(units.PBS_UNITS)}\n" in mount, "PBS would stay down if the mount failed at first"
     own = system.text(f"{_SYSTEM}/mirrorfs@store1.service.d/datastore.conf")
     assert 'RequiresMountsFor="/mnt/datastore/store1" /var/lib/mirrorfs\n' in own
     assert "AssertPathIsDirectory=/mnt/datastore/store1/.chunks\n" in own
-    assert f"Wants={' '.join(units.PBS_UNITS)}\n" in mount, "PBS would stay down if the mount failed at first"
     for directory in _PBS:
         drop_in = system.text(f"{_SYSTEM}/{directory}/mirrorfs-store1.conf")
         assert drop_in.endswith("[Unit]\nRequires=mirrorfs@store1.service\nAfter=mirrorfs@store1.service\n")
@@ -126,9 +129,100 @@ def test_what_somebody_has_added_or_changed_stays(system: System) -> None:
     defaults.write_text("AWS_PROFILE=mine\n")
     system.succeed("install", "store1")
     assert defaults.read_text() == "AWS_PROFILE=mine\n"
+    (system.root / _SYSTEM / units.MOUNT).write_text("changed in place")
     assert "override.conf stays" in system.succeed("uninstall", "store1")
     assert override.exists()
+    assert not (system.root / _SYSTEM / units.MOUNT).exists(), "as the help says"
     assert defaults.exists()
+
+
+def test_a_mirror_that_pbs_waits_for_keeps_the_units_although_it_is_disabled(system: System) -> None:
+    for name in ("store1", "store2"):
+        system.succeed("install", name)
+    (system.root / _SYSTEM / "multi-user.target.wants/mirrorfs@store2.service").unlink()
+    system.succeed("uninstall", "store1")
+    assert system.text(f"{_SYSTEM}/proxmox-backup.service.d/mirrorfs-store2.conf")
+    assert (system.root / _SYSTEM / units.MOUNT).is_file(), "PBS would not start"
+    system.succeed("uninstall", "store2")
+    assert not (system.root / _SYSTEM / units.MOUNT).exists()
+
+
+def test_the_environment_is_for_root_alone(system: System) -> None:
+    system.succeed("install", "store1")
+    defaults = system.root / units.DEFAULTS
+    assert stat.S_IMODE(defaults.stat().st_mode) == 0o600
+    defaults.write_text("AWS_SECRET_ACCESS_KEY=mine\n")
+    defaults.chmod(0o644)
+    system.succeed("install", "store1")
+    assert stat.S_IMODE(defaults.stat().st_mode) & stat.S_IRWXO == 0
+    assert defaults.read_text() == "AWS_SECRET_ACCESS_KEY=mine\n"
+    elsewhere = defaults.rename(defaults.with_name("elsewhere"))
+    elsewhere.chmod(0o644)
+    defaults.symlink_to(elsewhere)
+    system.succeed("install", "store1")
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o644
+
+
+def test_what_is_written_is_on_stable_storage_before_it_has_its_name(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronized: set[str] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def note(descriptor: int) -> None:
+        fsync(descriptor)
+        synchronized.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def check(source: str, target: str) -> None:
+        assert os.path.islink(source) or source in synchronized
+        synchronized.discard(os.path.dirname(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", check)
+    printed = system.succeed("install", "store1").splitlines()
+    for path in (line for line in printed if line.startswith("/")):
+        assert str((system.root / path.lstrip("/")).parent) in synchronized
+    assert str(system.root / "etc") in synchronized
+    synchronized.clear()
+    system.succeed("uninstall", "store1")
+    assert synchronized >= {str(system.root / _SYSTEM / directory) for directory in _PBS}
+
+
+def test_wrong_settings_are_not_needed_where_the_state_stays(system: System) -> None:
+    system.succeed("install", "store1")
+    for text in ("datastore = ", 'to = "s3://a/b"', "datastore = 7"):
+        system.settings("store1", text)
+        before = system.tree()
+        refused = system.run("uninstall", "store1")
+        assert refused.exit_code in (1, 2)
+        assert system.tree() == before
+        assert "not needed" in system.succeed("uninstall", "store1", "--keep-state")
+        assert not (system.root / _SYSTEM / units.MOUNT).exists()
+        system.settings("store1", 'datastore = "/mnt/datastore/store1"')
+        system.succeed("install", "store1")
+    assert system.run("uninstall", "../store1", "--keep-state").exit_code == 1
+
+
+@pytest.mark.parametrize("known", ["settings", "service", "nothing"])
+def test_what_is_mounted_is_found_without_settings(known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted, changed = str(tmp_path / "store1"), list[str]()
+    settings = SettingsFile("store1.toml", mounted, {})
+    monkeypatch.setattr(uninstall, "settings_of", lambda _root, _name: settings if known == "settings" else None)
+    monkeypatch.setattr(installation, "is_installed", lambda _root, _name: True)
+    monkeypatch.setattr(installation, "datastore_of", lambda _root, _name: mounted if known == "service" else None)
+    monkeypatch.setattr(uninstall, "is_mounted", lambda path: path == mounted)
+    monkeypatch.setattr(uninstall, "mountpoints", lambda: {mounted})
+    monkeypatch.setattr(uninstall, "_take_away", lambda _root, name: changed.append(name))
+    done = CliRunner().invoke(main, ["uninstall", "store1", "--keep-state"])
+    assert (done.exit_code, changed) == (1, [])
+    assert f"{mounted} is mounted: unmount it first" in done.output
+
+
+def test_the_datastore_is_known_from_what_was_installed(system: System) -> None:
+    assert installation.datastore_of(str(system.root), "store1") is None
+    system.succeed("install", "store1")
+    assert installation.datastore_of(str(system.root), "store1") == "/mnt/datastore/store1"
 
 
 def test_units_of_a_package_are_used_and_left_alone(system: System) -> None:
@@ -164,6 +258,20 @@ def test_journal_state_and_log_are_taken_away_unless_they_are_to_stay(system: Sy
     (Path(directory.path) / "precious").unlink()
     system.succeed("uninstall", "store1")
     assert not os.path.exists(directory.path)
+
+
+def test_what_only_has_a_name_like_ours_stays(system: System) -> None:
+    directory = _state(system)
+    path = Path(directory.path)
+    (path / "reload.sock").write_text("no socket")
+    (path / "state.old").mkdir()
+    (path / "journal.import").mkdir()
+    (path / "journal.import" / "notes.txt").write_text("somebody's")
+    (path / "dnf.lock").write_text("somebody's")
+    (path / "state.copy").symlink_to("/etc")
+    assert "something else is in it" in system.succeed("uninstall", "store1")
+    left = {str(found.relative_to(path)) for found in path.rglob("*")}
+    assert left == {"reload.sock", "state.old", "journal.import", "journal.import/notes.txt", "dnf.lock", "state.copy"}
 
 
 def test_the_state_of_a_mirror_that_runs_is_not_touched(system: System) -> None:
@@ -259,17 +367,3 @@ def test_systemd_understands_the_units(system: System) -> None:
     assert "mirrorfs" not in done.stderr
     unknown = installation.leftovers(str(system.root), "store1")
     assert unknown == [f"/{_SYSTEM}/mirrorfs@store1.service.d/datastore.conf"]
-def test_what_only_has_a_name_like_ours_stays(system: System) -> None:
-    directory = _state(system)
-    path = Path(directory.path)
-    (path / "reload.sock").write_text("no socket")
-    (path / "state.old").mkdir()
-    (path / "journal.import").mkdir()
-    (path / "journal.import" / "notes.txt").write_text("somebody's")
-    (path / "dnf.lock").write_text("somebody's")
-    (path / "state.copy").symlink_to("/etc")
-    assert "something else is in it" in system.succeed("uninstall", "store1")
-    left = {str(found.relative_to(path)) for found in path.rglob("*")}
-    assert left == {"reload.sock", "state.old", "journal.import", "journal.import/notes.txt", "dnf.lock", "state.copy"}
-
-
