@@ -34,6 +34,7 @@ from mirrorfs.state.damage import open_state, set_state_aside
 from mirrorfs.state.identity import ForeignState, Identity
 from mirrorfs.state.problems import Problem
 from mirrorfs.state.state import State, StateTransaction
+from mirrorfs.supervision.sole_mirror import MirroredAlready, sole_mirror
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ class Replay:
         """Take the locks and open everything.
 
         Raises:
-            ReplayRefused: the datastore cannot be opened, or the state must not be used for this bucket.
+            ReplayRefused: the datastore cannot be opened or is mirrored already, or the state must not be used for this
+                bucket.
             DatabaseError and its kinds: a mount uses the directory, or what is needed of it cannot be used.
         """
         try:
@@ -138,6 +140,10 @@ class Replay:
         self._lock_directory()
         root = _open_datastore(settings.datastore)
         self._opened.callback(os.close, root)
+        try:
+            self._opened.enter_context(sole_mirror(root, settings.datastore))
+        except MirroredAlready as error:
+            raise ReplayRefused(str(error)) from error
         journal = self._journal()
         state = self._open_state()
         identity = self._identity(state)

@@ -14,6 +14,7 @@ from mirrorfs.replication.engine import Engine
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.state.identity import Identity
 from mirrorfs.state.state import State
+from mirrorfs.supervision.sole_mirror import sole_mirror
 
 _BUCKET, _PREFIX = "backups", "store1"
 
@@ -56,3 +57,18 @@ def test_a_repair_leaves_it_to_a_mount_to_find_out_what_a_bucket_is_to_hold(
     ):
         pass
     assert set(os.listdir(directory.path)) - set(before) <= {"mount.lock"}
+
+
+def test_a_datastore_that_is_mirrored_is_left_to_its_mirror(
+    directory: StateDirectory, uploader: UploaderSettings
+) -> None:
+    root = os.open(uploader.datastore, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with (
+            sole_mirror(root, uploader.datastore),
+            pytest.raises(ReplayRefused, match="is mirrored already"),
+            Replay(directory.path, ReplaySettings(uploader), lambda progress: None),
+        ):
+            pass
+    finally:
+        os.close(root)
