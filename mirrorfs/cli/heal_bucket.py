@@ -13,7 +13,7 @@ from mirrorfs import interpreter
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.mounted import lingering_at, require_serving
 from mirrorfs.cli.replay_run import shown_progress as run_progress
-from mirrorfs.cli.replay_run import told_errors
+from mirrorfs.cli.replay_run import told_errors, unsettled
 from mirrorfs.cli.restore_progress import count
 from mirrorfs.cli.verify import MOST_SHOWN, cost_of, shown_progress, verified
 from mirrorfs.filesystem.condition import Condition, condition_of
@@ -26,6 +26,7 @@ from mirrorfs.replay.run import Replay, ReplaySettings
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.engine import Engine
 from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.replication.work.items import path_in_bucket
 from mirrorfs.supervision.registry import state_directory_of
 from mirrorfs.supervision.settings import MountSettings
 
@@ -150,7 +151,13 @@ def _send_without_mount(
     shown = run_progress()
     replay = ReplaySettings(settings, repair=send)
     with told_errors(), Replay(settings.state_directory, replay, shown.tell) as run, shown.shown():
-        run.run()
+        done = run.run()
+    # What is lost in the bucket is told with the damages.
+    problems = [problem for problem in done.problems if path_in_bucket(problem.name) is None]
+    say(
+        *unsettled(replace(done, problems=problems), f"mount {path}, and give 'mirrorfs retention approve {path}'"),
+        err=True,
+    )
 
 
 def _settings_of_mount(path: str, address: StoreAddress) -> UploaderSettings:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import click
@@ -172,18 +172,26 @@ def _conclude(outcome: Outcome, address: StoreAddress, damage: list[str]) -> Non
         f"{rich.filesize.decimal(outcome.bytes)}, were sent."
     )
     say(*damage, err=True)
+    lines = unsettled(outcome, "give the command again with --allow-removals")
+    if lines:
+        raise Failure(*lines)
+
+
+def unsettled(outcome: Outcome, approval: str) -> list[str]:
+    """Name what a run has left as it was, line by line; `approval` says how removals that are held can go on."""
     lines = []
     if outcome.problems:
         lines.append(f"{len(outcome.problems)} names cannot be mirrored as they are:")
-        lines += [f"  {problem.name}: {problem.reason}" for problem in outcome.problems[:_NAMED]]
-        lines += [f"  and {len(outcome.problems) - _NAMED} more"] if len(outcome.problems) > _NAMED else []
+        lines += _named([f"{problem.name}: {problem.reason}" for problem in outcome.problems])
     if outcome.held:
         lines.append(f"{len(outcome.held)} snapshots are gone from the datastore, and are held in the bucket:")
-        lines += [f"  {path}" for path in outcome.held[:_NAMED]]
-        lines += [f"  and {len(outcome.held) - _NAMED} more"] if len(outcome.held) > _NAMED else []
-        lines.append("  If they are to go, give the command again with --allow-removals.")
-    if lines:
-        raise Failure(*lines)
+        lines += [*_named(outcome.held), f"  If they are to go, {approval}."]
+    return lines
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    more = [f"  and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return [*(f"  {name}" for name in names[:_NAMED]), *more]
 
 
 def shown_progress() -> Lines:
