@@ -273,7 +273,7 @@ def _describe_scrub(scrub: dict[str, Any]) -> str:
     else:
         said.append(f"everything has been read since {_time(scrub['oldest'])}")
     if scrub["refusal"] is not None:
-        said.append(f"the store refuses: {scrub['refusal']}")
+        said.append(f"not all can be read: {scrub['refusal']}")
     return ", ".join(said)
 
 

@@ -21,6 +21,7 @@ import trio
 
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
+from mirrorfs.datastore.errors import TooMuch
 from mirrorfs.journal.journal import JournalSource, Position, distrust_reason
 from mirrorfs.journal.view import NoJournal
 from mirrorfs.objectstore.errors import StoreError
@@ -318,7 +319,7 @@ class Replay:
                     self._set_phase("sending what is damaged")
                     await self._settings.repair(self._engine)
                     await self._engine.worklist.idle()
-            except (StoreError, ClaimUnreadable) as error:
+            except (StoreError, TooMuch, ClaimUnreadable) as error:
                 raise ReplayEnded(str(error)) from error
             except ClaimRefused as error:
                 raise ReplayRefused(self._advice(str(error))) from error

@@ -161,10 +161,8 @@ class Mirror:
         # Reading again.
         closures = Closures(tree, bucket)
         self.examination = Examination(bucket, state, worklist, self._chunks, replica, closures, ownership)
-        self.losses = Losses(self.examination, state, self.problems, self.references, closures)
-        self.scrub = Scrub(
-            self.examination, self.losses, state, worklist, percent_per_day=verify_percent_per_day, now=now
-        )
+        self.losses = Losses(self.examination, state, worklist, self.problems, self.references, closures)
+        self.scrub = Scrub(self.losses, state, worklist, percent_per_day=verify_percent_per_day, now=now)
 
     async def reconcile(self, sequence: int) -> None:
         """List everything that may differ or could not be mirrored, standing for the journal's `sequence`."""

@@ -13,6 +13,7 @@ import trio
 
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
+from mirrorfs.datastore.errors import TooMuch
 from mirrorfs.journal.journal import JournalReader, Position
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreRejected, StoreUnavailable
 from mirrorfs.output import say_json
@@ -321,7 +322,7 @@ class Uploader:
     async def _answer_heal(self, request: Mapping[str, Any], tell: Tell) -> Answer:
         """Look at the objects of "paths", which were found to be damaged, and send them again, if not "dry_run".
 
-        The answer names those that were sent, those that are good after all, and why which are lost.
+        The answer names those that were sent, those that are good after all or not needed, and why which are lost.
         """
         del tell
         answer: Answer = {}
@@ -331,7 +332,7 @@ class Uploader:
             paths = [str(path) for path in request.get("paths", ())]
             try:
                 healing = await self._mirror.heal_bucket(paths, dry_run=bool(request.get("dry_run")))
-            except StoreError as error:
+            except (StoreError, TooMuch) as error:
                 answer["error"] = str(error)
             else:
                 answer.update(asdict(healing))

@@ -11,8 +11,10 @@ from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.index import is_index_name
 from mirrorfs.datastore.names import NAMESPACE_MARKER_NAME
 from mirrorfs.datastore.tree import Tree
+from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.stored import UNUSABLE, digests_of, read_digests
+from mirrorfs.state.contents import ContentState
 
 
 class Closures:
@@ -35,6 +37,20 @@ class Closures:
             return self._tree.exists(path.removesuffix(f"/{NAMESPACE_MARKER_NAME}"))
         except OSError:
             return False
+
+    def content_fault(self, known: ContentState) -> str | None:
+        """Say why the datastore cannot give a content as it was confirmed, None if it can. Blocks for the disk."""
+        if known.path.endswith(f"/{NAMESPACE_MARKER_NAME}"):
+            return None
+        try:
+            data = self._tree.read_content(known.path, maximum_size=known.size)
+        except OSError as error:
+            return f"it cannot be read in the datastore: {error.strerror}"
+        except DatastoreError as error:
+            return f"it cannot be used as the datastore has it: {error}"
+        if (len(data), calculate_crc32c(data)) != (known.size, known.crc32c):
+            return "the datastore has another content than was confirmed"
+        return None
 
     async def digests(self, path: str, files: Mapping[str, str]) -> Digests | None:
         """Return the chunks that the indexes among `files` (names with checksums in hex) need, None if one of them can

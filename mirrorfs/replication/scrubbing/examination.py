@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeVar
 
 import trio
 
@@ -12,10 +14,10 @@ from mirrorfs.checking.chunks import read_chunk
 from mirrorfs.checking.reading import Limit, StoreReader, read_checked
 from mirrorfs.datastore.blob import check_encryption
 from mirrorfs.datastore.content import Content
-from mirrorfs.datastore.errors import BlobError, DatastoreError
+from mirrorfs.datastore.errors import BlobError, DatastoreError, TooMuch
 from mirrorfs.datastore.names import ChunkName, classify
 from mirrorfs.objectstore.checksums import calculate_crc32c
-from mirrorfs.objectstore.errors import ObjectMissing
+from mirrorfs.objectstore.errors import ObjectMissing, StoreError
 from mirrorfs.replication.publishing.chunks import ChunkMirror
 from mirrorfs.replication.publishing.closures import Closures
 from mirrorfs.replication.publishing.replica import Replica
@@ -30,9 +32,16 @@ from mirrorfs.state.contents import ContentState
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
+UNREADABLE = (StoreError, TooMuch)
+"""What is raised where an object could not be looked at, which says nothing of what the bucket holds."""
+
 _GONE = "it is missing in the bucket"
-NOT_SENT = "it could not be sent; see 'mirrorfs status'"
+_NOT_SENT = "it could not be sent; see 'mirrorfs status'"
 _DOUBTED = "it is not known to be sound in the bucket"
+# A store may need so many seconds until all of it knows what one part of it has acknowledged.
+_LAG = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,19 @@ class Fault:
     path: str
     known: ChunkState | ContentState
     reason: str
+
+
+class Outcome(Enum):
+    """What has become of an object that was looked at."""
+
+    GOOD = auto()
+    """It is sound, or nobody needs it."""
+    SENT = auto()
+    """It was not sound, and has been sent again."""
+    LOST = auto()
+    """It is not sound, and could not be sent."""
+    IN_DOUBT = auto()
+    """It is not confirmed: somebody else has to do with it, and that tells."""
 
 
 def digest_of(path: str) -> bytes | None:
@@ -77,18 +99,25 @@ class Examination:
 
         Raises:
             StoreRejected: the store refuses to give it, which says nothing of what it holds.
+            TooMuch: there is no memory or disk space here to hold it, which says nothing of it either.
         """
         digest = digest_of(path)
-        return await self._examine_content(path) if digest is None else await self._examine_chunk(path, digest)
+        try:
+            return await self._examine_content(path) if digest is None else await self._examine_chunk(path, digest)
+        except TooMuch as error:
+            raise TooMuch(f"{path} in the bucket cannot be checked for now: {error}") from error
 
     async def _examine_chunk(self, path: str, digest: bytes) -> Fault | None:
         known = self._chunk(digest)
         if known is None or not (known.confirmed or known.references):
             return None
         try:
-            data = await read_chunk(self._reader, self._bucket.layout.chunk_key(digest), digest)
+            key = self._bucket.layout.chunk_key(digest)
+            data = await _past_lag(lambda: read_chunk(self._reader, key, digest))
             if known.confirmed:
                 await trio.to_thread.run_sync(_compare_chunk, data, digest, known)
+        except TooMuch:
+            raise
         except UNUSABLE as error:
             now = self._chunk(digest)
             # What was handled meanwhile was perhaps read before, or is just being removed.
@@ -103,16 +132,22 @@ class Examination:
         if known is None or not known.confirmed:
             return None
         try:
-            key = self._bucket.layout.content_key(path)
-            await read_checked(self._reader, key, Limit(known.size), lambda data: _compare(data, known))
+            key, limit = self._bucket.layout.content_key(path), Limit(known.size)
+            await _past_lag(lambda: read_checked(self._reader, key, limit, lambda data: _compare(data, known)))
+        except TooMuch:
+            raise
         except UNUSABLE as error:
             return Fault(path, known, _reason(error)) if self._content(path) == known else None
         return None
 
-    async def mend(self, faults: Sequence[Fault]) -> list[Fault]:
-        """Have objects sent again as far as the datastore has them good; returns those that stay as they are.
+    async def is_gone(self, path: str) -> bool:
+        """Ask the store whether the object of a datastore path is missing, without reading it. Raises StoreError."""
+        digest, layout = digest_of(path), self._bucket.layout
+        key = layout.content_key(path) if digest is None else layout.chunk_key(digest)
+        return await self._bucket.store.head(key) is None
 
-        What becomes of the others is waited for.
+    async def mend(self, faults: Sequence[Fault]) -> dict[Fault, Outcome]:
+        """Have objects sent again as far as the datastore has them good; returns what has become of each.
 
         Raises:
             StoreError: the store refuses to be read.
@@ -125,19 +160,23 @@ class Examination:
             self._worklist.add(item, self._worklist.inherited())
         while any(map(self._worklist.is_listed, listed)):
             await self._worklist.changed()
-        left = []
-        for fault in faults:
-            is_left = items[fault] is None and isinstance(fault.known, ContentState)
-            if is_left or self.is_in_doubt(fault.path):
-                left.append(fault)
-            elif items[fault] is not None:
+        outcomes = {fault: self._outcome(fault, item) for fault, item in items.items()}
+        for fault, outcome in outcomes.items():
+            if outcome is Outcome.SENT:
                 log.warning("%s has been sent again: %s", fault.path, fault.reason)
-        return left
+        return outcomes
+
+    def _outcome(self, fault: Fault, item: Item | None) -> Outcome:
+        is_left = item is None and isinstance(fault.known, ContentState)
+        if is_left or self.is_in_doubt(fault.path):
+            return Outcome.LOST
+        return Outcome.SENT if self._is_confirmed(fault.path) else Outcome.GOOD
 
     async def _distrust(self, fault: Fault) -> Item | None:
         """Note that an object is not what was confirmed; returns the item to be handled, None if that would not help.
 
-        What a snapshot needs that the datastore has no more is left as it is: to handle it would be to remove it.
+        A content that the datastore has no more, or not as it was confirmed, is left as it is: to handle it would be to
+        remove it, or never to confirm again what may have been good all the time.
         """
         digest = digest_of(fault.path)
         if digest is not None:
@@ -146,7 +185,7 @@ class Examination:
             is_here = await trio.to_thread.run_sync(self._closures.has_chunk, digest)
             return ChunkItem(digest) if is_here else None
         assert isinstance(fault.known, ContentState)
-        if not await trio.to_thread.run_sync(self._closures.has_content, fault.path):
+        if await trio.to_thread.run_sync(self._content_obstacle, fault.known) is not None:
             return None
         await self._replica.distrust(fault.known)
         return item_of_content(fault.path)
@@ -156,10 +195,26 @@ class Examination:
         digest = digest_of(path)
         if digest is not None:
             return await trio.to_thread.run_sync(self._chunks.local_fault, digest)
-        is_here = await trio.to_thread.run_sync(self._closures.has_content, path)
-        if not is_here:
+        known = self._content(path) or ContentState(path, 0, 0, confirmed=False)
+        obstacle = await trio.to_thread.run_sync(self._content_obstacle, known)
+        return _NOT_SENT if obstacle is None and self.is_in_doubt(path) else obstacle
+
+    async def loss(self, fault: Fault) -> str:
+        """Say what is wrong with an object, and why it was not sent again."""
+        return f"{fault.reason}; {await self.obstacle(fault.path) or _NOT_SENT}"
+
+    def _content_obstacle(self, known: ContentState) -> str | None:
+        if not self._closures.has_content(known.path):
             return "it is missing in the datastore"
-        return NOT_SENT if self.is_in_doubt(path) else None
+        return self._closures.content_fault(known) if known.confirmed else None
+
+    async def is_lost(self, path: str) -> bool:
+        """Tell whether an object that was found to be lost still is, as far as that can be told without the store."""
+        if self.is_in_doubt(path):
+            return True
+        if digest_of(path) is not None or self._content(path) is None:
+            return False
+        return await self.obstacle(path) is not None
 
     def doubt(self, path: str) -> Fault | None:
         """Return as a fault that an object is in doubt: for `examine` it is none, as nothing tells what it is to be."""
@@ -176,11 +231,25 @@ class Examination:
         content = self._content(path)
         return content is not None and not content.confirmed
 
+    def _is_confirmed(self, path: str) -> bool:
+        digest = digest_of(path)
+        known = self._content(path) if digest is None else self._chunk(digest)
+        return known is not None and known.confirmed
+
     def _chunk(self, digest: bytes) -> ChunkState | None:
         return self._state.view(lambda transaction: transaction.chunks.get(digest))
 
     def _content(self, path: str) -> ContentState | None:
         return self._state.view(lambda transaction: transaction.contents.get(path))
+
+
+async def _past_lag(read: Callable[[], Awaitable[Result]]) -> Result:
+    """Read an object, and one that is missing once more after a while: one answer of a store that lags is no proof."""
+    try:
+        return await read()
+    except ObjectMissing:
+        await trio.sleep(_LAG)
+    return await read()
 
 
 def _compare_chunk(data: Content, digest: bytes, known: ChunkState) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mirrorfs.concurrency import for_each
-from mirrorfs.replication.scrubbing.examination import NOT_SENT, Examination, Fault
+from mirrorfs.replication.scrubbing.examination import Examination, Fault, Outcome
 from mirrorfs.replication.scrubbing.losses import Losses
 
 
 @dataclass(slots=True)
 class Healing:
-    """What came of it: paths of objects that were sent again (or would be), that are good after all, and that are lost,
-    those with the reason.
+    """What came of it: paths of objects that were sent again (or would be), that are good after all or that nobody
+    needs, and that are lost, those with the reason.
     """
 
     healed: list[str] = field(default_factory=list)
@@ -30,6 +30,7 @@ async def heal_objects(
 
     Raises:
         StoreError: the store refuses to be read.
+        TooMuch: there is no memory or disk space here to read one of them.
     """
     healing = Healing()
     faults: list[Fault] = []
@@ -43,14 +44,22 @@ async def heal_objects(
 
     await for_each(dict.fromkeys(paths), look, parallel)
     if dry_run:
-        left = [fault for fault in faults if await examination.obstacle(fault.path) is not None]
+        outcomes = {fault: await _foreseen(examination, fault) for fault in faults}
     else:
-        left = await examination.mend(faults) if faults else []
-        await losses.note(left)
-    for fault in faults:
-        if fault in left:
-            obstacle = await examination.obstacle(fault.path)
-            healing.lost[fault.path] = f"{fault.reason}; {obstacle or NOT_SENT}"
-        else:
-            healing.healed.append(fault.path)
+        outcomes = await examination.mend(faults) if faults else {}
+        await losses.note([fault for fault, outcome in outcomes.items() if outcome is Outcome.LOST])
+        for path in healing.good:
+            await losses.end(path)
+    for fault, outcome in outcomes.items():
+        match outcome:
+            case Outcome.SENT:
+                healing.healed.append(fault.path)
+            case Outcome.LOST:
+                healing.lost[fault.path] = await examination.loss(fault)
+            case _:
+                healing.good.append(fault.path)
     return healing
+
+
+async def _foreseen(examination: Examination, fault: Fault) -> Outcome:
+    return Outcome.SENT if await examination.obstacle(fault.path) is None else Outcome.LOST

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import trio
 
 from mirrorfs.datastore.names import chunk_path
-from mirrorfs.objectstore.errors import StoreError
-from mirrorfs.replication.scrubbing.examination import Examination
+from mirrorfs.replication.scrubbing.examination import UNREADABLE, Outcome
 from mirrorfs.replication.scrubbing.losses import Losses
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.worklist import Worklist
@@ -36,7 +36,6 @@ class Scrub:
 
     def __init__(
         self,
-        examination: Examination,
         losses: Losses,
         state: CommittedState,
         worklist: Worklist,
@@ -45,7 +44,6 @@ class Scrub:
         now: Callable[[], float] = time.time,
     ) -> None:
         """`percent_per_day` of all objects are read, 0: none. `now` tells the Unix time."""
-        self._examination = examination
         self._losses = losses
         self._state = state
         self._worklist = worklist
@@ -58,7 +56,7 @@ class Scrub:
     async def run(self) -> None:
         """Scrub until cancelled; returns at once if nothing is to be read."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._losses.keep_looking)
+            nursery.start_soon(partial(self._losses.keep_looking, reads=self._percent_per_day > 0))
             if self._percent_per_day:
                 nursery.start_soon(self._read_on)
 
@@ -78,6 +76,8 @@ class Scrub:
 
     async def _read_on(self) -> None:
         position = self._known_position()
+        # When the first object is due must not be put off by each start.
+        await self._save(position)
         while True:
             names = await trio.to_thread.run_sync(self._names_after, position)
             for name, path in names:
@@ -118,13 +118,9 @@ class Scrub:
 
     async def _look_at(self, path: str) -> None:
         try:
-            fault = await self._examination.examine(path)
-            if fault is not None:
-                left = await self._examination.mend([fault])
-                self._mended += not left
-                await self._losses.note(left)
+            self._mended += await self._losses.see_to(path) is Outcome.SENT
             self._refusal = None
-        except StoreError as error:
+        except UNREADABLE as error:
             # That it does not give it says nothing of what it holds.
             if self._refusal is None:
                 log.warning("the scrub cannot read what the bucket holds: %s", error)
@@ -132,8 +128,12 @@ class Scrub:
         self._read += 1
 
     async def _keep(self, position: ScrubPosition) -> None:
-        if self._now() - self._saved_at < _SAVE_SECONDS:
+        is_next_soon = self._seconds_between() < _SAVE_SECONDS
+        if is_next_soon and self._now() - self._saved_at < _SAVE_SECONDS:
             return
+        await self._save(position)
+
+    async def _save(self, position: ScrubPosition) -> None:
         self._saved_at = self._now()
         await self._state.apply(lambda transaction: transaction.scrub.set_position(position))
 

@@ -6,17 +6,20 @@ import math
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from mirrorfs.datastore.errors import TooMuch
 from mirrorfs.objectstore.answers import CheckBeginning, StoredObject
-from mirrorfs.objectstore.errors import StoreRejected
-from mirrorfs.replication.scrubbing import losses
+from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
+from mirrorfs.replication.scrubbing import examination, losses
 from mirrorfs.replication.scrubbing.scrub import Scrub
+from mirrorfs.state.problems import Problem
 from mirrorfs.state.scrub import FILES, NEVER, PARTS, ScrubPosition
 from tests.datastore.formats import encrypted_blob
 from tests.replication.datastore import (
@@ -55,6 +58,11 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_LAG", 0.0)
+
+
 @dataclass
 class Clock:
     """Each look at it is half a minute later."""
@@ -67,8 +75,12 @@ class Clock:
 
 
 def scrub_of(running: Running, now: Callable[[], float]) -> Scrub:
+    return scrub_at(running, math.inf, now)
+
+
+def scrub_at(running: Running, percent_per_day: float, now: Callable[[], float] | None = None) -> Scrub:
     mirror = running.mirror
-    return Scrub(mirror.examination, mirror.losses, mirror.state, running.worklist, percent_per_day=math.inf, now=now)
+    return Scrub(mirror.losses, mirror.state, running.worklist, percent_per_day=percent_per_day, now=now or Clock())
 
 
 @asynccontextmanager
@@ -260,6 +272,170 @@ async def test_what_the_store_refuses_to_give_is_not_taken_for_damaged(world: Wo
     assert world.store.keys_of("put", "copy") == []
 
 
+@dataclass
+class PoorReader(FakeStore):
+    """What is said of some keys instead of giving their objects, so many times."""
+
+    answers: dict[str, Exception] = field(default_factory=dict)
+    times: float = math.inf
+
+    async def get_content(self, key: str, maximum: int, *, check_beginning: CheckBeginning | None = None) -> bytes:
+        if key in self.answers and self.times > 0:
+            self.times -= 1
+            raise self.answers[key]
+        return await FakeStore.get_content(self, key, maximum, check_beginning=check_beginning)
+
+
+@pytest.mark.parametrize("key", [OBJECTS["chunk"], OBJECTS["index"]])
+async def test_one_answer_that_it_is_missing_is_no_proof(world: World, key: str) -> None:
+    world.store = store = PoorReader()
+    await fill(world)
+    store.requests.clear()
+    store.answers, store.times = {key: ObjectMissing("read it", "not yet here")}, 1
+    async with world.running() as running, scrubbing(running) as scrub:
+        await until(has_read_all(scrub))
+        assert (running.problems(), scrub.answer()["sent_again"]) == ({}, 0)
+    assert store.keys_of("put", "copy") == []
+
+
+async def test_a_file_that_is_unsound_here_has_nothing_doubted_in_the_bucket(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "_RECHECK_SECONDS", 0.01)
+    world.store = store = PoorReader()
+    await fill(world)
+    path = f"{FIRST}/{INDEX}"
+    right = store.objects[content_key(path)]
+    world.datastore.write(path, right[:-1] + b"!")
+    async with world.running() as running:
+        await running.settled()
+        store.answers = {content_key(path): ObjectMissing("read it", "a part of the store is out of order")}
+        async with scrubbing(running):
+            await until(lambda: "another content" in running.problems().get(f"in the bucket: {path}", ""))
+            store.answers = {}
+            await until(lambda: f"in the bucket: {path}" not in running.problems())
+    assert store.objects[content_key(path)] == right
+
+
+async def test_want_of_memory_here_is_no_damage_there(world: World) -> None:
+    world.store = store = PoorReader()
+    await fill(world)
+    store.requests.clear()
+    store.answers = {OBJECTS["chunk"]: TooMuch("no room"), OBJECTS["index"]: TooMuch("no room")}
+    async with world.running() as running, scrubbing(running) as scrub:
+        await until(lambda: "no room" in (scrub.answer()["refusal"] or ""))
+        await until(has_read_all(scrub))
+        assert running.problems() == {}
+        with pytest.raises(TooMuch, match="no room"):
+            await running.mirror.heal_bucket([chunk_path(digest_of("a"))], dry_run=False)
+    assert store.keys_of("put", "copy") == []
+
+
+async def test_a_refused_object_is_not_said_to_be_missing_here(world: World) -> None:
+    await fill(world)
+    world.store.cannot_copy(announced=True)
+    for key in (OBJECTS["chunk"], OBJECTS["blob"]):
+        damage(world, key, "gone")
+        world.store.rejected.add(key)
+    async with world.running() as running, scrubbing(running) as scrub:
+        await until(lambda: "it costs" in running.problems().get(LOST_A, ""))
+        await until(lambda: f"in the bucket: {FIRST}/{CONFIG}" in running.problems())
+        for name in (LOST_A, f"in the bucket: {FIRST}/{CONFIG}"):
+            assert running.problems()[name].startswith("it is missing in the bucket; it could not be sent")
+        assert scrub.answer()["sent_again"] == 0
+
+
+async def test_what_nobody_needs_and_nobody_has_does_not_count_as_sent(world: World) -> None:
+    await fill(world)
+    damage(world, OBJECTS["chunk of nobody"], "flipped")
+    world.datastore.remove_chunk("lonely")
+    path = chunk_path(digest_of("lonely"))
+    async with world.running(reconciles=False) as running:
+        healing = await running.mirror.heal_bucket([path], dry_run=False)
+        assert (healing.healed, healing.good, healing.lost) == ([], [path], {})
+
+
+async def lose(world: World, how: str) -> None:
+    """Chunk a is lost, and that is known to the next uploader."""
+    await fill(world)
+    damage(world, chunk_key("a"), how)
+    world.datastore.remove_chunk("a")
+    async with world.running() as running, scrubbing(running) as scrub:
+        await until(lambda: "it costs" in running.problems().get(LOST_A, ""))
+        await until(has_read_all(scrub))
+
+
+async def test_a_loss_is_not_read_again_when_nothing_is_to_be_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lose(world, "flipped")
+    monkeypatch.setattr(losses, "_RECHECK_SECONDS", 0.01)
+    async with world.running() as running, trio.open_nursery() as nursery:
+        await running.settled()
+        world.store.requests.clear()
+        nursery.start_soon(scrub_at(running, 0.0).run)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert world.store.requests == []
+        # What the datastore has again is sent as ever, and the loss is over.
+        world.datastore.back_up(SECOND.replace("02T", "03T"), ["a"])
+        running.changed(chunk_path(digest_of("a")), f"{SECOND.replace('02T', '03T')}/{MANIFEST}")
+        with trio.fail_after(60):
+            await until(lambda: running.problems() == {})
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_loss_waits_for_its_turn_and_for_other_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lose(world, "flipped")
+    monkeypatch.setattr(losses, "_RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(losses, "_LONGEST_PAUSE", 0.01)
+    world.datastore.write_chunk("new")
+    gate = world.store.gate("put", chunk_key("new"))
+    async with world.running() as running, trio.open_nursery() as nursery:
+        await gate.reached.wait()
+        world.store.requests.clear()
+        nursery.start_soon(partial(running.mirror.losses.keep_looking, reads=True))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert world.store.keys_of("get", "head") == []
+        gate.opened.set()
+        with trio.fail_after(60):
+            await until(lambda: chunk_key("a") in world.store.keys_of("get"))
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_gone_is_asked_for_and_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lose(world, "gone")
+    monkeypatch.setattr(losses, "_RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(losses, "_LONGEST_PAUSE", 0.01)
+    async with world.running() as running, trio.open_nursery() as nursery:
+        await running.settled()
+        world.store.requests.clear()
+        nursery.start_soon(partial(running.mirror.losses.keep_looking, reads=True))
+        with trio.fail_after(60):
+            await until(lambda: world.store.keys_of("head").count(chunk_key("a")) > 2)
+        assert world.store.keys_of("get") == []
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("age", "pause"), [(0.0, 600.0), (3600.0, 3600.0), (1e9, 86400.0)])
+async def test_the_pause_grows_with_the_time_for_which_it_is_lost(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, age: float, pause: float
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    assert losses._next_look(Problem("x", "lost", 2e9 - age)) - trio.current_time() == pytest.approx(pause)
+
+
+async def test_a_start_does_not_put_off_when_the_first_object_is_due(world: World) -> None:
+    await fill(world)
+    for now in (1000.0, 500_000.0):
+        async with world.running() as running, trio.open_nursery() as nursery:
+            nursery.start_soon(scrub_at(running, 1.0, partial(float, now)).run)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            position = running.mirror.state.view(lambda transaction: transaction.scrub.position())
+            assert position is not None
+            assert position.last == 1000.0
+            nursery.cancel_scope.cancel()
+
+
 async def test_it_waits_while_there_is_anything_else_to_do(world: World) -> None:
     await fill(world)
     world.datastore.write_chunk("new")
@@ -314,8 +490,7 @@ async def test_a_percent_a_day_of_what_there_is(world: World) -> None:
     await fill(world)
     async with world.running() as running:
         await running.settled()
-        mirror = running.mirror
-        scrub = Scrub(mirror.examination, mirror.losses, mirror.state, running.worklist, percent_per_day=1.0)
+        scrub = scrub_at(running, 1.0)
         objects = len([key for key in world.store.objects if "/.chunks/" in key or "/.cnt/" in key])
         assert scrub._seconds_between() == pytest.approx(86400 * 100 / objects)
 
