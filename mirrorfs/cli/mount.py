@@ -105,11 +105,11 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
 )
 @setting(
     "--verify-percent-per-day",
-    type=FiniteRange(min=0.0),
+    type=FiniteRange(0.0, 100.0),
     default=DEFAULT_VERIFY_PERCENT,
     show_default=True,
     metavar="PERCENT",
-    values="a number, 0 or more; 0: nothing",
+    values="a number, 0 to 100; 0: nothing",
     help="Read so much of what the bucket holds again each day, check it, and send again what is damaged. 0: nothing.",
 )
 @setting(

@@ -38,6 +38,14 @@ def test_what_is_no_finite_number_is_refused(command: str, option: click.Option,
         option.type.convert(text, option, None)
 
 
+@pytest.mark.parametrize("text", ["-1", "100.1", "100000"])
+def test_no_more_than_the_whole_mirror_is_read_in_a_day(text: str) -> None:
+    option = next(one for _, one in _ranges() if one.opts[0] == "--verify-percent-per-day")
+    assert option.type.convert("100", option, None) == 100.0
+    with pytest.raises(click.BadParameter, match="range"):
+        option.type.convert(text, option, None)
+
+
 @pytest.mark.parametrize(("text", "number"), [("0.5", 0.5), ("1", 1.0), ("1e-3", 0.001)])
 def test_a_number_in_the_range_is_taken(text: str, number: float) -> None:
     assert FiniteRange(0.0, 1.0, min_open=True).convert(text, None, None) == number

@@ -13,6 +13,7 @@ from tests.end_to_end.test_damage import PLAN
 from tests.harness.auditor import Auditor
 from tests.harness.backup import WrittenSnapshot
 from tests.harness.bucket import Bucket
+from tests.harness.mutation import SCRUB_IN_A_HURRY, environment_of
 from tests.harness.names import chunk_path
 from tests.harness.writer import DatastoreWriter
 
@@ -55,7 +56,8 @@ def violations(mirror: MirrorUnderTest) -> list[Any]:
 
 
 def test_the_scrub_makes_good_what_the_bucket_has_lost(mirror: MirrorUnderTest) -> None:
-    mirror.mount_options = (*mirror.mount_options, "--verify-percent-per-day", "100000000", "--nice", "0")
+    mirror.mount_options = (*mirror.mount_options, "--verify-percent-per-day", "100", "--nice", "0")
+    mirror.extra_environment.update(environment_of(SCRUB_IN_A_HURRY))
     mirror.mount()
     snapshot = back_up(mirror)
     first, second = sorted(snapshot.chunks)[:2]

@@ -27,13 +27,17 @@ COUNT_IN_SMALL_PARTS = "count-in-small-parts"
 """A variation, which breaks nothing: the references of a snapshot are counted three at a time, as those of one with
 millions of chunks are by thousands."""
 
+SCRUB_IN_A_HURRY = "scrub-in-a-hurry"
+"""A variation: the scrub reads one object after the other, where a whole mirror may be read in a day at most."""
+VARIATIONS = (COUNT_IN_SMALL_PARTS, SCRUB_IN_A_HURRY)
+
 _DIRECTORY = Path(__file__).parent / "mutations"
 _REPOSITORY = Path(__file__).parents[2]
 
 
 def environment_of(mutation: str) -> dict[str, str]:
     """What to add to a process' environment, so that it and its children are broken, or varied. Raises ValueError."""
-    if mutation not in (*MUTATIONS, COUNT_IN_SMALL_PARTS):
+    if mutation not in (*MUTATIONS, *VARIATIONS):
         raise ValueError(f"no mutation {mutation}: it is one of {', '.join(MUTATIONS)}")
     # The repository too: the package must be found before the program has set its own path.
     paths = [str(_DIRECTORY), str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -7,10 +7,10 @@ import time
 
 from tests.harness.accidents import accident, some_operations
 from tests.harness.formats import MANIFEST_NAME
+from tests.harness.mutation import SCRUB_IN_A_HURRY, environment_of
 from tests.harness.names import chunk_path
 from tests.harness.world import World
 
-_FAST = ("--verify-percent-per-day", "100000000")
 _UNTIL_IT_IS_WHOLE = 240.0
 _LOOK_EVERY = 0.5
 _MOST = 6
@@ -29,8 +29,8 @@ def rot_in_the_bucket(world: World, choice: random.Random) -> None:
     world.settle()
     world.disarm_step()
     whole = _victims(world, choice)
-    own = world.mirror.mount_options
-    world.mirror.mount_options = (*own, *_FAST)
+    own = dict(world.mirror.extra_environment)
+    world.mirror.extra_environment.update(environment_of(SCRUB_IN_A_HURRY))
     try:
         with world.without_mirror():
             pass
@@ -38,7 +38,8 @@ def rot_in_the_bucket(world: World, choice: random.Random) -> None:
         world.plant({key: _spoilt(body, choice) for key, body in whole.items() if choice.random() < 0.7})
         left = _wait(world, whole)
     finally:
-        world.mirror.mount_options = own
+        world.mirror.extra_environment.clear()
+        world.mirror.extra_environment.update(own)
     world.statistics.violate(
         f"P1 {key}: it was spoilt in the bucket, and the scrub has not sent it again" for key in left
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import mutation
-from tests.harness.mutation import COUNT_IN_SMALL_PARTS, MUTATIONS, environment_of, is_active
+from tests.harness.mutation import COUNT_IN_SMALL_PARTS, MUTATIONS, VARIATIONS, environment_of, is_active
 
 _REPOSITORY = Path(__file__).parents[2]
 _DIRECTORY = _REPOSITORY / "tests" / "harness" / "mutations"
@@ -190,18 +190,18 @@ def test_a_mutation_breaks_what_holds_without_it(tmp_path: Path, name: str) -> N
 def test_the_names_are_those_that_the_mutated_process_knows() -> None:
     source = (_DIRECTORY / "sitecustomize.py").read_text()
     known = re.findall(r'^    "([a-z-]+)": \(', source, re.MULTILINE)
-    assert known == [*MUTATIONS, COUNT_IN_SMALL_PARTS]
+    assert known == [*MUTATIONS, *VARIATIONS]
     with pytest.raises(ValueError, match="no mutation other"):
         environment_of("other")
 
 
-def test_the_variation_breaks_nothing(tmp_path: Path) -> None:
+def test_a_variation_breaks_nothing(tmp_path: Path) -> None:
     done = run(_EARLY_MANIFEST, tmp_path, environment_of(COUNT_IN_SMALL_PARTS))
     assert done.stdout == "held\n", done.stderr
     assert is_active(COUNT_IN_SMALL_PARTS, done.stderr)
 
 
-@pytest.mark.parametrize("name", [*MUTATIONS, COUNT_IN_SMALL_PARTS])
+@pytest.mark.parametrize("name", [*MUTATIONS, *VARIATIONS])
 @pytest.mark.parametrize("what", ["method", "module"])
 def test_a_mutation_whose_target_has_gone_ends_every_process(tmp_path: Path, name: str, what: str) -> None:
     """Against a copy of the product in which the target is called otherwise."""

@@ -26,6 +26,7 @@ _FAILED = 70  # EX_SOFTWARE
 _LOST_NAMES = 3
 _SLOW_CHUNKS = 4
 _FEW_CHUNKS = 3
+_HURRIED_SECONDS = 0.003
 _SLOW_CHUNK_SECONDS = 4.0
 
 Method = Callable[..., Any]
@@ -148,6 +149,13 @@ def _count_few(original: Method) -> Method:
     return __init__
 
 
+def _hurry(original: Method) -> Method:
+    def seconds_between(self: object) -> float:
+        return _HURRIED_SECONDS
+
+    return seconds_between
+
+
 def _hand_on(original: Method) -> Method:
     """The product takes PYTHON* from its children; these are to be broken too."""
 
@@ -187,11 +195,12 @@ MUTATIONS: dict[str, tuple[Replacement, ...]] = {
 }
 
 
-# What breaks nothing, and has code run that otherwise takes more data than a test makes.
+# What breaks nothing, and has code run that otherwise takes more data, or time, than a test has.
 VARIATIONS: dict[str, tuple[Replacement, ...]] = {
     "count-in-small-parts": (
         Replacement("mirrorfs.replication.publishing.references", "References", "__init__", _count_few),
     ),
+    "scrub-in-a-hurry": (Replacement("mirrorfs.replication.scrubbing.scrub", "Scrub", "_seconds_between", _hurry),),
 }
 
 _ACTIVE: set[Replacement] = set()
