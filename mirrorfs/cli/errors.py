@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import click
 
+from mirrorfs.filesystem.condition import NotAsked
 from mirrorfs.output import printable, say
 from mirrorfs.own_files import NotOwn
 
@@ -52,7 +53,7 @@ def shown_errors() -> Iterator[None]:
         yield
     except (Failure, _ShownError):
         raise
-    except NotOwn as error:
+    except (NotOwn, NotAsked) as error:
         raise Failure(str(error)) from error
     except click.ClickException as error:
         raise _ShownError(error) from error

@@ -15,7 +15,7 @@ from mirrorfs.filesystem.mount_table import OwnMount, detach
 from mirrorfs.filesystem.operations import PassThrough
 from mirrorfs.filesystem.reading import read_in_a_row
 from mirrorfs.filesystem.shares import shares_of_requests
-from mirrorfs.filesystem.slots import Slots
+from mirrorfs.filesystem.slots import MOST_REQUESTS, Slots, Traffic
 from mirrorfs.filesystem.system_calls import open_file_system, unmount
 from mirrorfs.memory import use_one_arena
 
@@ -23,10 +23,8 @@ log = logging.getLogger(__name__)
 
 SUBTYPE = "mirrorfs"
 _READ_AHEAD_KIB = 4096
-# Requests that are served at a time. One costs little while it waits; who comes when all are stuck waits with them.
-_MOST_REQUESTS = 512
-# Of these, requests that nobody waits for yet: reading ahead, and closing. The kernel's limit of 12 is less than what
-# it reads ahead of one file: if that is stuck, no other file would be read any more.
+# Of MOST_REQUESTS, requests that nobody waits for yet: reading ahead, and closing. The kernel's limit of 12 is less
+# than what it reads ahead of one file: if that is stuck, no other file would be read any more.
 _MOST_IN_BACKGROUND = 384
 # From here on it reads only what somebody waits for.
 _CONGESTION = 256
@@ -43,6 +41,7 @@ async def serve(
     options: Sequence[str] = (),
     *,
     source: str = SUBTYPE,
+    traffic: Traffic | None = None,
     leaving: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -54,14 +53,14 @@ async def serve(
 
     `mount` says where, and knows afterwards which mount is ours.
     `options` are mount options as after -o (nosuid and nodev hold unless `suid` or `dev` is among them);
-    `source` is what shows as the mounted device; `leaving` is called before it unmounts when cancelled. One mount a
-    process, since pyfuse3 has one session only; to be run in the main thread.
+    `source` is what shows as the mounted device; `leaving` is called before it unmounts when cancelled;
+    `traffic` is kept up to date. One mount a process, since pyfuse3 has one session only; to be run in the main thread.
     Sets the umask of the process to 0 (the kernel applies the caller's).
     Raises MountError.
     """
     os.umask(0)
     use_one_arena()
-    session = _Session(operations, mount, leaving)
+    session = _Session(operations, mount, Traffic() if traffic is None else traffic, leaving)
     session.mount(_all_options(source, options))
     try:
         async with trio.open_nursery() as nursery:
@@ -77,8 +76,11 @@ async def serve(
 class _Session:
     """pyfuse3's session, with an orderly end."""
 
-    def __init__(self, operations: PassThrough, mount: OwnMount, leaving: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, operations: PassThrough, mount: OwnMount, traffic: Traffic, leaving: Callable[[], Awaitable[None]]
+    ) -> None:
         self._operations = operations
+        self._traffic = traffic
         self._leaving = leaving
         self._own = mount
         self._mountpoint = mount.path
@@ -86,7 +88,7 @@ class _Session:
 
     def mount(self, options: set[str]) -> None:
         self._refuse_loop()
-        Slots(shares_of_requests(self._operations.owners, _MOST_REQUESTS)).bound(self._operations)
+        Slots(shares_of_requests(self._operations.owners, MOST_REQUESTS), self._traffic).bound(self._operations)
         read_in_a_row(self._operations.is_waiting)
         try:
             pyfuse3.init(self._operations, self._mountpoint, options)
@@ -112,7 +114,7 @@ class _Session:
         """Serves until the mount is gone, cancelled or not: requests under way are answered."""
         try:
             with trio.CancelScope(shield=True), interrupted_reads():
-                await pyfuse3.main(max_tasks=_MOST_REQUESTS)
+                await pyfuse3.main(max_tasks=MOST_REQUESTS)
         finally:
             self.ended.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pyfuse3
@@ -11,6 +12,9 @@ import pyfuse3
 from mirrorfs.filesystem.shares import Shares
 
 Handler = Callable[..., Awaitable[Any]]
+
+MOST_REQUESTS = 512
+"""Requests that are served at a time. One costs little while it waits; who comes when all are stuck waits with them."""
 
 _OPENING = ("open", "create", "opendir")
 _BY_CALLER = (
@@ -36,6 +40,23 @@ _BY_CALLER = (
 _BY_HANDLE = ("read", "write", "flush", "fsync", "readdir", "fsyncdir")
 # What must not fail is not bounded: a handle is released once, and how many there are is bounded.
 _RELEASING = ("release", "releasedir")
+# Of nobody, and nobody waits for it.
+_FORGETTING = ("forget",)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """The requests of a mount, as its event loop sees them."""
+
+    under_way: int = 0
+    """How many are being served; as long as they are `MOST_REQUESTS`, no other one is even read."""
+    done: int = 0
+    """How many have been served."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether whoever asks for something now has to wait for others."""
+        return self.under_way >= MOST_REQUESTS
 
 
 class Slots:
@@ -44,8 +65,9 @@ class Slots:
     Who has his share gets EAGAIN: if he waited instead, he would have the slot in which he waits.
     """
 
-    def __init__(self, shares: Shares) -> None:
+    def __init__(self, shares: Shares, traffic: Traffic) -> None:
         self._shares = shares
+        self._traffic = traffic
         self._users: dict[int, int] = {}
 
     def bound(self, operations: pyfuse3.Operations) -> None:
@@ -55,9 +77,21 @@ class Slots:
             (_OPENING, self._opening),
             (_BY_HANDLE, self._by_handle),
             (_RELEASING, self._releasing),
+            ((*_BY_CALLER, *_BY_HANDLE, *_RELEASING, *_FORGETTING), self._counted),
         ):
             for name in names:
                 setattr(operations, name, bounded(getattr(operations, name)))
+
+    def _counted(self, handler: Handler) -> Handler:
+        async def answer(*arguments: Any) -> Any:  # noqa: ANN401
+            self._traffic.under_way += 1
+            try:
+                return await handler(*arguments)
+            finally:
+                self._traffic.under_way -= 1
+                self._traffic.done += 1
+
+        return answer
 
     def _by_caller(self, handler: Handler) -> Handler:
         async def answer(*arguments: Any) -> Any:  # noqa: ANN401 - as pyfuse3 gives and takes them

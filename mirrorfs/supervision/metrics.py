@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from mirrorfs import __version__
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
-from mirrorfs.filesystem.condition import Condition, condition_of
+from mirrorfs.filesystem.condition import Condition, NotAsked, condition_of
 from mirrorfs.output import printable
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.waiting import needs_an_administrator
@@ -40,8 +40,15 @@ def read_mount(datastore: str, mount: RunningMount | None) -> MountReading:
     label = printable(datastore)
     if mount is None:
         return MountReading(label, False, None, None)
-    is_up = condition_of(mount.mountpoint, _ANSWER_SECONDS) is Condition.SERVING
-    return MountReading(label, is_up, mount.journal_broken_since, _uploader_answer(mount))
+    return MountReading(label, _is_up(mount), mount.journal_broken_since, _uploader_answer(mount))
+
+
+def _is_up(mount: RunningMount) -> bool:
+    try:
+        return condition_of(mount.mountpoint, _ANSWER_SECONDS) is Condition.SERVING
+    except NotAsked:
+        # One mount that could not be asked must not cost what there is to tell of the others.
+        return False
 
 
 def _uploader_answer(mount: RunningMount) -> Answer | None:

@@ -22,6 +22,7 @@ from mirrorfs.filesystem.interception import Durability, Interception
 from mirrorfs.filesystem.mount import MountError, serve
 from mirrorfs.filesystem.mount_table import OwnMount, detach, is_mounted
 from mirrorfs.filesystem.operations import PassThrough
+from mirrorfs.filesystem.slots import Traffic
 from mirrorfs.journal.journal import JournalWriter
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.state.damage import set_state_aside, stored_identity
@@ -151,6 +152,7 @@ async def _run(
         journal, durability, uploader.wake, registration.set_journal_broken_since, chunk_store.appeared
     )
     shared = CHUNKS if chunk_store.may_be_native else None
+    traffic = Traffic()
 
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
         try:
@@ -159,6 +161,7 @@ async def _run(
                 mount,
                 settings.mount_options,
                 source=settings.uploader.datastore,
+                traffic=traffic,
                 leaving=chunk_store.leave,
                 task_status=task_status,
             )
@@ -188,7 +191,7 @@ async def _run(
                 log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
                 ready(note)
                 manager.tell(READY)
-                nursery.start_soon(Watchdog(manager, settings.mountpoint, root_descriptor).run)
+                nursery.start_soon(Watchdog(manager, settings.mountpoint, root_descriptor, traffic).run)
                 await trio.sleep_forever()
             finally:
                 reach("mount.before-end")

@@ -2,7 +2,8 @@
 
 An uploader that hangs is ended by the filesystem process, which starts another: PBS notices nothing. A filesystem
 process that hangs is ended by the service manager (systemd's WatchdogSec=), which no longer hears of it; that costs PBS
-its open files, so it is done only when the fault is surely ours and not the disk's.
+its open files, so it is done only when the fault is surely ours and neither the disk's nor the machine's: the event
+loop stands still, and tells nothing; or it lives, but the mount serves nobody though it could.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import partial
 import trio
 
 from mirrorfs.filesystem.condition import Condition, condition_of
+from mirrorfs.filesystem.slots import Traffic
 from mirrorfs.replication.parent import ALIVE_SECONDS
 from mirrorfs.supervision.notify import WATCHDOG, ServiceManager
 
@@ -57,15 +59,18 @@ class Watchdog:
         manager: ServiceManager,
         mountpoint: str,
         root_descriptor: int,
+        traffic: Traffic,
         *,
         condition: Callable[[str, float], Condition] = condition_of,
     ) -> None:
-        """`root_descriptor` is the backing directory; `condition` asks the mount, from outside, under a time limit."""
+        """`root_descriptor` is the backing directory, `traffic` the mount's; `condition` asks it as `condition_of`."""
         self._manager = manager
         self._mountpoint = mountpoint
         self._root_descriptor = root_descriptor
+        self._traffic = traffic
         self._condition = condition
-        # One thread that a dead disk keeps is enough.
+        # Of each kind one thread that a dead disk keeps is enough.
+        self._asking = trio.CapacityLimiter(1)
         self._disk = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
@@ -75,27 +80,48 @@ class Watchdog:
             return
         limit = seconds / _QUESTIONS
         while True:
+            begun = trio.current_time()
             if await self.is_well(limit):
                 self._manager.tell(WATCHDOG)
-            await trio.sleep(limit)
+            # A question that took all of it is followed by the next: each that is not put makes a kill more likely.
+            await trio.sleep_until(begun + limit)
 
     async def is_well(self, seconds: float) -> bool:
-        """Tell whether the mount answers within that many seconds, or its disk does not either."""
-        try:
-            condition = await trio.to_thread.run_sync(
-                partial(self._condition, self._mountpoint, seconds), abandon_on_cancel=True
-            )
-        except OSError as error:
-            log.warning("the mount cannot be asked whether it answers (%s): it is taken to be well", error)
-            return True
+        """Tell whether the mount answers within that many seconds from when it is asked, or cannot be blamed if not.
+
+        It cannot if nobody could ask it, if it has served others meanwhile (it is slow), if all that it can serve at a
+        time waits (a disk hangs: the event loop does not, since this runs in it), or if its disk does not answer.
+        """
+        done = self._traffic.done
+        condition = await self._ask(seconds)
         if condition not in (Condition.SILENT, Condition.DEAD):
             # Or it is not to be seen at its path, because something else was mounted over it.
             return True
-        if not await self._disk_answers(seconds):
+        if condition is Condition.SILENT and self._traffic.done != done:
+            log.warning("the mount has not answered within %.0f s, but serves others: that is waited for", seconds)
+        elif condition is Condition.SILENT and self._traffic.is_full:
+            log.warning("the mount does not answer, since a disk holds up all requests: that is waited for")
+        elif not await self._disk_answers(seconds):
             log.warning("the mount does not answer, since the datastore's disk does not: that is waited for")
-            return True
-        log.error("the mount has not answered within %.0f s, though the datastore's disk does", seconds)
-        return False
+        else:
+            log.error("the mount has not answered within %.0f s, though the datastore's disk does", seconds)
+            return False
+        return True
+
+    async def _ask(self, seconds: float) -> Condition | None:
+        """Return how the mount is; None if that could not be asked."""
+        # So long it may take to begin to ask, and so long to be answered. Nor may a disk that is not the datastore's,
+        # from which no process can be started any more, keep us.
+        with trio.move_on_after(2 * seconds):
+            try:
+                return await trio.to_thread.run_sync(
+                    partial(self._condition, self._mountpoint, seconds), abandon_on_cancel=True, limiter=self._asking
+                )
+            except OSError as error:
+                log.warning("the mount cannot be asked whether it answers (%s): it is taken to be well", error)
+                return None
+        log.warning("nobody could be made to ask the mount within %.0f s: it is taken to be well", 2 * seconds)
+        return None
 
     async def _disk_answers(self, seconds: float) -> bool:
         with trio.move_on_after(seconds):

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from mirrorfs.cli import metrics
-from mirrorfs.filesystem.condition import Condition
+from mirrorfs.filesystem.condition import Condition, NotAsked
 from mirrorfs.supervision import metrics as collection
 from mirrorfs.supervision import registry
 from mirrorfs.supervision.registry import Registration, RunningMount
@@ -225,6 +225,12 @@ def test_a_mount_that_is_dead_hangs_or_is_none_is_down(datastore: str, monkeypat
     for condition in (Condition.DEAD, Condition.SILENT):
         monkeypatch.setattr(collection, "condition_of", lambda *_, condition=condition: condition)
         assert values(printed(datastore)) == down
+
+    def fail(*_: object) -> Condition:
+        raise NotAsked("the machine is too busy")
+
+    monkeypatch.setattr(collection, "condition_of", fail)
+    assert values(printed(datastore)) == down
     monkeypatch.setattr(registry, "is_mounted", lambda _: False)
     assert values(printed(datastore)) == down
     assert values(printed(f"{datastore}-of-which-nothing-is-known")) == down

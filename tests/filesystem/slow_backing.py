@@ -3,7 +3,7 @@
 What has "slow" in its name can be held up, per operation; everything else, and what a disk's file system has in memory
 (attributes of known inodes), is answered at once. Commands come as lines on standard input: "hold OPERATION..." holds
 up these operations until "go"; "delay SECONDS" makes all of them take a random time up to that. Each request that is
-held up is told by a line "held OPERATION" on standard output.
+held up is told by a line "held OPERATION" on standard output. "traffic" is answered by "full" or "free".
 """
 
 import os
@@ -17,6 +17,7 @@ import trio
 from mirrorfs.filesystem.mount import serve
 from mirrorfs.filesystem.mount_table import OwnMount
 from mirrorfs.filesystem.operations import PassThrough
+from mirrorfs.filesystem.slots import Traffic
 
 _MARK = b"slow"
 BY_INODE = (
@@ -47,6 +48,7 @@ class SlowBacking(PassThrough):
 
     def __init__(self, root_descriptor: int) -> None:
         super().__init__(root_descriptor)
+        self.traffic = Traffic()
         self._held: frozenset[str] = frozenset()
         self._go = trio.Event()
         self._delay = 0.0
@@ -69,6 +71,8 @@ class SlowBacking(PassThrough):
             self._held = frozenset(arguments)
         elif command == "delay":
             self._delay = float(arguments[0])
+        elif command == "traffic":
+            print("full" if self.traffic.is_full else "free", flush=True)
         else:
             self._held = frozenset()
             self._go.set()
@@ -123,7 +127,8 @@ async def _run(directory: str, mountpoint: str) -> None:
     operations = SlowBacking(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     async def serve_until_unmounted(task_status: trio.TaskStatus[None]) -> None:
-        await serve(operations, OwnMount(mountpoint), ("suid", "dev"), task_status=task_status)
+        options = ("suid", "dev")
+        await serve(operations, OwnMount(mountpoint), options, traffic=operations.traffic, task_status=task_status)
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

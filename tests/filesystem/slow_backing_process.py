@@ -41,6 +41,9 @@ class SlowBackingProcess:
     def go(self) -> None:
         self._command("go")
 
+    def is_full(self) -> bool:
+        return "full" in self._command("traffic")
+
     def wait_until_held(self, count: int) -> None:
         for _ in range(count):
             assert self._line().startswith("held ")
@@ -56,12 +59,14 @@ class SlowBackingProcess:
         if mount_at(str(self._mountpoint)) is not None:
             detach(str(self._mountpoint))
 
-    def _command(self, *words: str) -> None:
+    def _command(self, *words: str) -> list[str]:
         assert self._process.stdin is not None
         self._process.stdin.write(" ".join(words) + "\n")
-        while self._line() != "obeyed":
+        said = []
+        while (line := self._line()) != "obeyed":
             # What was held meanwhile is known to be.
-            continue
+            said.append(line)
+        return said
 
     def _line(self) -> str:
         line = self._lines.get(timeout=_ANSWER_SECONDS)

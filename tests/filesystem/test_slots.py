@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pyfuse3
 import pytest
@@ -13,7 +14,7 @@ import trio
 import trio.testing
 
 from mirrorfs.filesystem.shares import Shares
-from mirrorfs.filesystem.slots import Slots
+from mirrorfs.filesystem.slots import MOST_REQUESTS, Slots, Traffic
 from tests.filesystem.conftest import PassThroughProcess
 from tests.filesystem.slow_backing_process import SlowBackingProcess
 
@@ -69,6 +70,24 @@ def test_one_user_does_not_take_all_requests(slow: tuple[PassThroughProcess, Slo
         assert set(answers) == {"ENODATA"}
 
 
+def test_the_event_loop_knows_when_all_requests_are_stuck(slow_base: tuple[Path, SlowBackingProcess]) -> None:
+    base, backing = slow_base
+    place = base / "backing"
+    for number in range(_CALLS):
+        (place / f"slow{number}").touch()
+    assert not backing.is_full()
+    backing.hold("getxattr")
+    with subprocess.Popen([_PYTHON, "-I", "-S", "-c", _PROGRAM], cwd=place, stdout=subprocess.PIPE) as asking:
+        assert asking.stdout is not None
+        try:
+            backing.wait_until_held(MOST_REQUESTS)
+            assert backing.is_full()
+        finally:
+            backing.go()
+        assert asking.stdout.read().split() == [b"ENODATA"] * _CALLS
+    assert not backing.is_full()
+
+
 class _Held(pyfuse3.Operations):
     def __init__(self) -> None:
         super().__init__()
@@ -91,8 +110,8 @@ def test_requests_with_a_handle_are_those_of_who_opened_it() -> None:
 
 
 async def _ask_by_handle() -> None:
-    held = _Held()
-    Slots(Shares(lambda: {34}, 20, 8)).bound(held)
+    held, traffic = _Held(), Traffic()
+    Slots(Shares(lambda: {34}, 20, 8), traffic).bound(held)
     context = pyfuse3.RequestContext()
     assert context.uid == 0
     async with trio.open_nursery() as nursery:
@@ -100,11 +119,14 @@ async def _ask_by_handle() -> None:
         for _ in range(20):
             nursery.start_soon(held.fsyncdir, 3, False)
         await trio.testing.wait_all_tasks_blocked()
-        assert held.under_way == 20
+        assert (held.under_way, traffic.under_way) == (20, 20)
         with pytest.raises(pyfuse3.FUSEError) as refused:
             await held.fsyncdir(3, False)
         assert refused.value.errno == errno.EAGAIN
         # What gives something back is never refused.
         await held.releasedir(3)
+        # Of these, the first was opening, one was refused, and one gave back.
+        assert traffic == Traffic(under_way=20, done=3)
         held.go.set()
     await held.fsyncdir(3, False)
+    assert traffic == Traffic(under_way=0, done=24)
