@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.mount_notes import drop_notes_of_ended_mounts
 from tests.watchdog import MARK, killing_mounts_after
 
 # Beyond a test's time limit: by then pytest has failed to end it.
@@ -35,6 +36,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if not any(item.get_closest_marker(name) for name in left_out)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def pytest_sessionfinish() -> None:
+    """Leave nothing behind of the mounts that were killed."""
+    drop_notes_of_ended_mounts()
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ from tests.harness.statistics import Statistics
 from tests.harness.steps import MOUNT_STEPS as STEPS
 from tests.harness.sweep import sweep_steps
 from tests.harness.world import World, WorldSettings
+from tests.mount_notes import drop_notes_of_ended_mounts
 from tests.stores.fault_rules import Fault
 from tests.stores.server import AnyStore
 
@@ -124,6 +125,7 @@ def run_round(
         statistics.violate([f"the harness itself failed in round {seed}: {error!r}\n{traceback.format_exc()}"])
     finally:
         shutil.rmtree(base, ignore_errors=True)
+        drop_notes_of_ended_mounts()
     for violation in statistics.violations[before:]:
         settings.tell(f"VIOLATION {violation}")
     if len(statistics.violations) > before:
