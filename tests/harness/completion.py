@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from tests.harness.administrator import Administrator
-from tests.harness.machine import REMOVALS_OPTION, Machine
+from tests.harness.machine import Machine
 from tests.harness.statistics import Statistics
 
 # What a store refused to delete is asked for again after an hour, if it does not say when it may be.
@@ -53,10 +53,7 @@ class Completion:
         if not self._mirror.is_alive() or (answer is not None and self._machine.has_a_step_fired):
             self._machine.mount()
             answer = self._mirror.wait(self._seconds)
-        if answer is not None and REMOVALS_OPTION in answer:
-            # The doubt came when the bucket had been read: the mount stands, and waits for an administrator.
-            self._mirror.umount()
-            self._machine.mount()
+        if self._machine.mount_as_asked_for(answer):
             answer = self._mirror.wait(self._seconds)
         if answer is not None and _REFUSED in answer:
             # Nothing refuses any more: whoever has ended the cause says so, or waits for the end of the pause.

@@ -17,7 +17,7 @@ from tests.hostile_documents import DOCUMENTS, MIB, blobs, index_header
 CLAIM = ".mirrorfs/claim.json"
 _TIME = "2026-01-01T00:00:00Z"
 _UNTIL_IT_IS_GONE = 120.0
-_LOOK_EVERY = 0.5
+_LOOK_EVERY = 1.0
 
 Planted = Mapping[str, bytes]
 
@@ -120,7 +120,7 @@ def _goes(world: World, planted: Planted) -> bool:
         if time.monotonic() > deadline:
             return False
         world.mount()
-        time.sleep(_LOOK_EVERY)
+        world.mount_as_asked_for(world.mirror.wait(_LOOK_EVERY))
     return True
 
 

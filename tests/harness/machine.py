@@ -71,6 +71,15 @@ class Machine:
             self._statistics.violate([f"P2 the mount fails: {sentence}"])
             raise WorldEnded(sentence)
 
+    def mount_as_asked_for(self, answer: str | None) -> bool:
+        """Mount anew, and say that removals are meant, if that is what `answer` asks; whether it was."""
+        if answer is None or REMOVALS_OPTION not in answer:
+            return False
+        # The doubt came when the bucket had been read: the mount stands, and waits for an administrator.
+        self.mirror.umount()
+        self.mount()
+        return True
+
     def _mount_as_meant(self) -> str | None:
         """Mount; when most snapshots are gone and no journal tells why, the mount asks, and it was meant."""
         sentence = self.mirror.mount()

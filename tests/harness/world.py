@@ -180,6 +180,10 @@ class World:
         if self.model.half_removed:
             self._remove_halves()
 
+    def mount_as_asked_for(self, answer: str | None) -> None:
+        """Mount anew, and say that removals are meant, if that is what the mirror asks in `answer`."""
+        self._machine.mount_as_asked_for(answer)
+
     def kill_mount(self) -> None:
         """Kill the filesystem process; what is under way through it fails, and may."""
         self._machine.kill_mount()
