@@ -486,7 +486,7 @@ def content_of(body: Any) -> Content:  # noqa: ANN401
         return body.content
     if isinstance(body, str):
         return body.encode()
-    return body if isinstance(body, bytes) else bytes(body.read())
+    return body if isinstance(body, (bytes, memoryview)) else bytes(body.read())
 
 
 def _text(value: str | bytes) -> str:
