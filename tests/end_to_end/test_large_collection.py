@@ -24,7 +24,7 @@ _PAUSE_SECONDS = 0.3
 _CHUNK_STORES = pytest.mark.parametrize("chunk_store", ["native", "fuse"])
 
 
-@_CHUNK_STORES
+@pytest.mark.parametrize("chunk_store", ["native", pytest.param("fuse", marks=pytest.mark.long)])
 @pytest.mark.timeout(600)
 def test_a_garbage_collection_of_2200_chunks_leaves_exactly_what_is_needed(
     mirror: MirrorUnderTest, chunk_store: str

@@ -25,7 +25,7 @@ _SETTINGS = settings(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [0, 1, *(pytest.param(number, marks=pytest.mark.long) for number in range(2, 6))])
+@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.long) for number in range(1, 6))])
 def test_nothing_is_lost_whatever_happens(own_store: StoreServer, number: int) -> None:
     machine = machine_for(own_store, own_store.create_bucket(), chunk_store=("auto", "fuse")[number % 2])
     seed(number)(machine)
