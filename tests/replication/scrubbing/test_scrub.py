@@ -370,11 +370,20 @@ async def test_a_loss_is_not_read_again_when_nothing_is_to_be_read(
 ) -> None:
     await lose(world, "flipped")
     monkeypatch.setattr(losses, "_RECHECK_SECONDS", 0.01)
+    looks: list[bool] = []
+    look_again = losses.Losses._look_again
+
+    async def counted(self: losses.Losses, *, reads: bool) -> None:
+        await look_again(self, reads=reads)
+        looks.append(reads)
+
+    monkeypatch.setattr(losses.Losses, "_look_again", counted)
     async with world.running() as running, trio.open_nursery() as nursery:
         await running.settled()
         world.store.requests.clear()
         nursery.start_soon(scrub_at(running, 0.0).run)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        with trio.fail_after(60):
+            await until(lambda: len(looks) >= 3)
         assert world.store.requests == []
         # What the datastore has again is sent as ever, and the loss is over.
         world.datastore.back_up(SECOND.replace("02T", "03T"), ["a"])
