@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import trio
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.group_files import check_notes, check_owner
-from mirrorfs.datastore.names import GROUP_FILE_NAMES, NAMESPACE_MARKER_NAME, GroupId, NamespaceId
+from mirrorfs.datastore.names import GROUP_FILE_NAMES, MANIFEST_NAME, NAMESPACE_MARKER_NAME, GroupId, NamespaceId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.outlook import Forecast, Outlook
@@ -24,8 +26,9 @@ _CHECKS = {_OWNER: check_owner, "notes": check_notes}
 class GroupMirror:
     """A group's owner and notes stand in the bucket as long as a snapshot of the group does.
 
-    A group always has an owner in PBS. One that has none any more is about to go as a whole: then both stay until the
-    last of its snapshots has left the bucket.
+    A group that has no owner any more, or none of the snapshots that the bucket has of it, is about to go as a whole:
+    PBS takes its snapshots first and these two after them, one by one. Then both stay until the last of its snapshots
+    has left the bucket, so that a deleted snapshot is kept with the notes of its group.
     """
 
     def __init__(self, tree: Tree, replica: Replica, state: CommittedState) -> None:
@@ -64,9 +67,16 @@ class GroupMirror:
 
     def _wanted(self, group: GroupId, path: str) -> tuple[bytes | None, bool]:
         """Return what the object of a file is to be, None for nothing, and whether one that is there may go then."""
-        stays = self._state.view(lambda transaction: has_snapshots(transaction, group))
-        data = self._read(group, path) if stays else None
-        return data, data is None and (not stays or self._tree.exists(f"{group.path}/{_OWNER}"))
+        if not self._state.view(lambda transaction: has_snapshots(transaction, group)):
+            return None, True
+        data = self._read(group, path)
+        return data, data is None and not self._is_about_to_go(group)
+
+    def _is_about_to_go(self, group: GroupId) -> bool:
+        if not self._tree.exists(f"{group.path}/{_OWNER}"):
+            return True
+        snapshots = self._state.view(lambda transaction: list(_mirrored(transaction, group)))
+        return not any(self._tree.exists(f"{path}/{MANIFEST_NAME}") for path in snapshots)
 
     def outlook(self, group: GroupId) -> dict[str, Forecast]:
         """Tell what `settle` would do about owner and notes, by their paths; nothing for what is as it should be.
@@ -169,4 +179,8 @@ def _marker_path(namespace: NamespaceId) -> str:
 
 def has_snapshots(transaction: StateTransaction, within: GroupId | NamespaceId) -> bool:
     """Tell whether a published snapshot, or one that is about to be, stands in a group or namespace."""
-    return any(snapshot.phase.counts_references for _, snapshot in transaction.snapshots.below(within.path))
+    return any(True for _ in _mirrored(transaction, within))
+
+
+def _mirrored(transaction: StateTransaction, within: GroupId | NamespaceId) -> Iterator[str]:
+    return (path for path, known in transaction.snapshots.below(within.path) if known.phase.counts_references)

@@ -109,3 +109,22 @@ async def test_a_namespace_with_backups_that_is_no_directory_keeps_its_marker(wo
     problems = await world.converge()
     assert "no directory" in problems["ns/a"]
     assert world.store.objects[content_key(MARKER)] == b""
+
+
+async def test_notes_of_a_group_that_is_about_to_go_stay_until_its_snapshots_have_left(world: World) -> None:
+    """PBS takes a group's snapshots, then its notes, then its owner; the notes may be looked at in between."""
+    world.datastore.back_up(FIRST, "a")
+    world.datastore.write(OWNER, b"backup@pbs!client\n")
+    world.datastore.write(NOTES, b"web shop")
+    async with world.running() as running:
+        await running.settled()
+        shutil.rmtree(world.datastore.root / FIRST)
+        world.datastore.remove(NOTES)
+        running.changed(NOTES)
+        await running.settled()
+        assert world.store.objects[content_key(NOTES)] == b"web shop"
+        shutil.rmtree(world.datastore.root / "vm/100")
+        running.changed("vm/100/owner", FIRST)
+        await running.settled()
+        assert content_key(NOTES) not in world.store.objects
+    world.check()
