@@ -78,6 +78,6 @@ def test_each_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
 
 
 def test_each_is_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     for name in SETTINGS:
         assert f"--{name.replace('_', '-')}" in text
