@@ -138,7 +138,8 @@ class SnapshotPublication:
                 await self._namespaces.settle_with_parents(snapshot.group.namespace)
                 return True
             try:
-                await self._publish(snapshot, local, at_a_glance)
+                if not await self._publish(snapshot, local, at_a_glance):
+                    return False
                 await self._settle_extras(snapshot, local)
             except (StoreRejected, ConfirmationFailed) as error:
                 raise self._problems.refusal(snapshot.path, error) from error
@@ -198,7 +199,8 @@ class SnapshotPublication:
             self._replica.is_confirmed(f"{snapshot.path}/{name}", data) for name, data in extras.items()
         )
 
-    async def _publish(self, snapshot: SnapshotId, local: LocalManifest, at_a_glance: bool) -> None:
+    async def _publish(self, snapshot: SnapshotId, local: LocalManifest, at_a_glance: bool) -> bool:
+        """Returns False, with the manifest as it was in the bucket, where the datastore's has gone meanwhile."""
         path = snapshot.path
         known = self._state.view(lambda transaction: transaction.snapshots.get(path))
         if known is None or not known.phase.counts_references or known.files != local.files:
@@ -208,6 +210,9 @@ class SnapshotPublication:
         await self._namespaces.settle_with_parents(snapshot.group.namespace)
         await self._settle_group(snapshot.group)
         if not self._replica.is_confirmed(snapshot.manifest_path, local.data):
+            # A snapshot goes before the owner of its group: if it is still there, the group was whole when it was read.
+            if not await trio.to_thread.run_sync(self._tree.exists, snapshot.manifest_path):
+                return False
             await self._ownership.confirm()
         reach("publication.before-manifest")
         await self._replica.put(snapshot.manifest_path, local.data)
@@ -219,6 +224,7 @@ class SnapshotPublication:
             reach("publication.recorded")
             log.info("%s published", path)
             _warn_of_another_name(snapshot, local.manifest)
+        return True
 
     async def _settle_group(self, group: GroupId) -> None:
         try:

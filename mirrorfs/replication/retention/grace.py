@@ -82,10 +82,10 @@ class Grace:
             await self._keep(snapshot, known)
 
     async def _keep(self, snapshot: SnapshotId, known: SnapshotState) -> None:
-        await self._end(snapshot.path)
         contents = self._state.view(lambda transaction: list(transaction.contents.below(snapshot.path)))
         if not any(content.path == snapshot.manifest_path for content in contents):
             return
+        await self._end(snapshot.path)
         try:
             await self._copy(snapshot, known, contents)
         except ObjectMissing as error:

@@ -73,7 +73,9 @@ class SnapshotRetention:
                     # Once for all: by the time that the claim was looked at, the clock may have been set back.
                     self._refuse_before_retry(snapshot)
                     gone.append(snapshot)
-        admitted = await self._waves.admit(await self._absences.pass_on(gone))
+        unpublished = [snapshot for snapshot in gone if self._was_never_up(snapshot)]
+        judged = [snapshot for snapshot in gone if snapshot not in unpublished]
+        admitted = [*unpublished, *await self._waves.admit(await self._absences.pass_on(judged))]
         if admitted:
             await self._ownership.confirm_for_removal()
         for snapshot in admitted:
@@ -93,6 +95,16 @@ class SnapshotRetention:
         if self._state.view(lambda transaction: transaction.retention.refused(snapshot.path)) is not None:
             await self._state.apply(lambda transaction: transaction.retention.clear_refused([snapshot.path]))
             reach("retention.refusal-over")
+
+    def _was_never_up(self, snapshot: SnapshotId) -> bool:
+        """Tell whether it went before it was published, so that nobody can miss it in the bucket."""
+        return self._state.view(
+            lambda transaction: (
+                transaction.contents.get(snapshot.manifest_path) is None
+                and (known := transaction.snapshots.get(snapshot.path)) is not None
+                and known.phase is SnapshotPhase.COMMITTED
+            )
+        )
 
     def _is_gone(self, snapshot: SnapshotId) -> bool:
         return not self._tree.exists(snapshot.manifest_path)

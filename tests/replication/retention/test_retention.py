@@ -399,6 +399,34 @@ async def _killed_all_along(world: World, change: Callable[[], object]) -> None:
 # --- waves
 
 
+async def test_what_is_forgotten_while_it_is_published_never_is_and_spares_an_earlier_copy(world: World) -> None:
+    """Its owner may be gone when it is looked for: a snapshot without one must not stand there, nor be kept or held."""
+    world.retention = RetentionSettings(delete_after=10 * DAY, max_delete_fraction=0.1)
+    world.unseen_after = 7 * DAY
+    world.datastore.back_up(FIRST, ["a"])
+    world.datastore.write("vm/100/owner", b"backup@pbs\n")
+    async with world.running() as running:
+        await running.settled()
+        await forget(running, world, FIRST)
+        await running.mirror.approve_removals()
+        await running.settled()
+        earlier = deleted_objects(world)
+        assert deleted_snapshots(world) == {FIRST}
+        world.datastore.back_up(FIRST, ["b"])
+        gate = world.store.gate("put", content_key(f"{FIRST}/{INDEX}"))
+        running.changed(FIRST)
+        await gate.reached.wait()
+        world.datastore.forget_group("vm/100")
+        running.changed("vm/100", FIRST)
+        gate.opened.set()
+        await running.settled()
+        assert held(running) == set()
+        assert running.problems() == {}
+    assert published(world.store.objects) == set()
+    assert deleted_objects(world) == earlier
+    world.check()
+
+
 async def test_a_small_wave_goes_and_a_large_one_is_held(world: World) -> None:
     world.retention = CAUTIOUS
     names = snapshots_of(8)
