@@ -1,4 +1,4 @@
-"""What the documentation says of the code is so: the names that "A walk" gives exist, and lead to few files."""
+"""The documentation keeps to what is so: names of code, commands and their options, links; and to short lines."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import re
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from mirrorfs.cli import settings_file
+from tests.cli.command_lines import COMMANDS, command_of, options_of, understand
+from tests.documents import ROOT, Document, documents
+
 HOW_IT_WORKS = (ROOT / "docs" / "how-it-works.md").read_text()
 # `path/of/module.py: name` or `path/of/module.py: Class.member`
 PLACE = re.compile(r"`(mirrorfs/[a-z0-9_/]+\.py): ([A-Za-z_][A-Za-z0-9_.]*)`")
@@ -20,6 +24,33 @@ PARTS = dict(re.findall(r"^### (.+?)\n(.*?)(?=^### |\Z)", WALK, re.MULTILINE | r
 INDEX = PARTS.pop("Where to look")
 QUESTIONS = re.findall(r"^\| (.+?\?) \| (.+) \|$", INDEX, re.MULTILINE)
 STEP = re.compile(r"^\d+\. .*(?:\n(?!\d+\. |\n).*)*", re.MULTILINE)
+
+LONGEST_LINE = 100
+# Those that are still to be wrapped; whoever has done so takes one out here.
+LONGER_LINES = {
+    "README.md",
+    "docs/bucket-layout.md",
+    "docs/dependencies.md",
+    "docs/how-it-works.md",
+    "docs/operating.md",
+    "docs/performance.md",
+    "docs/reliability.md",
+    "docs/replay.md",
+    "docs/security.md",
+    "docs/semantics.md",
+}
+# Options of other programs that documents speak of in a span of their own.
+OTHERS_OPTIONS = {
+    "--overwrite-in-use",
+    "--reuse-datastore",
+    "--destroy-data",
+    "--port",
+    # scripts/demo
+    "--keep",
+}
+# What these say of options is about scripts.
+OF_SCRIPTS = {"docs/performance.md", "docs/reliability.md"}
+ALL_OPTIONS = {option for command in COMMANDS.values() for option in options_of(command)}
 
 
 @cache
@@ -71,3 +102,74 @@ def test_modules_that_are_mentioned_are_there(document: Path) -> None:
     mentioned = set(MODULE.findall(document.read_text()))
     missing = [name for name in mentioned if not ((ROOT / "mirrorfs" / name).is_file() or (ROOT / name).is_file())]
     assert missing == []
+
+
+each_document = pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
+
+
+@each_document
+def test_lines_are_short(document: Document) -> None:
+    """But for code, rows of tables, and what has no blank at which it could be broken."""
+    too_long = [
+        f"{document.name}:{line.number}"
+        for line in document.lines
+        if len(line.text) > LONGEST_LINE
+        and not line.is_code
+        and not line.text.lstrip().startswith("|")
+        and " " in re.sub(r"^\s*([-*]|\d+\.)?\s*", "", line.text)
+    ]
+    assert bool(too_long) == (document.name in LONGER_LINES), too_long
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [(document.name, line) for document in documents() for line in document.commands]
+)
+def test_a_command_in_a_document_is_understood(
+    name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings_file, "SETTINGS_BASE", str(tmp_path))
+    try:
+        understand(line, tmp_path)
+    except click.UsageError as error:
+        pytest.fail(f"{name}: {line}: {error.format_message()}")
+
+
+@each_document
+def test_commands_that_the_text_names_are_there_with_their_options(document: Document) -> None:
+    for span in document.spans:
+        words = span.split()
+        if words[0] != "mirrorfs" or len(words) == 1:
+            continue
+        try:
+            command, rest = command_of(words[1:])
+        except KeyError:
+            pytest.fail(f"{document.name}: there is no command like `{span}`")
+        options = {word.partition("=")[0] for word in rest if word.startswith("-")}
+        assert options <= options_of(command) | {"--help", "--version"}, f"{document.name}: `{span}`"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [document for document in documents() if document.name not in OF_SCRIPTS],
+    ids=lambda document: document.name,
+)
+def test_options_that_the_text_names_are_there(document: Document) -> None:
+    named = {re.split(r"[ =]", span)[0] for span in document.spans if span.startswith("--")}
+    assert named - ALL_OPTIONS <= OTHERS_OPTIONS
+
+
+@each_document
+def test_links_lead_somewhere(document: Document) -> None:
+    for link in document.links:
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.path.parent / path).resolve() if path else document.path
+        assert target.exists(), f"{document.name}: {link}"
+        if anchor:
+            assert anchor in Document(target).anchors, f"{document.name}: {link}"
+
+
+@pytest.mark.parametrize("document", documents()[1:], ids=lambda document: document.name)
+def test_the_readme_leads_to_each_document(document: Document) -> None:
+    assert document.name in {link.partition("#")[0] for link in documents()[0].links}
