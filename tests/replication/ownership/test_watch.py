@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -103,11 +103,19 @@ def pace(monkeypatch: pytest.MonkeyPatch, *, look: float = 3600.0, renewal: floa
 
 
 @pytest.fixture
-async def watched(tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
+def opened(tmp_path: Path) -> Iterator[State]:
+    """Closed after all tasks of a test, which may be about to write, have ended: that is when plain fixtures end."""
+    state = State(str(tmp_path / "state"))
+    yield state
+    state.close()
+
+
+@pytest.fixture
+async def watched(opened: State, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
     pace(monkeypatch)
     store = WatchedStore()
     bucket = Bucket(BucketLayout("name"), cast(ObjectStore, store))
-    state = CommittedState(State(str(tmp_path / "state")))
+    state = CommittedState(opened)
     nursery.start_soon(state.run)
     lost: list[str] = []
     stale: list[str] = []
@@ -116,7 +124,6 @@ async def watched(tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.Mon
     await made.begin()
     yield made
     nursery.cancel_scope.cancel()
-    state.close()
 
 
 async def test_a_bucket_that_is_ours_is_confirmed_by_a_look_that_begins_after_the_question(watched: Watched) -> None:
