@@ -13,5 +13,5 @@ view_options, selection_options, retention_options, limit_options, durations, ra
 setting is what an option of a mount is, settings_file where it may stand too, settings_text how it is told, config
 (with config_check) the command for all that, and reload has a mount read them again. mounted is what those about a
 mount begin with, bucket_reading how those that read a whole bucket run, errors is how they end badly, screen what is
-drawn on a terminal, verdict how a mirror is in one word.
+drawn on a terminal.
 """

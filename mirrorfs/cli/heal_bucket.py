@@ -11,7 +11,7 @@ import rich.filesize
 
 from mirrorfs import interpreter
 from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.mounted import lingering_at, require_serving
+from mirrorfs.cli.mounted import require_serving
 from mirrorfs.cli.replay_run import shown_progress as run_progress
 from mirrorfs.cli.replay_run import told_errors, unsettled
 from mirrorfs.cli.restore_progress import count
@@ -27,6 +27,7 @@ from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.engine import Engine
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.work.items import path_in_bucket
+from mirrorfs.supervision.asking import lingering_at
 from mirrorfs.supervision.registry import state_directory_of
 from mirrorfs.supervision.settings import MountSettings
 

@@ -8,22 +8,21 @@ from typing import Any, NoReturn
 
 import click
 
-from mirrorfs.chunkstore.attachment import is_attached
 from mirrorfs.cli.durations import Duration
 from mirrorfs.cli.errors import Failure, require_root
-from mirrorfs.cli.mounted import locate, require_serving
+from mirrorfs.cli.mounted import locate
 from mirrorfs.cli.screen import clear
 from mirrorfs.cli.settings_file import DATASTORE
-from mirrorfs.cli.verdict import verdict
-from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
+from mirrorfs.cli.wait import describe_broken_journal
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import say, say_json
 from mirrorfs.own_files import NotOwn
-from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.control import Answer
+from mirrorfs.replication.verdict import Word
 from mirrorfs.replication.waiting import needs_an_administrator
-from mirrorfs.supervision.registry import RunningMount, find, running_mounts, state_directory_of
+from mirrorfs.supervision import asking
+from mirrorfs.supervision.registry import RunningMount, running_mounts
 
-_ANSWER_SECONDS = 10.0
 _WATCH_SECONDS = 2.0
 # The uploader's phase in which nothing is known of the store, for it or against it.
 _BEFORE_THE_FIRST_ANSWER = "waiting for the store"
@@ -96,7 +95,7 @@ def command(datastore: str | None, as_json: bool, watch: bool, check: bool, warn
     if check:
         _check(path, warning, critical)
     while True:
-        answer = _with_verdict(_ask(path), warning)
+        answer = _read(path, warning)
         if watch:
             clear()
         if as_json:
@@ -106,27 +105,28 @@ def command(datastore: str | None, as_json: bool, watch: bool, check: bool, warn
         if not watch:
             break
         time.sleep(_WATCH_SECONDS)
-    if answer["problems"] or needs_an_administrator(answer) or answer["journal_broken_since"] is not None:
+    if _is_to_be_mended(answer):
         raise SystemExit(1)
 
 
-def _with_verdict(answer: Answer, warning: float) -> Answer:
-    judged = verdict(answer, warning)
-    return {"word": judged.word.value, "why": judged.why, "to_do": judged.to_do, **answer}
+def _is_to_be_mended(answer: Answer) -> bool:
+    """Tell whether the exit code of `status` is 1."""
+    wrong = (answer["problems"], answer["failing_processes"], needs_an_administrator(answer))
+    return any(wrong) or answer["journal_broken_since"] is not None
 
 
 def _check(path: str, warning: float, critical: float) -> NoReturn:
     """Print the line of a plugin, and end with its exit code; whatever goes wrong is one too."""
     try:
-        answer = _ask(path)
+        answer = _read(path, warning)
     except (Failure, NotOwn) as error:
         say(f"MIRRORFS CRITICAL - {error}")
         raise SystemExit(2) from None
-    judged, age = verdict(answer, warning), answer["recovery_point"]["age_seconds"]
-    code = 2 if age > critical else judged.word.exit_code
+    age = answer["recovery_point"]["age_seconds"]
+    code = 2 if age > critical else Word(answer["word"]).exit_code
     backlog = answer.get("backlog", {}).get("bytes_at_least", 0)
     say(
-        f"MIRRORFS {('OK', 'WARNING', 'CRITICAL')[code]} - {judged.word.value}: {judged.why} "
+        f"MIRRORFS {('OK', 'WARNING', 'CRITICAL')[code]} - {answer['word']}: {answer['why']} "
         f"| recovery_point={age:.0f}s;{warning:.0f};{critical:.0f};0 backlog={backlog}B;;;0"
     )
     raise SystemExit(code)
@@ -156,28 +156,11 @@ def _mount_answer(mount: RunningMount) -> dict[str, Any]:
     }
 
 
-def _ask(path: str) -> Answer:
-    require_serving(path)
-    directory = state_directory_of(path)
+def _read(path: str, warning: float) -> Answer:
     try:
-        answer = ask(directory.control_socket, "status", _ANSWER_SECONDS)
-    except (ConnectionError, FileNotFoundError):
-        raise Failure(
-            f"the uploader of {path} does not run at this moment; the mount starts it again and backups go on. "
-            f"If this lasts, see {directory.log_file}"
-        ) from None
-    except TimeoutError:
-        raise Failure(f"the uploader of {path} has not answered within {_ANSWER_SECONDS:g} s") from None
-    # Known to the filesystem process alone.
-    return {**answer, "journal_broken_since": journal_broken_since(path), "chunk_store": _chunk_store(path)}
-
-
-def _chunk_store(path: str) -> dict[str, str]:
-    mount = find(path)
-    if is_attached(path):
-        return {"in_use": "native", "reason": ""}
-    reason = "it is not known why" if mount is None else mount.chunks_reason
-    return {"in_use": "fuse", "reason": reason or "something has unmounted .chunks from it"}
+        return asking.read_status(path, warning)
+    except asking.NoAnswer as error:
+        raise Failure(str(error)) from None
 
 
 def _describe(answer: Answer) -> list[str]:
@@ -214,6 +197,7 @@ def _describe(answer: Answer) -> list[str]:
         )
     if answer["journal_broken_since"] is not None:
         lines.append(f"journal     {describe_broken_journal(answer['journal_broken_since'])}")
+    lines += [f"failing     {_describe_failing(failing)}" for failing in answer["failing_processes"]]
     if answer["foreign"]["count"]:
         lines.append(f"foreign     {answer['foreign']['count']} names that are none of PBS's, passed through only")
         lines += [f"              {name!r}" for name in answer["foreign"]["examples"]]
@@ -231,6 +215,11 @@ def _describe(answer: Answer) -> list[str]:
         lines.append(f"problems    {sum(problem.get('count', 1) for problem in answer['problems'])}")
         lines += [f"              {problem['name']}: {problem['reason']}" for problem in answer["problems"]]
     return lines
+
+
+def _describe_failing(failing: dict[str, Any]) -> str:
+    since = _time(failing["since"])
+    return f"the {failing['process']} has died {failing['deaths']} times in a row since {since}: it {failing['last']}"
 
 
 def _describe_recovery_point(point: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import signal
 import click
 
 from mirrorfs.cli.errors import Failure, require_root
-from mirrorfs.cli.mounted import describe_silence, lingering_at, locate
+from mirrorfs.cli.mounted import locate
 from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.cli.wait import wait_until_published
@@ -18,6 +18,7 @@ from mirrorfs.database.directory import StateDirectory
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.mount_table import FILE_SYSTEM_TYPE, detach, mount_at
 from mirrorfs.output import say
+from mirrorfs.supervision.asking import describe_silence, lingering_at
 from mirrorfs.supervision.attached_chunks import unmount_with_chunks, users_of_chunks
 from mirrorfs.supervision.registry import RunningMount, find, unregister
 from mirrorfs.supervision.users import LET_GO, MountUser, copies_of, holders_of, lives, named, users_of

@@ -36,6 +36,7 @@ from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.drain import Drain
 from mirrorfs.replication.work.worklist import Worklist
+from mirrorfs.restarts import Failing
 from mirrorfs.state.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,11 @@ class Engine:
         """What has been under way without progress for too long: in words, and for how many seconds."""
         of_workers = (entry for worker in self._workers for entry in worker.without_answer(QUIET_SECONDS))
         return [*self.bucket.store.requests_without_progress, *of_workers]
+
+    @property
+    def failing_workers(self) -> list[Failing]:
+        """The workers that die again and again; what they were to send is sent all the same, more slowly."""
+        return [worker.failing for worker in self._workers if worker.failing is not None]
 
     def impatient_store(self) -> ObjectStore:
         """Return the store as it is for whoever wants to hear at once how things are: each request has one try."""

@@ -69,6 +69,7 @@ class UploaderStatus:
             "store": self._store_answer(),
             "claim": self._claim_answer(),
             "uploaded": self._uploaded_answer(),
+            "failing_processes": [asdict(failing) for failing in self._engine.failing_workers],
             **self._state.view(lambda transaction: _state_answer(transaction, self._settings.retention)),
         }
 

@@ -8,5 +8,5 @@ one mirror), uploader_process (the process that mirrors, as seen from here), tri
 ending (at a signal), reloading (at SIGHUP, with changes that tells what may be other, and reload_request for who wants
 an answer) and unmounting (by somebody else). foreground and __main__ are the two ways to run it; watchdog sees that
 both processes work; registry (which mounts are up), notify (systemd), metrics (Prometheus), users (who keeps it busy)
-and attached_chunks (who uses these, and unmounting with them) are what others see.
+attached_chunks (who uses these, and unmounting with them) and asking (how both processes are) are what others see.
 """

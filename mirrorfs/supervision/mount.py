@@ -130,13 +130,6 @@ async def _run(
     deadline: Deadline,
 ) -> None:
     trimming = Trimming(journal)
-    uploader = UploaderProcess(
-        replace(settings.uploader, root_descriptor=root_descriptor, journal_sequence=journal.sequence),
-        done=trimming.done_up_to,
-        died=journal.clear_dead_readers,
-        catch_up=chunk_store.catch_up,
-    )
-    reloading = Reloading(settings, uploader)
     registration = Registration(
         RunningMount(
             settings.uploader.datastore,
@@ -148,6 +141,14 @@ async def _run(
             directory="" if settings.invocation is None else settings.invocation.directory,
         )
     )
+    uploader = UploaderProcess(
+        replace(settings.uploader, root_descriptor=root_descriptor, journal_sequence=journal.sequence),
+        done=trimming.done_up_to,
+        died=journal.clear_dead_readers,
+        catch_up=chunk_store.catch_up,
+        failing=registration.set_uploader_failing,
+    )
+    reloading = Reloading(settings, uploader)
     interception = Interception(
         journal, durability, uploader.wake, registration.set_journal_broken_since, chunk_store.appeared
     )

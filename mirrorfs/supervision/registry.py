@@ -17,6 +17,7 @@ from mirrorfs.database.directory import (
     escaped_name,
 )
 from mirrorfs.filesystem.mount_table import is_mounted
+from mirrorfs.restarts import Failing
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class RunningMount:
     """Those of the `mirrorfs mount` that made it."""
     directory: str = ""
     """The working directory by which paths in the arguments are meant."""
+    uploader_failing: Failing | None = None
+    """How it was with the uploader when it died last, if it had died again and again."""
 
 
 class Registration:
@@ -68,6 +71,11 @@ class Registration:
         """Note how chunks are reached; raises nothing."""
         now = replace(self._mount, chunks_are_native=in_use.is_native, chunks_reason=in_use.reason)
         self._note(now, "with the chunk store")
+
+    def set_uploader_failing(self, failing: Failing | None) -> None:
+        """Note whether the uploader dies again and again; raises nothing."""
+        if failing != self._mount.uploader_failing:
+            self._note(replace(self._mount, uploader_failing=failing), "with the uploader")
 
     def _note(self, mount: RunningMount, subject: str) -> None:
         self._mount = mount
@@ -163,6 +171,8 @@ def _read(path: str) -> RunningMount | None:
         value = json.loads(own_files.read_file(path))
         # A newer version may have noted more; an entry that is none of ours is as good as none.
         noted = {name: value[name] for name in value if name in RunningMount.__dataclass_fields__}
+        failing = noted.get("uploader_failing")
+        noted["uploader_failing"] = None if failing is None else Failing(**failing)
         return RunningMount(**{**noted, "arguments": tuple(noted.get("arguments", ()))})
     except (FileNotFoundError, ValueError, TypeError):
         return None

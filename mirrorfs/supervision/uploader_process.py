@@ -21,13 +21,11 @@ from mirrorfs.objectstore.rate_schedule import RateLimits
 from mirrorfs.replication.control import stream_lines
 from mirrorfs.replication.parent import CAUGHT_UP, LIMITS
 from mirrorfs.replication.settings import BEGIN_AGAIN, UploaderSettings
+from mirrorfs.restarts import Failing, Restarts
 from mirrorfs.supervision.watchdog import SignsOfLife
 
 log = logging.getLogger(__name__)
 
-_FIRST_DELAY = 1.0
-# An uploader that has lived so long was well: the next death starts with the first delay again.
-_WELL_AFTER = 60.0
 # It ends itself after 3 s; the mount's own end is promised within 5 s.
 _END_SECONDS = 3.5
 
@@ -50,9 +48,10 @@ class UploaderProcess:
         done: Callable[[Position], None],
         died: Callable[[], None],
         catch_up: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+        failing: Callable[[Failing | None], None] = lambda _: None,
     ) -> None:
         """`done` hears how far the journal is dealt with; `died` is called after each unexpected end; `catch_up` is to
-        return when the journal holds everything that has happened.
+        return when the journal holds everything that has happened; `failing` hears at each end whether it keeps dying.
 
         `died` is called in a thread, and may raise DatabaseError, which is logged.
         """
@@ -61,6 +60,8 @@ class UploaderProcess:
         self._done = done
         self._died = died
         self._catch_up = catch_up
+        self._failing = failing
+        self._restarts = Restarts("uploader")
         self._process: trio.Process | None = None
         self._signs_of_life = SignsOfLife()
         self._run = trio.CancelScope()
@@ -104,9 +105,8 @@ class UploaderProcess:
 
         The waits between grow up to the ceiling that the settings give for tries that fail.
         """
-        delay = _FIRST_DELAY
         while True:
-            began = trio.current_time()
+            self._restarts.began(trio.current_time())
             self._is_to_begin_anew = False
             try:
                 code = await self._run_once()
@@ -117,11 +117,10 @@ class UploaderProcess:
             await self._clean_up()
             if self._is_to_begin_anew:
                 continue
-            if trio.current_time() - began >= _WELL_AFTER:
-                delay = _FIRST_DELAY
+            delay = self._restarts.ended(condition, trio.current_time(), self.settings.retry_ceiling)
+            self._failing(self._restarts.failing(trio.current_time()))
             log.error("the uploader %s; starting it again in %.0f s", condition, delay)
             await trio.sleep(delay)
-            delay = min(delay * 2, max(_FIRST_DELAY, self.settings.retry_ceiling))
 
     async def _clean_up(self) -> None:
         try:

@@ -8,13 +8,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mirrorfs.cli import status
-from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.verdict import Word, verdict
+from mirrorfs.replication.verdict import Word, verdict
+from mirrorfs.supervision import asking
 from tests.json_schema import STATUS_SCHEMA, violations
 
 HOUR = 3600.0
 PROBLEM = {"name": "vm/1", "reason": "it is damaged", "since": 1.0, "count": 2}
 HELD = {"snapshot": "vm/1/x", "since": 1.0, "reason": "wave", "goes_at": None}
+FAILING = {"process": "worker 2", "deaths": 4, "since": 1.0, "last": "ended unexpectedly (signal 9)"}
 OUTAGE = {"because": "the store is away", "reason": "unreachable", "since": 1.0, "needs_an_administrator": False}
 
 
@@ -37,6 +38,7 @@ def _answer(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
         "snapshots": [],
         "chunks": 0,
         "problems": [],
+        "failing_processes": [],
         "foreign": {"count": 0, "examples": []},
         "quarantined": {"count": 0, "examples": []},
         "retention": {"held": [], "deleted": [], "refused": {"count": 0, "examples": []}},
@@ -46,6 +48,16 @@ def _answer(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
         "lag_seconds": 1.0,
         **changed,
     }  # fmt: skip
+
+
+def _hanging(seconds: float) -> dict[str, Any]:
+    request = {"request": "PUT s3://b/x", "seconds": seconds}
+    store: dict[str, Any] = _answer()["store"]
+    return {**store, "requests_without_progress": [{"request": "GET", "seconds": 31.0}, request]}
+
+
+def _sent(rate: float) -> dict[str, Any]:
+    return {"objects": 1, "bytes": 1, "bytes_per_second": rate}
 
 
 def _late(seconds: float) -> dict[str, Any]:
@@ -69,6 +81,14 @@ def _uploader(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
         ({"problems": [PROBLEM], "waiting": OUTAGE}, Word.BROKEN, "2 names cannot be mirrored as they are."),
         ({"uploader": _uploader(refused="it is another's")}, Word.BROKEN, "Nothing is mirrored."),
         ({"journal_broken_since": 1.0}, Word.BROKEN, "The journal cannot be written"),
+        (
+            {"failing_processes": [FAILING]},
+            Word.BROKEN,
+            "The worker 2 has died 4 times in a row: it ended unexpectedly",
+        ),
+        ({"store": _hanging(901)}, Word.BROKEN, "for 901 s nothing has come or gone"),
+        ({"store": _hanging(899)}, Word.HEALTHY, "Every finished backup"),
+        ({"store": _hanging(901), "uploaded": _sent(5.0)}, Word.HEALTHY, "Every finished backup"),
     ],
 )
 def test_the_gravest_is_said(changed: dict[str, Any], word: Word, why: str) -> None:
@@ -80,7 +100,7 @@ def test_the_gravest_is_said(changed: dict[str, Any], word: Word, why: str) -> N
 
 def _check(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], *arguments: str) -> Result:
     monkeypatch.setattr(status, "locate", lambda path: path)
-    monkeypatch.setattr(status, "_ask", lambda _: answer)
+    monkeypatch.setattr(asking, "ask_for_status", lambda _: answer)
     return CliRunner().invoke(status.command, ["/srv/a", *arguments])
 
 
@@ -107,10 +127,10 @@ def test_a_plugin_says_one_line(
 
 def test_a_plugin_says_also_that_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> dict[str, Any]:
-        raise Failure("no mirrorfs is mounted on /srv/a")
+        raise asking.NoAnswer("no mirrorfs is mounted on /srv/a")
 
     monkeypatch.setattr(status, "locate", lambda path: path)
-    monkeypatch.setattr(status, "_ask", fail)
+    monkeypatch.setattr(asking, "ask_for_status", fail)
     done = CliRunner().invoke(status.command, ["/srv/a", "--check"])
     assert (done.exit_code, done.output) == (2, "MIRRORFS CRITICAL - no mirrorfs is mounted on /srv/a\n")
 
@@ -129,6 +149,12 @@ def test_the_status_says_word_recovery_point_and_time_to_drain_first(monkeypatch
     assert empty == ""
     assert "recovery    1 d 1 h ago: vm/1/2026-01-01T00:00:00Z, 2 are not in the bucket" in rest
     assert any(line.endswith("; done in 1 min 30 s at the present rate") for line in rest)
+
+
+def test_a_process_that_keeps_dying_is_told_and_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = _check(monkeypatch, _answer(failing_processes=[FAILING]))
+    assert done.exit_code == 1
+    assert "failing     the worker 2 has died 4 times in a row since 1970-01-01T00:00:01Z: it ended" in done.output
 
 
 def test_the_schema_tells_what_is_wrong() -> None:

@@ -67,7 +67,26 @@ def test_workers_that_die_again_and_again_hold_up_nothing(mirror: MirrorUnderTes
             writer.backup(f"vm/{number}")
             mirror.wait()
         _until(lambda: "it is started again in 2 s" in mirror.log, mirror)
+        _kill_until_it_is_told(mirror)
+        writer.backup("vm/9")
+        mirror.wait()
     assert mirror.uploader_pid() == uploader
+
+
+def _kill_until_it_is_told(mirror: MirrorUnderTest) -> None:
+    failing: list[dict[str, object]] = []
+
+    def is_told() -> bool:
+        mirror.kill_workers()
+        failing[:] = mirror.status()["failing_processes"]
+        return bool(failing)
+
+    _until(is_told, mirror)
+    assert str(failing[0]["process"]).startswith("worker ")
+    assert failing[0]["last"] == "ended unexpectedly (signal 9)"
+    told = mirror.run("status", str(mirror.datastore))
+    assert told.returncode == 1
+    assert told.stdout.startswith("broken: The worker ")
 
 
 def test_workers_end_with_an_uploader_that_is_killed(mirror: MirrorUnderTest) -> None:

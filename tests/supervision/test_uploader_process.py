@@ -13,9 +13,11 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs import restarts
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.journal.journal import Position
 from mirrorfs.replication.settings import UploaderSettings
+from mirrorfs.restarts import Failing
 from mirrorfs.supervision import uploader_process, watchdog
 from mirrorfs.supervision.uploader_process import StoreAnswer, UploaderProcess
 
@@ -51,9 +53,13 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 
 def uploader(
-    root: int, done: Callable[[Position], None] = lambda _: None, died: Callable[[], None] = lambda: None
+    root: int,
+    done: Callable[[Position], None] = lambda _: None,
+    died: Callable[[], None] = lambda: None,
+    failing: Callable[[Failing | None], None] = lambda _: None,
 ) -> UploaderProcess:
-    return UploaderProcess(UploaderSettings("/mnt/datastore", "/state", root, "bucket", "name"), done=done, died=died)
+    settings = UploaderSettings("/mnt/datastore", "/state", root, "bucket", "name")
+    return UploaderProcess(settings, done=done, died=died, failing=failing)
 
 
 async def test_what_it_says_is_heard(stub: Callable[[str], None], root: int, tmp_path: Path) -> None:
@@ -141,8 +147,12 @@ async def test_it_is_started_again_with_a_growing_delay(
 ) -> None:
     stub(f"open({str(tmp_path / 'lives')!r}, 'a').write('x')\n{death}")
     deaths: list[int] = []
-    delays = await delays_of(uploader(root, died=lambda: deaths.append(1)), 8, monkeypatch)
+    told: list[Failing | None] = []
+    process = uploader(root, died=lambda: deaths.append(1), failing=told.append)
+    delays = await delays_of(process, 8, monkeypatch)
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert told[:2] == [None, None]
+    assert [failing.deaths for failing in told if failing is not None] == [3, 4, 5, 6, 7, 8]
     assert len(deaths) == 8
     assert (tmp_path / "lives").read_text() == "x" * 8
 
@@ -171,7 +181,7 @@ if os.path.getsize({str(allowed)!r}) > len("True "):
 async def test_one_that_was_well_is_started_again_soon(
     stub: Callable[[str], None], root: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploader_process, "_WELL_AFTER", 0.0)
+    monkeypatch.setattr(restarts, "WELL_AFTER", 0.0)
     stub("sys.exit(1)")
     assert await delays_of(uploader(root), 3, monkeypatch) == [1, 1, 1]
 
@@ -334,7 +344,7 @@ async def test_one_that_works_no_more_is_replaced(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(watchdog, "ALIVE_SECONDS", 0.05)
-    monkeypatch.setattr(uploader_process, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(restarts, "_FIRST_DELAY", 0.01)
     # The first says that it lives, and hangs; the next goes on.
     stub(
         _READ_SETTINGS

@@ -23,13 +23,11 @@ from mirrorfs.replication.sending.messages import (
     decode_attempts,
     encode_order,
 )
+from mirrorfs.restarts import Failing, Restarts
 
 log = logging.getLogger(__name__)
 
-_FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
-# One that has lived so long was well: the next death starts with the first delay again.
-_WELL_AFTER = 60.0
 # It ends at once when it is told to; what keeps it longer is a disk or a debugger.
 _END_SECONDS = 1.0
 
@@ -128,6 +126,7 @@ class Worker:
         """`number` is for the log; the settings lack the connections, of which there will be one for each hand."""
         self._number = number
         self._settings = settings
+        self._restarts = Restarts(f"worker {number}")
         self._process: trio.Process | None = None
         self._is_to_hang_up = False
         self.hands = [WorkerHand(self._kill) for _ in range(hands)]
@@ -144,23 +143,26 @@ class Worker:
         waiting = [hand.seconds_without_answer for hand in self.hands]
         return [(f"chunks that worker {self._number} was given", since) for since in waiting if since >= seconds]
 
+    @property
+    def failing(self) -> Failing | None:
+        """How it is with it if it dies again and again, else None."""
+        return self._restarts.failing(trio.current_time())
+
     def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
 
     async def keep_running(self) -> None:
         """Run it and start it again when it dies or could not be started, until cancelled; then end it."""
-        delay = _FIRST_DELAY
         while True:
-            began = trio.current_time()
+            self._restarts.began(trio.current_time())
             try:
                 code = await self._run_once()
                 condition = f"ended unexpectedly ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
             except (OSError, RuntimeError) as error:
                 # No memory, no process, no thread (RuntimeError) or no descriptor to be had, or Python is upgraded.
                 condition = f"could not be run ({error})"
-            if trio.current_time() - began >= _WELL_AFTER:
-                delay = _FIRST_DELAY
+            delay = self._restarts.ended(condition, trio.current_time(), _LONGEST_DELAY)
             log.error(
                 "worker %d %s; what it was sending is sent again, and it is started again in %.0f s",
                 self._number,
@@ -168,7 +170,6 @@ class Worker:
                 delay,
             )
             await trio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_DELAY)
 
     async def _run_once(self) -> int:
         started = await self._start()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from mirrorfs.replication.waiting import BEFORE_THE_FIRST_ANSWER, needs_an_administrator
+from mirrorfs.replication.waiting import BEFORE_THE_FIRST_ANSWER, PATIENCE_WITH_AN_OUTAGE, needs_an_administrator
 
 
 class Word(Enum):
@@ -22,7 +22,7 @@ class Word(Enum):
     WAITING = "waiting"
     """The store is not usable, or has not answered yet; that may end by itself."""
     BROKEN = "broken"
-    """Something is not mirrored until somebody does something."""
+    """Something is not mirrored, or not as it should be, until somebody does something."""
 
     @property
     def exit_code(self) -> int:
@@ -58,13 +58,29 @@ def _broken(answer: Mapping[str, Any]) -> Verdict | None:
     if answer["journal_broken_since"] is not None:
         why = "The journal cannot be written: changes are missing in it."
         return Verdict(Word.BROKEN, why, "Look at the disk of the state directory; what is missing is compared then.")
+    if answer["failing_processes"]:
+        failing = answer["failing_processes"][-1]
+        why = f"The {failing['process']} has died {failing['deaths']} times in a row: it {failing['last']}."
+        return Verdict(Word.BROKEN, why, "Look at the log of the mount and at the memory of this machine.")
     if needs_an_administrator(answer):
         return Verdict(Word.BROKEN, "Nothing gets into the bucket.", answer["waiting"]["because"])
+    if (hanging := _hanging_request(answer)) is not None:
+        why = f"Nothing gets into the bucket: for {hanging['seconds']:.0f} s nothing has come or gone for a request."
+        return Verdict(Word.BROKEN, why, f"Look at the store and the way to it; the request is: {hanging['request']}.")
     if answer["problems"]:
         count = sum(problem.get("count", 1) for problem in answer["problems"])
         why = f"{count} {'name' if count == 1 else 'names'} cannot be mirrored as they are."
         return Verdict(Word.BROKEN, why, f"Mend what 'mirrorfs status {path}' lists as problems, each with its reason.")
     return None
+
+
+def _hanging_request(answer: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the request that hangs for longest, if it does for too long and nothing else gets through meanwhile."""
+    hanging: list[Mapping[str, Any]] = answer["store"].get("requests_without_progress", [])
+    longest = max(hanging, key=lambda request: request["seconds"], default=None)
+    if longest is None or longest["seconds"] < PATIENCE_WITH_AN_OUTAGE or answer["uploaded"]["bytes_per_second"] > 0:
+        return None
+    return longest
 
 
 def _waiting(answer: Mapping[str, Any]) -> Verdict | None:
