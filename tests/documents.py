@@ -45,7 +45,8 @@ class Document:
         depth, before = 0, ""
         for number, text in enumerate(self.path.read_text().splitlines(), 1):
             blanks = len(text) - len(text.lstrip())
-            if _FENCE.match(text):
+            fence = _FENCE.match(text) is not None
+            if fence:
                 fenced = not fenced
             elif not fenced and text:
                 # In a list code is indented by four blanks more than the text of the item.
@@ -55,7 +56,7 @@ class Document:
                 elif not blanks:
                     depth = 0
                 indented = (indented or not before) and blanks >= depth + 4
-            yield Line(number, text, fenced or (indented and bool(text)))
+            yield Line(number, text, fence or fenced or (indented and bool(text)))
             before = text
 
     @cached_property

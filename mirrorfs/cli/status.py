@@ -48,7 +48,7 @@ _HELD_FOR = {
     "as_json",
     envvar="MIRRORFS_STATUS_JSON",
     is_flag=True,
-    help="One JSON object (documented in docs/operating.md).",
+    help="One JSON object (documented in docs/status.md).",
 )
 @click.option("--watch", is_flag=True, help=f"Show it again every {_WATCH_SECONDS:g} seconds, until Ctrl-C.")
 @click.option(

@@ -31,7 +31,7 @@ _EXAMPLES = 20
 
 
 class UploaderStatus:
-    """Collects the answer to `status`; its keys are documented in docs/operating.md and only ever added to."""
+    """Collects the answer to `status`; its keys are documented in docs/status.md and only ever added to."""
 
     def __init__(self, settings: UploaderSettings, engine: Engine, state: CommittedState) -> None:
         self.phase = BEFORE_THE_FIRST_ANSWER

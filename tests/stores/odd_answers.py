@@ -1,7 +1,7 @@
 """A catalogue of answers that stores, gateways, portals and load balancers give, and S3 does not.
 
 Each changes, or takes the place of, an answer of a store that is well. It may cost time; nothing may be lost by it, and
-nothing may end. From public reports; docs/operating.md says what an administrator is told of each.
+nothing may end. From public reports; docs/troubleshooting.md says what an administrator is told of each.
 """
 
 from __future__ import annotations
