@@ -8,10 +8,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import rich.filesize
+import trio
 
 from mirrorfs import interpreter
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.mounted import require_serving
+from mirrorfs.cli.replay_plan import told_errors_of_plan
 from mirrorfs.cli.replay_run import shown_progress as run_progress
 from mirrorfs.cli.replay_run import told_errors, unsettled
 from mirrorfs.cli.restore_progress import count
@@ -22,7 +24,9 @@ from mirrorfs.output import begin_log, say, say_json
 from mirrorfs.recovery.selection import Selection
 from mirrorfs.recovery.source import View
 from mirrorfs.recovery.verification import Damage, Depth, VerificationReport
+from mirrorfs.replay.plan import Plan, PlanSettings
 from mirrorfs.replay.run import Replay, ReplaySettings
+from mirrorfs.replay.source import Source, find_place
 from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.engine import Engine
 from mirrorfs.replication.settings import UploaderSettings
@@ -69,18 +73,15 @@ def heal_bucket(
     if is_mounted:
         require_serving(path)
         _refuse_another_mirror(path, address)
-    elif dry_run:
-        raise Failure(
-            f"{path} is not mounted, and only its mirror can tell what it would send; 'mirrorfs verify --deep' tells "
-            "what is damaged"
-        )
     report = verified(address, selection, View(), _EVERYTHING, None, parallel, store, shown_progress())
     outcome = _Outcome()
     if is_mounted:
         for damages in _questions(report.damages):
             _ask(path, damages, outcome, dry_run=dry_run)
+    elif report.damages and dry_run:
+        _foresee_without_mount(_settings_without_mount(path, address, store), report.damages, outcome)
     elif report.damages:
-        _send_without_mount(path, address, store, report.damages, outcome)
+        _send_without_mount(_settings_without_mount(path, address, store), report.damages, outcome)
     if as_json:
         say_json(_as_json(path, address, report, outcome, dry_run=dry_run), indent=2)
     else:
@@ -131,11 +132,9 @@ def _answer(path: str, command: str, seconds: float | None, arguments: dict[str,
         ) from None
 
 
-def _send_without_mount(
-    path: str, address: StoreAddress, store: StoreOptions, damages: Sequence[Damage], outcome: _Outcome
-) -> None:
+def _settings_without_mount(path: str, address: StoreAddress, store: StoreOptions) -> UploaderSettings:
     # What is for one start of a mount only is not for a repair.
-    settings = replace(
+    return replace(
         _settings_of_mount(path, address),
         bucket=address.bucket,
         prefix=address.prefix,
@@ -144,6 +143,20 @@ def _send_without_mount(
         allow_removals=False,
     )
 
+
+def _foresee_without_mount(settings: UploaderSettings, damages: Sequence[Damage], outcome: _Outcome) -> None:
+    directory = settings.state_directory
+    reasons = {damage.path: damage.reason for damage in damages}
+    planned = PlanSettings(settings, asks_store=True, command="heal --bucket")
+    begin_log("heal", verbose=False)
+    with told_errors(), Source(directory, find_place(directory)) as source, Plan(source, planned) as plan:
+        with told_errors_of_plan():
+            healing = trio.run(plan.foresee_healing, reasons)
+        outcome.take(damages, healing.healed, healing.lost)
+    say(*plan.notes, err=True)
+
+
+def _send_without_mount(settings: UploaderSettings, damages: Sequence[Damage], outcome: _Outcome) -> None:
     async def send(engine: Engine) -> None:
         healing = await engine.mirror.heal_bucket([damage.path for damage in damages], dry_run=False)
         outcome.take(damages, healing.healed, healing.lost)
@@ -155,8 +168,9 @@ def _send_without_mount(
         done = run.run()
     # What is lost in the bucket is told with the damages.
     problems = [problem for problem in done.problems if path_in_bucket(problem.name) is None]
+    approval = f"mount {settings.datastore}, and give 'mirrorfs retention approve {settings.datastore}'"
     say(
-        *unsettled(replace(done, problems=problems), f"mount {path}, and give 'mirrorfs retention approve {path}'"),
+        *unsettled(replace(done, problems=problems), approval),
         err=True,
     )
 

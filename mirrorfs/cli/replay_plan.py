@@ -23,6 +23,7 @@ from mirrorfs.replay.listing import damage_as_json, describe_damage
 from mirrorfs.replay.plan import Plan, PlanSettings, Step
 from mirrorfs.replay.run import ReplayEnded
 from mirrorfs.replay.source import Source
+from mirrorfs.replication.ownership.claim import ClaimUnreadable
 from mirrorfs.replication.settings import UploaderSettings
 
 _UNKNOWN = "unknown"
@@ -95,7 +96,7 @@ def plan(
             first=1 if everything else first,
             only_journal=journal_only,
         )
-        with Plan(source, settings) as made, _told_errors():
+        with Plan(source, settings) as made, told_errors_of_plan():
             trio.run(made.tell, _say_json if as_json else _say)
         if as_json:
             say_json(_summary(made, source))
@@ -122,11 +123,12 @@ def _uploader(
 
 
 @contextmanager
-def _told_errors() -> Iterator[None]:
+def told_errors_of_plan() -> Iterator[None]:
+    """Turn what keeps a plan from being made into a Failure."""
     failures: list[Exception] = []
     try:
         yield
-    except* (StoreError, DatabaseError, ReplayEnded) as group:
+    except* (StoreError, ClaimUnreadable, DatabaseError, ReplayEnded) as group:
         failures.extend(group.exceptions)
     if failures:
         raise Failure(f"the plan is not complete: {failures[0]}") from failures[0]

@@ -1,5 +1,7 @@
 """`mirrorfs replay plan`: what a run would do now about each name, and why, without doing it.
 
+Or what a repair would, for `mirrorfs heal --bucket --dry-run` without a mount.
+
 It is told by the parts of the mirror that would do it, from the state as it is, or, for a bucket that the state does
 not know, from one that is built for the moment out of what the bucket holds. Neither bucket nor state are changed.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,11 +24,12 @@ from mirrorfs.datastore.names import CHUNKS_NAME, GroupFileName, SnapshotDirecto
 from mirrorfs.journal.journal import JournalSource, Record
 from mirrorfs.journal.view import NoJournal
 from mirrorfs.replay.listing import path_as_json
-from mirrorfs.replay.run import end_on_signal
+from mirrorfs.replay.run import end_on_signal, refuse_to_repair_what_is_unknown
 from mirrorfs.replay.source import Source
 from mirrorfs.replication.comparing.differences import Difference
 from mirrorfs.replication.engine import Engine
 from mirrorfs.replication.ownership.claim import ClaimRefused, is_known
+from mirrorfs.replication.scrubbing.healing import Healing
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import ForeignItem, Item, SubtreeItem, item_of
@@ -43,12 +46,16 @@ _COMPARE = "compare"
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What is planned: as ReplaySettings; with `asks_store` the bucket itself is asked, else only the state."""
+    """What is planned: as ReplaySettings; with `asks_store` the bucket itself is asked, else only the state.
+
+    `command` is what would be given to have it done.
+    """
 
     uploader: UploaderSettings
     asks_store: bool
     first: int | None = None
     only_journal: bool = False
+    command: str = "replay run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +117,7 @@ class Plan:
         journal = self._source.journal or NoJournal()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end_on_signal)
-            engine = await self._engine(nursery, journal)
-            doubt = await engine.doubt()
-            if doubt is not None:
-                self.notes.append(f"'replay run' would be refused: {doubt.replace('mount once with', 'give')}")
+            engine = await self._doubted_engine(nursery, journal)
             records = self._records(engine)
             while steps := await trio.to_thread.run_sync(self._of_records, engine, records):
                 for step in steps:
@@ -121,6 +125,30 @@ class Plan:
             if not self._settings.only_journal:
                 await self._compare(engine, tell)
             nursery.cancel_scope.cancel()
+
+    async def foresee_healing(self, damages: Mapping[str, str]) -> Healing:
+        """Tell what a repair would do about objects of the bucket that were just found damaged, by datastore path each
+        with what is wrong with it. Raises as `tell` does, and ReplayRefused where a repair would not know the bucket.
+        """
+        refuse_to_repair_what_is_unknown(self._source, self._settings.uploader)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_on_signal)
+            engine = await self._doubted_engine(nursery, self._source.journal or NoJournal())
+            healing = await engine.mirror.foresee_healing(damages)
+            nursery.cancel_scope.cancel()
+        return healing
+
+    async def _doubted_engine(self, nursery: trio.Nursery, journal: JournalSource) -> Engine:
+        engine = await self._engine(nursery, journal)
+        doubt = await engine.doubt()
+        if doubt is not None:
+            self._note_refusal(doubt)
+        return engine
+
+    def _note_refusal(self, reason: str) -> None:
+        if self._settings.command == "replay run":
+            reason = reason.replace("mount once with", "give")
+        self.notes.append(f"'{self._settings.command}' would be refused: {reason}")
 
     async def _add(self, tell: Tell, step: Step) -> None:
         self.counts[step.action] += 1
@@ -167,7 +195,7 @@ class Plan:
         try:
             return await is_known(engine.bucket, engine.identity, engine.state, take_over=settings.take_over)
         except ClaimRefused as error:
-            self.notes.append(f"'replay run' would be refused: {str(error).replace('mount once with', 'give')}")
+            self._note_refusal(str(error))
             return await is_known(engine.bucket, engine.identity, engine.state, take_over=True)
 
     def _temporary_state(self) -> State:

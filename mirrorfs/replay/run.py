@@ -136,7 +136,7 @@ class Replay:
         if self._settings.repair is None:
             self._refuse_if_keeping_is_forgotten()
         else:
-            self._refuse_to_repair_what_is_unknown()
+            refuse_to_repair_what_is_unknown(self.source, settings)
         self.directory = self._choose_directory()
         self._lock_directory()
         root = _open_datastore(settings.datastore)
@@ -182,16 +182,6 @@ class Replay:
             raise ReplayRefused(
                 "the mirror keeps snapshots for a while after they were removed, and would not keep those that are "
                 "removed now: give --retention-delete-after as the mount had it"
-            )
-
-    def _refuse_to_repair_what_is_unknown(self) -> None:
-        """To find out what the bucket is to hold is for a mount, which has the settings for what it finds."""
-        uploader = self._settings.uploader
-        if not (self._is_of_this_bucket(self.source.identity) and self.source.ask_state(_is_adopted)):
-            raise ReplayRefused(
-                f"{self.source.state_trouble or f'the state in {self._path} does not know this bucket'}. What "
-                f"s3://{uploader.bucket}/{uploader.prefix} is to hold is found out by a mount: mount "
-                f"{uploader.datastore} and heal it then"
             )
 
     def _choose_directory(self) -> StateDirectory:
@@ -263,8 +253,7 @@ class Replay:
         os.rename(draft, self.directory.state)
 
     def _is_of_this_bucket(self, identity: Identity | None) -> bool:
-        settings = self._settings.uploader
-        return identity is not None and (identity.bucket, identity.prefix) == (settings.bucket, settings.prefix)
+        return _is_of_bucket(identity, self._settings.uploader)
 
     def _identity(self, state: State) -> Identity:
         """Tell whose mirror it is. The datastore keeps the name that it had when it was mounted, wherever it lies now.
@@ -395,6 +384,19 @@ class Replay:
         return Outcome(self.directory.path, store.uploaded_objects, store.uploaded_bytes, published, problems, held)
 
 
+def refuse_to_repair_what_is_unknown(source: Source, uploader: UploaderSettings) -> None:
+    """To find out what the bucket is to hold is for a mount, which has the settings for what it finds.
+
+    Raises ReplayRefused where the state in `source` does not know it.
+    """
+    if not (_is_of_bucket(source.identity, uploader) and source.ask_state(_is_adopted)):
+        raise ReplayRefused(
+            f"{source.state_trouble or f'the state in {source.path} does not know this bucket'}. What "
+            f"s3://{uploader.bucket}/{uploader.prefix} is to hold is found out by a mount: mount "
+            f"{uploader.datastore} and heal it then"
+        )
+
+
 async def end_on_signal() -> None:
     """Raise ReplayEnded when SIGINT or SIGTERM come, so that what is open is closed."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -429,6 +431,10 @@ def _first_of(group: BaseExceptionGroup) -> BaseException:
                 found = found.exceptions[0]
             return found
     return group
+
+
+def _is_of_bucket(identity: Identity | None, settings: UploaderSettings) -> bool:
+    return identity is not None and (identity.bucket, identity.prefix) == (settings.bucket, settings.prefix)
 
 
 def _open_datastore(path: str) -> int:

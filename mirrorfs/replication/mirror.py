@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -29,7 +29,7 @@ from mirrorfs.replication.retention.removal import SnapshotRemoval
 from mirrorfs.replication.retention.snapshots import SnapshotRetention
 from mirrorfs.replication.retention.wave import RemovalWaves
 from mirrorfs.replication.scrubbing.examination import Examination
-from mirrorfs.replication.scrubbing.healing import Healing, heal_objects
+from mirrorfs.replication.scrubbing.healing import Healing, foresee, heal_objects
 from mirrorfs.replication.scrubbing.losses import Losses
 from mirrorfs.replication.scrubbing.scrub import Scrub
 from mirrorfs.replication.sending.sender import CHUNKS_A_HAND, ChunkSender
@@ -259,6 +259,10 @@ class Mirror:
     async def heal_bucket(self, paths: Sequence[str], *, dry_run: bool) -> Healing:
         """Look at the objects of these datastore paths, and send those again that are damaged. Raises StoreError."""
         return await heal_objects(self.examination, self.losses, paths, parallel=self._parallel, dry_run=dry_run)
+
+    async def foresee_healing(self, damages: Mapping[str, str]) -> Healing:
+        """Tell what `heal_bucket` would do about what was just found damaged, from the datastore alone."""
+        return await foresee(self.examination, damages)
 
     async def clear_staging(self) -> None:
         """Delete what an earlier uploader has left behind in the bucket; to be called before anything is handled."""

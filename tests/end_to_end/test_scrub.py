@@ -45,6 +45,11 @@ def read(mirror: MirrorUnderTest, path: str) -> bytes:
     return body
 
 
+def state_files(mirror: MirrorUnderTest) -> dict[str, bytes]:
+    """What stands in the databases of a state directory."""
+    return {str(path): path.read_bytes() for path in mirror.state.rglob("data.mdb")}
+
+
 def problems(mirror: MirrorUnderTest) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = mirror.status()["problems"]
     return found
@@ -115,9 +120,16 @@ def test_without_a_mount_the_bucket_is_healed_and_nothing_removed(mirror: Mirror
     (mirror.datastore / lost).unlink()
     mirror.extra_environment["MIRRORFS_MOUNT_STATE_DIR"] = str(mirror.state)
     arguments = ("heal", str(mirror.datastore), "--bucket", "--from", mirror.url, *mirror.store_options())
+    before = state_files(mirror)
+    spoilt = read(mirror, kept)
+    foreseen = mirror.run(*arguments, "--json", "--dry-run")
+    assert state_files(mirror) == before
+    assert read(mirror, kept) == spoilt
     told = mirror.run(*arguments, "--json")
-    answer = json.loads(told.stdout)
-    assert [one["path"] for one in answer["healed"]] == [kept], told.stderr
-    assert [(one["path"], one["snapshots"]) for one in answer["lost"]] == [(lost, [snapshot.path])]
+    for answered in (foreseen, told):
+        answer = json.loads(answered.stdout)
+        assert [one["path"] for one in answer["healed"]] == [kept], answered.stderr
+        assert [(one["path"], one["snapshots"]) for one in answer["lost"]] == [(lost, [snapshot.path])]
+        assert "missing in the datastore" in answer["lost"][0]["reason"]
     assert read(mirror, kept) == whole
     assert mirror.published() == sorted([snapshot.path, gone.path])

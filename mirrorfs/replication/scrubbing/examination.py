@@ -109,7 +109,7 @@ class Examination:
 
     async def _examine_chunk(self, path: str, digest: bytes) -> Fault | None:
         known = self._chunk(digest)
-        if known is None or not (known.confirmed or known.references):
+        if known is None or not self.is_needed(path):
             return None
         try:
             key = self._bucket.layout.chunk_key(digest)
@@ -196,8 +196,7 @@ class Examination:
         if digest is not None:
             return await trio.to_thread.run_sync(self._chunks.local_fault, digest)
         known = self._content(path) or ContentState(path, 0, 0, confirmed=False)
-        obstacle = await trio.to_thread.run_sync(self._content_obstacle, known)
-        return _NOT_SENT if obstacle is None and self.is_in_doubt(path) else obstacle
+        return await trio.to_thread.run_sync(self._content_obstacle, known)
 
     async def loss(self, fault: Fault) -> str:
         """Say what is wrong with an object, and why it was not sent again."""
@@ -221,6 +220,14 @@ class Examination:
         digest = digest_of(path)
         known = self._content(path) if digest is None else self._chunk(digest)
         return Fault(path, known, _DOUBTED) if known is not None and self.is_in_doubt(path) else None
+
+    def is_needed(self, path: str) -> bool:
+        """Tell whether the state knows of somebody who needs the object of a datastore path."""
+        digest = digest_of(path)
+        if digest is None:
+            return self._content(path) is not None
+        chunk = self._chunk(digest)
+        return chunk is not None and (chunk.confirmed or chunk.references > 0)
 
     def is_in_doubt(self, path: str) -> bool:
         """Tell whether the object of a datastore path is needed, and not confirmed."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mirrorfs.concurrency import for_each
 from mirrorfs.replication.scrubbing.examination import Examination, Fault, Outcome
 from mirrorfs.replication.scrubbing.losses import Losses
+from mirrorfs.state.contents import ContentState
 
 
 @dataclass(slots=True)
@@ -61,5 +62,24 @@ async def heal_objects(
     return healing
 
 
+async def foresee(examination: Examination, damages: Mapping[str, str]) -> Healing:
+    """Tell what `heal_objects` would do about objects that were just found damaged, for the reasons in `damages`.
+
+    Only the datastore is read, and nothing is changed.
+    """
+    healing = Healing()
+    for path, reason in damages.items():
+        obstacle = await examination.obstacle(path)
+        if not examination.is_needed(path):
+            healing.good.append(path)
+        elif obstacle is None:
+            healing.healed.append(path)
+        else:
+            healing.lost[path] = f"{reason}; {obstacle}"
+    return healing
+
+
 async def _foreseen(examination: Examination, fault: Fault) -> Outcome:
-    return Outcome.SENT if await examination.obstacle(fault.path) is None else Outcome.LOST
+    is_in_doubt = isinstance(fault.known, ContentState) and examination.is_in_doubt(fault.path)
+    is_left = is_in_doubt or await examination.obstacle(fault.path) is not None
+    return Outcome.LOST if is_left else Outcome.SENT

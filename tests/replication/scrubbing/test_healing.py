@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.replication.datastore import FIRST, INDEX, MANIFEST, content_key
+from tests.replication.datastore import FIRST, INDEX, MANIFEST, chunk_path, content_key, digest_of
 from tests.replication.world import World
 
 pytestmark = pytest.mark.trio
@@ -31,3 +31,18 @@ async def test_what_could_not_be_sent_is_not_good_when_it_is_asked_for_again(wor
         assert world.store.objects[content_key(path)] == whole
         healing = await running.mirror.heal_bucket([path], dry_run=False)
         assert healing.good == [path]
+
+
+async def test_without_the_bucket_it_is_foreseen_what_healing_would_do(world: World) -> None:
+    world.datastore.back_up(FIRST, ["a", "b"])
+    assert await world.converge() == {}
+    manifest, index = f"{FIRST}/{MANIFEST}", f"{FIRST}/{INDEX}"
+    (world.datastore.root / index).write_bytes(b"spoilt")
+    (world.datastore.root / chunk_path(digest_of("b"))).unlink()
+    damages = dict.fromkeys((manifest, index, "host/x/owner", *map(chunk_path, map(digest_of, "abc"))), "it is gone")
+    async with world.running(reconciles=False) as running:
+        healing = await running.mirror.foresee_healing(damages)
+    assert healing.healed == [manifest, chunk_path(digest_of("a"))]
+    assert list(healing.lost) == [index, chunk_path(digest_of("b"))]
+    assert all(reason.startswith("it is gone; ") for reason in healing.lost.values())
+    assert healing.good == ["host/x/owner", chunk_path(digest_of("c"))]
