@@ -30,6 +30,7 @@ from mirrorfs.replication.retention.snapshots import SnapshotRetention
 from mirrorfs.replication.retention.wave import RemovalWaves
 from mirrorfs.replication.scrubbing.examination import Examination
 from mirrorfs.replication.scrubbing.healing import Healing, foresee, heal_objects
+from mirrorfs.replication.scrubbing.kept import KeptSnapshots
 from mirrorfs.replication.scrubbing.losses import Losses
 from mirrorfs.replication.scrubbing.scrub import Scrub
 from mirrorfs.replication.sending.sender import CHUNKS_A_HAND, ChunkSender
@@ -161,7 +162,8 @@ class Mirror:
         # Reading again.
         closures = Closures(tree, bucket)
         self.examination = Examination(bucket, state, worklist, self._chunks, replica, closures, ownership)
-        self.losses = Losses(self.examination, state, worklist, self.problems, self.references, closures)
+        kept = KeptSnapshots(bucket, state)
+        self.losses = Losses(self.examination, state, worklist, self.problems, self.references, closures, kept)
         self.scrub = Scrub(self.losses, state, worklist, percent_per_day=verify_percent_per_day, now=now)
 
     async def reconcile(self, sequence: int) -> None:

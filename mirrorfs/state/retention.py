@@ -137,6 +137,14 @@ class RetentionRecords:
         """Yield the deleted snapshots of which something is in the bucket."""
         return self._deleted.all()
 
+    def deleted_after(self, path: str, maximum: int) -> list[DeletedSnapshot]:
+        """Return up to `maximum` deleted snapshots that come after that of a name, in the order of their keys here."""
+        return [snapshot for _, snapshot in self._deleted.after(path_key(path) if path else b"", maximum)]
+
+    def count_deleted(self) -> int:
+        """Count the deleted snapshots of which something is in the bucket."""
+        return self._deleted.count()
+
     # --- held removals, and the removals of the last day
 
     def held(self, path: str) -> HeldRemoval | None:

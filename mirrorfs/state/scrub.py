@@ -1,7 +1,7 @@
 """What the state remembers about the scrub: when each part of the bucket was last read, and where the reading is.
 
 A part is what is noted together, so that this stays some kilobytes however many chunks there are: the chunks whose
-digests begin with the same byte, and, as one, the objects below `.cnt`.
+digests begin with the same byte, as one the objects below `.cnt`, and as one the deleted snapshots that are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 _KEY = b"scrub"
 FILES = 256
 """The part of the objects below `.cnt`; smaller numbers are those of the chunks whose digests begin with that byte."""
-PARTS = FILES + 1
+DELETED = FILES + 1
+"""The part of the deleted snapshots that are kept, without their chunks."""
+PARTS = DELETED + 1
 NEVER = 0.0
 
 
@@ -30,8 +32,9 @@ def _never() -> list[float]:
 class ScrubPosition:
     """How far the scrub is. All times are Unix times.
 
-    `after` is the digest in hex, or the path, up to which `part` has been read since `began`; `read_at` says of each
-    part since when all that it had has been read, NEVER if that was not yet; `last` is when an object was read last.
+    `after` is the digest in hex, or the path, up to which `part` has been read since `began` (of a deleted snapshot the
+    path that it had); `read_at` says of each part since when all that it had has been read, NEVER if that was not yet;
+    `last` is when an object was read last.
     """
 
     part: int
@@ -42,7 +45,7 @@ class ScrubPosition:
 
     @classmethod
     def at_the_beginning(cls, now: float, read_at: list[float] | None = None) -> ScrubPosition:
-        """Return where to begin: with the part that was read least recently, with the files if none was."""
+        """Return where to begin: with the part that was read least recently, with the last one if none was."""
         times = _never() if read_at is None else read_at
         oldest = min(reversed(range(PARTS)), key=times.__getitem__)
         return cls(oldest, "", now, now, times)
@@ -68,9 +71,11 @@ class ScrubRecords:
         self._entries = Entries(transaction, databases[META], _FORM)
 
     def position(self) -> ScrubPosition | None:
-        """Tell how far the scrub is, None if it was never begun, or by a version that had other parts."""
+        """Tell how far the scrub is, None if it was never begun. What earlier versions do not read was never read."""
         found = self._entries.get(_KEY)
-        return found if found is not None and len(found.read_at) == PARTS else None
+        if found is None:
+            return None
+        return replace(found, read_at=[*found.read_at, *_never()[len(found.read_at) :]])
 
     def set_position(self, position: ScrubPosition) -> None:
         """Note how far the scrub is."""

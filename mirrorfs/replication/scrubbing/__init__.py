@@ -5,5 +5,6 @@ or because it was changed meanwhile, and that what cannot be sent again becomes 
 it costs.
 
 Read examination (one object: read, checked, and sent again if need be), then scrub (which of them comes when), then
-losses (what stays damaged, and whom it costs) and healing (the same for what somebody else has found).
+kept (deleted snapshots that the bucket keeps, which nobody can send again), losses (what stays damaged, and whom it
+costs) and healing (the same for what somebody else has found).
 """

@@ -113,7 +113,7 @@ class Examination:
             return None
         try:
             key = self._bucket.layout.chunk_key(digest)
-            data = await _past_lag(lambda: read_chunk(self._reader, key, digest))
+            data = await past_lag(lambda: read_chunk(self._reader, key, digest))
             if known.confirmed:
                 await trio.to_thread.run_sync(_compare_chunk, data, digest, known)
         except TooMuch:
@@ -122,7 +122,7 @@ class Examination:
             now = self._chunk(digest)
             # What was handled meanwhile was perhaps read before, or is just being removed.
             is_same = now is not None and (now.size, now.crc32c) == (known.size, known.crc32c)
-            return Fault(path, known, _reason(error)) if is_same else None
+            return Fault(path, known, reason_of(error)) if is_same else None
         if not known.confirmed:
             await self._chunks.confirm_if_sound(digest)
         return None
@@ -133,11 +133,11 @@ class Examination:
             return None
         try:
             key, limit = self._bucket.layout.content_key(path), Limit(known.size)
-            await _past_lag(lambda: read_checked(self._reader, key, limit, lambda data: _compare(data, known)))
+            await past_lag(lambda: read_checked(self._reader, key, limit, lambda data: _compare(data, known)))
         except TooMuch:
             raise
         except UNUSABLE as error:
-            return Fault(path, known, _reason(error)) if self._content(path) == known else None
+            return Fault(path, known, reason_of(error)) if self._content(path) == known else None
         return None
 
     async def is_gone(self, path: str) -> bool:
@@ -250,7 +250,7 @@ class Examination:
         return self._state.view(lambda transaction: transaction.contents.get(path))
 
 
-async def _past_lag(read: Callable[[], Awaitable[Result]]) -> Result:
+async def past_lag(read: Callable[[], Awaitable[Result]]) -> Result:
     """Read an object, and one that is missing once more after a while: one answer of a store that lags is no proof."""
     try:
         return await read()
@@ -277,5 +277,6 @@ def _compare(data: Content, known: ContentState) -> None:
         raise DatastoreError("it has another content than was confirmed")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Say of one of UNUSABLE what is wrong with the object that was read."""
     return _GONE if isinstance(error, ObjectMissing) else f"it is damaged in the bucket: {error}"

@@ -12,6 +12,7 @@ import trio
 from mirrorfs.replication.publishing.closures import Closures
 from mirrorfs.replication.publishing.references import References
 from mirrorfs.replication.scrubbing.examination import UNREADABLE, Examination, Fault, Outcome, digest_of
+from mirrorfs.replication.scrubbing.kept import KeptSnapshots, kept_at
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.items import name_in_bucket, path_in_bucket
 from mirrorfs.replication.work.problems import Problems
@@ -46,6 +47,7 @@ class Losses:
         problems: Problems,
         references: References,
         closures: Closures,
+        kept: KeptSnapshots,
     ) -> None:
         self._examination = examination
         self._state = state
@@ -53,14 +55,19 @@ class Losses:
         self._problems = problems
         self._references = references
         self._closures = closures
+        self._kept = kept
         self._found = trio.Event()
         self._due: dict[str, float] = {}
 
     async def see_to(self, path: str) -> Outcome:
         """Look at the object of a datastore path, have it sent again if it is not sound, and register what came of it.
+        Or look at a deleted snapshot, by its path in the bucket, of which nothing can be sent again.
 
         Raises UNREADABLE.
         """
+        kept = kept_at(path)
+        if kept is not None:
+            return await self._see_to_kept(path, kept)
         fault = await self._examination.examine(path)
         if fault is not None:
             outcome = (await self._examination.mend([fault]))[fault]
@@ -72,19 +79,30 @@ class Losses:
             await self.end(path)
         return outcome
 
+    async def _see_to_kept(self, path: str, snapshot: str) -> Outcome:
+        reason = await self._kept.fault(snapshot)
+        if reason is None:
+            await self._problems.clear(name_in_bucket(path))
+            return Outcome.GOOD
+        await self._register(path, reason)
+        return Outcome.LOST
+
     async def note(self, faults: Sequence[Fault]) -> None:
         """Register objects that stay damaged. Whom a chunk costs is found out by `keep_looking`."""
         for fault in faults:
-            name, reason = name_in_bucket(fault.path), await self._examination.loss(fault)
-            if self._is_noted(name, reason):
-                continue
-            if len(self._known()) >= _MOST:
-                more = f"more than {_MOST} objects in the bucket are damaged: 'mirrorfs verify --deep' lists them"
-                await self._problems.note(_MANY, more)
-                return
             whom = _NOT_YET if digest_of(fault.path) is not None else ""
-            await self._problems.note(name, f"{reason}{whom}")
-            self._found.set()
+            await self._register(fault.path, await self._examination.loss(fault), whom)
+
+    async def _register(self, path: str, reason: str, whom: str = "") -> None:
+        name = name_in_bucket(path)
+        if self._is_noted(name, reason):
+            return
+        if len(self._known()) >= _MOST:
+            more = f"more than {_MOST} objects in the bucket are damaged: 'mirrorfs verify --deep' lists them"
+            await self._problems.note(_MANY, more)
+            return
+        await self._problems.note(name, f"{reason}{whom}")
+        self._found.set()
 
     async def end(self, path: str) -> None:
         """Register that the object of a datastore path was found to be good, or needed no more, if it still is."""
@@ -113,7 +131,7 @@ class Losses:
         known = self._known()
         self._due = {path: self._due.get(path) or _next_look(problem) for path, problem in known.items()}
         for path, problem in known.items():
-            is_lost = await self._examination.is_lost(path)
+            is_lost = await self._is_lost(path)
             if is_lost and (not reads or trio.current_time() < self._due[path]):
                 continue
             with trio.move_on_after(_LONGEST_WAIT) as waiting:
@@ -125,9 +143,13 @@ class Losses:
         if len(self._known()) < _MOST:
             await self._problems.clear(_MANY)
 
+    async def _is_lost(self, path: str) -> bool:
+        kept = kept_at(path)
+        return await self._examination.is_lost(path) if kept is None else self._kept.is_kept(kept)
+
     async def _look_at(self, path: str, *, is_lost: bool) -> None:
         try:
-            if not (is_lost and await self._examination.is_gone(path)):
+            if kept_at(path) is not None or not (is_lost and await self._examination.is_gone(path)):
                 await self.see_to(path)
         except UNREADABLE as error:
             log.warning("what is damaged in the bucket cannot be looked at: %s", error)

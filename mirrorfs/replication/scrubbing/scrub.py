@@ -12,15 +12,17 @@ import trio
 
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.replication.scrubbing.examination import UNREADABLE, Outcome
+from mirrorfs.replication.scrubbing.kept import path_of_kept
 from mirrorfs.replication.scrubbing.losses import Losses
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.worklist import Worklist
-from mirrorfs.state.scrub import FILES, NEVER, ScrubPosition
+from mirrorfs.state.scrub import DELETED, FILES, NEVER, ScrubPosition
 from mirrorfs.state.state import StateTransaction
 
 log = logging.getLogger(__name__)
 
 _DAY = 86400.0
+_NAMES = {FILES: "files", DELETED: "deleted"}
 _NAMES_AT_ONCE = 1000
 _SAVE_SECONDS = 30.0
 _LONGEST_SLEEP = 600.0
@@ -114,7 +116,11 @@ class Scrub:
         return _DAY / (self._percent_per_day / 100 * max(1, self._objects()))
 
     def _objects(self) -> int:
-        return self._state.view(lambda transaction: transaction.chunks.count() + transaction.contents.count())
+        return self._state.view(
+            lambda transaction: (
+                transaction.chunks.count() + transaction.contents.count() + transaction.retention.count_deleted()
+            )
+        )
 
     async def _look_at(self, path: str) -> None:
         try:
@@ -139,13 +145,17 @@ class Scrub:
 
 
 def _part_name(part: int) -> str:
-    return "files" if part == FILES else f"{part:02x}"
+    return _NAMES.get(part) or f"{part:02x}"
 
 
 def _names_after(transaction: StateTransaction, position: ScrubPosition) -> Iterator[tuple[str, str]]:
     if position.part == FILES:
         for content in transaction.contents.after(position.after, _NAMES_AT_ONCE):
             yield content.path, content.path
+        return
+    if position.part == DELETED:
+        for deleted in transaction.retention.deleted_after(position.after, _NAMES_AT_ONCE):
+            yield deleted.path, path_of_kept(deleted.path)
         return
     first = position.part.to_bytes(1, "big")
     after = bytes.fromhex(position.after) or _before(first)

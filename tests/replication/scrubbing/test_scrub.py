@@ -15,12 +15,14 @@ import trio
 import trio.testing
 
 from mirrorfs.datastore.errors import TooMuch
+from mirrorfs.datastore.layout import DELETED_MARKER_NAME
 from mirrorfs.objectstore.answers import CheckBeginning, StoredObject
 from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
 from mirrorfs.replication.scrubbing import examination, losses
 from mirrorfs.replication.scrubbing.scrub import Scrub
+from mirrorfs.replication.settings import RetentionSettings
 from mirrorfs.state.problems import Problem
-from mirrorfs.state.scrub import FILES, NEVER, PARTS, ScrubPosition
+from mirrorfs.state.scrub import DELETED, FILES, NEVER, PARTS, ScrubPosition
 from tests.datastore.formats import encrypted_blob
 from tests.replication.datastore import (
     CONFIG,
@@ -28,6 +30,7 @@ from tests.replication.datastore import (
     FIRST,
     INDEX,
     MANIFEST,
+    PREFIX,
     SECOND,
     chunk_key,
     chunk_path,
@@ -176,6 +179,68 @@ async def test_another_encrypted_chunk_in_its_place_is_damage(world: World) -> N
     async with world.running() as running, scrubbing(running) as scrub:
         await until(has_read_all(scrub))
     assert world.store.objects[chunk_key("secret")] == right
+
+
+KEPT = f"in the bucket: .mirrorfs/deleted/{FIRST}"
+
+
+def deleted_key(name: str) -> str:
+    return f"{PREFIX}/.mirrorfs/deleted/{FIRST}/{name}"
+
+
+async def remove_and_keep(world: World) -> None:
+    world.retention = RetentionSettings(delete_after=1000.0)
+    await fill(world)
+    world.datastore.forget(FIRST)
+    assert await world.converge() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(INDEX, "flipped"), (CONFIG, "longer"), (MANIFEST, "cut"), (MANIFEST, "gone"), (DELETED_MARKER_NAME, "gone")],
+)
+async def test_damage_of_a_deleted_snapshot_that_is_kept_is_named(world: World, name: str, how: str) -> None:
+    await remove_and_keep(world)
+    whole = world.store.objects[deleted_key(name)]
+    damage(world, deleted_key(name), how)
+    async with world.running() as running, scrubbing(running) as scrub:
+        await until(has_read_all(scrub))
+        found = running.problems()
+        assert list(found) == [KEPT]
+        assert found[KEPT].startswith(f"{name}: it is ")
+        assert ("it costs" in found[KEPT]) is (name != DELETED_MARKER_NAME)
+        # Somebody has put it back.
+        world.store.objects[deleted_key(name)] = whole
+        await until(lambda: running.problems() == {})
+
+
+async def test_a_kept_snapshot_costs_no_problem_when_it_is_kept_no_longer(world: World) -> None:
+    await remove_and_keep(world)
+    damage(world, deleted_key(INDEX), "gone")
+    async with world.running() as running, scrubbing(running) as scrub:
+        await until(has_read_all(scrub))
+        assert KEPT in running.problems()
+        await running.mirror.grace.end(FIRST)
+        await until(has_read_all(scrub))
+        await until(lambda: running.problems() == {})
+
+
+async def test_a_chunk_of_a_kept_snapshot_is_sent_again_or_named(world: World) -> None:
+    await remove_and_keep(world)
+    world.datastore.back_up(SECOND.replace("02T", "03T"), ["d"])
+    world.datastore.forget(SECOND)
+    world.datastore.forget(ELSEWHERE)
+    assert await world.converge() == {}
+    world.datastore.remove_chunk("b")
+    whole = world.store.objects[chunk_key("a")]
+    damage(world, chunk_key("a"), "flipped")
+    damage(world, chunk_key("b"), "flipped")
+    async with world.running() as running, scrubbing(running) as scrub:
+        await until(has_read_all(scrub))
+        assert world.store.objects[chunk_key("a")] == whole
+        lost = f"in the bucket: {chunk_path(digest_of('b'))}"
+        await until(lambda: f"it costs {FIRST} (deleted)" in running.problems().get(lost, ""))
+        assert list(running.problems()) == [lost]
 
 
 @pytest.mark.parametrize("how", ["gone", "flipped"])
@@ -511,8 +576,16 @@ async def test_the_longest_unread_part_comes_next() -> None:
         seen.append(position.part)
         position = position.at_next_part(200.0 + moment)
     assert sorted(seen) == list(range(PARTS))
-    assert seen[0] == FILES
+    assert seen[:2] == [DELETED, FILES]
     assert NEVER not in position.read_at
     assert position.part == seen[0]
     late = replace(position, began=2e9, read_at=[1e9 if part != 7 else 5e8 for part in range(PARTS)])
     assert late.at_next_part(2e9).part == 7
+
+
+async def test_a_position_of_a_version_that_did_not_read_what_is_kept_is_gone_on_with(world: World) -> None:
+    async with world.running(reconciles=False) as running:
+        before = ScrubPosition(7, "07ab", 1.0, 2.0, [3.0] * FILES)
+        await running.mirror.state.apply(lambda transaction: transaction.scrub.set_position(before))
+        known = running.mirror.state.view(lambda transaction: transaction.scrub.position())
+    assert known == replace(before, read_at=[3.0] * FILES + [NEVER] * (PARTS - FILES))
