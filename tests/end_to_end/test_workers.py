@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.mirrors import MirrorUnderTest
 from tests.end_to_end.test_crashes import TINY, audited, work
+from tests.harness.content import LARGEST_FIXED_CHUNK, MEBIBYTE, BackupPlan, Encoder, ImagePlan
 from tests.harness.mirror import Mirror
 from tests.harness.steps import StepFile
 from tests.harness.writer import DatastoreWriter
@@ -18,6 +21,8 @@ from tests.stores.fault_proxy import FaultProxy
 _STARTED = re.compile(r"worker \d runs \(process (\d+)\)")
 _DOWN = "The object store is not usable."
 _UP = "The object store is usable again"
+_LARGEST_CHUNK = 16 * MEBIBYTE
+_WITHOUT_CHUNKS = 100 * MEBIBYTE
 
 
 def _until(is_so: Callable[[], bool], mirror: Mirror) -> None:
@@ -27,12 +32,19 @@ def _until(is_so: Callable[[], bool], mirror: Mirror) -> None:
         time.sleep(0.05)
 
 
-def mount_with_workers(mirror: MirrorUnderTest) -> set[int]:
+def mount_with_workers(mirror: MirrorUnderTest, *options: str) -> set[int]:
     """Mount with two workers, and return their process ids when they take chunks."""
-    mirror.mount("--workers", "2")
+    mirror.mount("--workers", "2", *options)
     _until(lambda: len(_STARTED.findall(mirror.log)) == 2, mirror)
     assert mirror.worker_pids() == {int(pid) for pid in _STARTED.findall(mirror.log)}
     return mirror.worker_pids()
+
+
+def highest_memory(pid: int) -> int:
+    """The most memory that a process has had, in bytes."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 @pytest.mark.parametrize("step", ["object.after-put", pytest.param("object.before-put", marks=pytest.mark.long)])
@@ -116,3 +128,30 @@ def test_an_outage_is_told_and_waited_for_in_one_place(
     assert mirror.log.count(_DOWN) == 1
     assert mirror.log.count(_UP) == 1
     assert mirror.status()["problems"] == []
+
+
+def test_all_workers_together_keep_the_limits(mirror: MirrorUnderTest) -> None:
+    """A limit that each of them kept for itself would be twice as much."""
+    rate, chunks = 2_000_000, 5
+    mount_with_workers(mirror, "--bandwidth-up", f"{rate} B/s")
+    image = ImagePlan("drive-scsi0.img", chunks * LARGEST_FIXED_CHUNK)
+    plan = BackupPlan(images=(image,), compressible_fraction=0.0, zero_fraction=0.0)
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=9, default_plan=plan) as writer:
+        began = time.monotonic()
+        writer.backup("vm/1", compress=False)
+        mirror.wait(300)
+        elapsed = time.monotonic() - began
+    assert chunks * LARGEST_FIXED_CHUNK / elapsed <= 1.05 * rate
+
+
+def test_a_worker_holds_no_more_than_its_share_of_large_chunks(mirror: MirrorUnderTest) -> None:
+    workers = mount_with_workers(mirror, "--parallel", "8")
+    source, encoder = random.Random(10), Encoder(compress=False)
+    with DatastoreWriter(mirror.datastore) as writer:
+        for _ in range(24):
+            chunk = encoder.encode_chunk(source.randbytes(_LARGEST_CHUNK))
+            writer.insert_chunk(chunk.digest, chunk.raw)
+    mirror.wait(300)
+    assert mirror.worker_pids() == workers
+    bound = _WITHOUT_CHUNKS + 8 // len(workers) * _LARGEST_CHUNK
+    assert {pid: highest_memory(pid) for pid in workers if highest_memory(pid) > bound} == {}

@@ -28,7 +28,7 @@ _PROGRAM = Path(__file__).with_name("hostile_program.py").read_text()
 _PYTHON = os.path.realpath(sys.executable)
 _PATIENCE_SECONDS = 60.0
 _CUT_OFF = "records are missing here: they could not be written"
-_RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (mount|uploader) [A-Z]+ ")
+_RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (mount|uploader|worker) [A-Z]+ ")
 
 
 @dataclass(frozen=True, slots=True)

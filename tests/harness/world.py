@@ -454,9 +454,13 @@ class World:
                     shutil.rmtree(self.datastore / marker.parent.relative_to(self.backing))
 
     def note_moment(self) -> None:
-        """Settle, and remember what there is, to bring it back at the end from the versions that the bucket keeps."""
+        """Settle, and remember what there is, to bring it back at the end from the versions that the bucket keeps.
+
+        Not where they are locked: SeaweedFS gives a version the time at which its lock was last extended, and whoever
+        begins a new state locks all of them again.
+        """
         self.settle()
-        if not self.violations() and self.model.snapshots:
+        if not self.violations() and self.model.snapshots and self.retention.lock_for is None:
             self._restores.note_moment()
 
     def finish(self, choice: random.Random, *, restore: bool) -> None:
