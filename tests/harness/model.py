@@ -34,7 +34,7 @@ class Model:
     a snapshot, group or namespace) open, until `resolve` has looked what became of it; an operation that was answered
     leaves nothing open, except to a power cut (`unsynced`). Scopes of a removal that was cut short are `half_removed`
     as well, until what it left is removed. `rotten` chunks are bad or gone on the disk, by
-    a fault; those that were inserted again since are `healed`."""
+    a fault; those that were inserted again since are `healed`. `had_power_cut` until `resolve` has looked."""
 
     snapshots: dict[str, HeldSnapshot] = field(default_factory=dict)
     namespaces: set[str] = field(default_factory=set)
@@ -44,6 +44,7 @@ class Model:
     unsynced_moves: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rotten: set[str] = field(default_factory=set)
     healed: set[str] = field(default_factory=set)
+    had_power_cut: bool = False
     departures: Departures = field(default_factory=Departures)
 
     # -- what happened -------------------------------------------------------------------------------------
@@ -127,6 +128,7 @@ class Model:
         """What was not durable is open again."""
         self.healed.clear()
         self.open_scopes |= self.unsynced
+        self.had_power_cut = True
 
     def copied(self) -> Model:
         """What PBS believes to hold now, to be put back later."""
@@ -177,7 +179,10 @@ class Model:
         scopes, self.open_scopes = self.open_scopes, set()
         for scope in scopes:
             self._take(found, scope)
-        self.synced()
+        if self.had_power_cut:
+            # What is there after one is on the disk. Without one, some of it may still be in memory alone.
+            self.synced()
+            self.had_power_cut = False
         return wrong + list(self._differences(found))
 
     def _take(self, found: FoundDatastore, scope: str) -> None:
@@ -216,7 +221,7 @@ class Model:
             yield f"namespace {name} is {'not ' if name in self.namespaces else ''}on the disk"
 
     def _is_known_rot(self, reason: str) -> bool:
-        return any(digest in reason for digest in self.rotten)
+        return any(digest in reason for digest in self.rotten - self.healed)
 
 
 def _file_differences(directory: Path, path: str, held: HeldSnapshot) -> Iterable[str]:

@@ -427,6 +427,7 @@ def rot_a_chunk(world: World, choice: random.Random, path: str) -> str | None:
             raise
         return None  # on a disk without power nothing rots
     world.model.rotten.add(digest)
+    world.model.healed.discard(digest)
     world.drop_cached_pages(chunk_path(digest))
     world.statistics.count_fault("bit rot in a chunk on the disk")
     return digest
