@@ -6,6 +6,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -126,6 +127,22 @@ def test_a_command_in_a_document_is_understood(
         understand(line, tmp_path)
     except click.UsageError as error:
         pytest.fail(f"{name}: {line}: {error.format_message()}")
+
+
+def test_commands_are_found_in_blocks_of_each_kind() -> None:
+    found = {document.name: len(document.commands) for document in documents()}
+    assert found["README.md"] >= 5, "indented, with a prompt"
+    assert found["docs/getting-started.md"] >= 8, "indented, without one"
+    assert found["docs/disaster-recovery.md"] >= 12, "in lists"
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "pictures").glob("*.svg")), ids=lambda path: path.name)
+def test_a_picture_stands_alone_and_is_seen_in_the_dark(picture: Path) -> None:
+    text = picture.read_text()
+    root = ElementTree.fromstring(text)
+    assert [root.find(f"{{http://www.w3.org/2000/svg}}{name}") is None for name in ("title", "desc")] == [False] * 2
+    assert "prefers-color-scheme: dark" in text
+    assert set(re.findall(r"https?://[^\"]*", text)) == {"http://www.w3.org/2000/svg"}
 
 
 @each_document
