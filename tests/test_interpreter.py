@@ -15,10 +15,17 @@ from mirrorfs.database.environment import Environment, examine
 _PACKAGE = Path(interpreter.__file__).parent
 _STARTS_PROGRAMS = ("subprocess", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.popen")
 # Programs that are no Python: mount(8), umount(8), systemctl(1).
-_OTHER_PROGRAMS = {"filesystem/mount.py": 1, "chunkstore/attachment.py": 1, "service/manager.py": 1}
+_OTHER_PROGRAMS = {
+    "filesystem/mount.py": 1,
+    "chunkstore/attachment.py": 1,
+    "service/manager.py": 1,
+    # The administrator's own command, and sendmail.
+    "notification/delivery.py": 1,
+}
 _MODULES = (
     "mirrorfs.database.examination",
     "mirrorfs.supervision",
+    "mirrorfs.notification",
     "mirrorfs.replication",
     "mirrorfs.replication.sending",
     "mirrorfs.chunkstore",

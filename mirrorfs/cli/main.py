@@ -20,6 +20,7 @@ _COMMANDS = (
     "reconcile",
     "retention",
     "metrics",
+    "notify",
     "snapshots",
     "restore",
     "verify",

@@ -14,6 +14,7 @@ from mirrorfs.chunkstore.store import Choice
 from mirrorfs.cli.durations import Duration, shown_duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.limit_options import limit_options
+from mirrorfs.cli.notify_options import notify_options
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.retention_options import retention_options
@@ -37,7 +38,7 @@ from mirrorfs.replication.settings import (
 )
 from mirrorfs.supervision.foreground import run_in_foreground
 from mirrorfs.supervision.mount import MountRefused, check_paths
-from mirrorfs.supervision.settings import Invocation, MountSettings
+from mirrorfs.supervision.settings import Invocation, MountSettings, NotifySettings
 
 
 @click.command("mount", cls=DatastoreCommand)
@@ -133,6 +134,7 @@ from mirrorfs.supervision.settings import Invocation, MountSettings
 )
 @retention_options
 @limit_options
+@notify_options
 @setting(
     "--chunk-store",
     type=click.Choice([choice.value for choice in Choice]),
@@ -186,6 +188,7 @@ def command(
     allow_removals: bool,
     retention: RetentionSettings,
     limits: RateLimits,
+    notify: NotifySettings,
     chunk_store: str,
     mount_options: tuple[str, ...],
     while_in_use: bool,
@@ -240,6 +243,7 @@ def command(
         require_store=require_store,
         while_in_use=while_in_use,
         chunk_store=Choice(chunk_store),
+        notify=notify,
         invocation=Invocation(context.meta[ARGUMENTS], os.getcwd()),
     )
     if show_settings is not None:

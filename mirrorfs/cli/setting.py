@@ -15,7 +15,7 @@ import click
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-SECTIONS = ("retention", "bandwidth", "verify")
+SECTIONS = ("retention", "bandwidth", "verify", "notify")
 """The first words of settings that stand in a table of that name in the file."""
 
 

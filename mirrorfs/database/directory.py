@@ -56,6 +56,11 @@ class StateDirectory:
         return os.path.join(self.path, "reload.sock")
 
     @property
+    def told_file(self) -> str:
+        """What the notifier has told."""
+        return os.path.join(self.path, "mirrorfs.told")
+
+    @property
     def log_file(self) -> str:
         """Log of a mount that runs in the background."""
         return os.path.join(self.path, "mirrorfs.log")

@@ -44,11 +44,13 @@ NOTHING_TO_DO = "Nothing is to be done."
 
 def verdict(answer: Mapping[str, Any], behind_after: float) -> Verdict:
     """Judge an answer of `status`; a mirror is behind when its recovery point is older than so many seconds."""
-    for judge in (_broken, _waiting, _held):
-        judged = judge(answer)
-        if judged is not None:
-            return judged
-    return _behind(answer, behind_after)
+    return verdicts(answer, behind_after)[0]
+
+
+def verdicts(answer: Mapping[str, Any], behind_after: float) -> list[Verdict]:
+    """Return all that is so, gravest first; as `verdict`, which says the first."""
+    judged = [_broken(answer), _waiting(answer), _held(answer), _behind(answer, behind_after)]
+    return [one for one in judged if one is not None]
 
 
 def _broken(answer: Mapping[str, Any]) -> Verdict | None:

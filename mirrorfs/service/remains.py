@@ -10,12 +10,12 @@ import stat
 from mirrorfs import own_files
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 
-_LOCKS = ("mount", "uploader")
+_LOCKS = ("mount", "uploader", "notifier")
 # The databases, and what they are called while they are made, copied or set aside.
 _DATABASES = ("journal", "journal.import", "state", "state.copy", "state.damaged-*")
 _IN_DATABASES = frozenset({"data.mdb", "lock.mdb", "session.json", "session.json.tmp"})
 _SOCKETS = ("control.sock", "reload.sock")
-_LOGS = ("mirrorfs.log*",)
+_FILES = ("mirrorfs.log*", "mirrorfs.told*")
 
 
 def take_state_away(directory: StateDirectory) -> bool:
@@ -48,7 +48,7 @@ def _is_ours(entry: os.DirEntry[str], directory: StateDirectory) -> bool:
     if entry.is_dir(follow_symlinks=False):
         return _is_any_of(entry, _DATABASES) and _is_database(entry.path)
     if entry.is_file(follow_symlinks=False):
-        return _is_any_of(entry, _LOGS) or entry.path in {DirectoryLock.path_of(directory, name) for name in _LOCKS}
+        return _is_any_of(entry, _FILES) or entry.path in {DirectoryLock.path_of(directory, name) for name in _LOCKS}
     return _is_any_of(entry, _SOCKETS) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
 
 

@@ -14,6 +14,7 @@ LASTING = ("datastore", "state_directory", "bucket", "prefix", "log_format")
 GIVEN_BY_THE_MOUNT = ("root_descriptor", "journal_sequence", "take_over", "allow_removals")
 _OF_THE_MOUNT = ("mountpoint", "mount_options", "require_store", "while_in_use", "chunk_store")
 _AT_ONCE = "limits"
+_OF_THE_NOTIFIER = "notify"
 # Fields that are not called as the setting that they come from.
 _KEYS = {
     "state_directory": "state-dir",
@@ -22,7 +23,7 @@ _KEYS = {
     "mount_options": "options",
     "verify_percent_per_day": "verify.percent-per-day",
 }
-_TABLES = {"store": "", "retention": "retention.", "limits": "bandwidth."}
+_TABLES = {"store": "", "retention": "retention.", "limits": "bandwidth.", "notify": "notify."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ def changes(before: MountSettings, after: MountSettings) -> Changes:
     waiting += _different({name: uploader_old[name] for name in LASTING}, uploader_new)
     kept = (*LASTING, *GIVEN_BY_THE_MOUNT, _AT_ONCE)
     return Changes(
-        at_once=_different({_AT_ONCE: uploader_old[_AT_ONCE]}, uploader_new),
+        at_once=_different({_AT_ONCE: uploader_old[_AT_ONCE]}, uploader_new)
+        + _different({_OF_THE_NOTIFIER: old[_OF_THE_NOTIFIER]}, new),
         anew=_different({name: value for name, value in uploader_old.items() if name not in kept}, uploader_new),
         wait=tuple(dict.fromkeys(waiting)),
     )

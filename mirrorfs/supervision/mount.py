@@ -29,6 +29,7 @@ from mirrorfs.state.damage import set_state_aside, stored_identity
 from mirrorfs.state.identity import Identity, check_identity
 from mirrorfs.steps import reach
 from mirrorfs.supervision.ending import Deadline, handle_signals
+from mirrorfs.supervision.notifier_process import NotifierProcess
 from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager
 from mirrorfs.supervision.registry import Registration, RunningMount, mount_of
 from mirrorfs.supervision.reloading import Reloading
@@ -148,7 +149,8 @@ async def _run(
         catch_up=chunk_store.catch_up,
         failing=registration.set_uploader_failing,
     )
-    reloading = Reloading(settings, uploader)
+    notifier = NotifierProcess(settings)
+    reloading = Reloading(settings, uploader, notifier)
     interception = Interception(
         journal, durability, uploader.wake, registration.set_journal_broken_since, chunk_store.appeared
     )
@@ -192,6 +194,7 @@ async def _run(
                 log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
                 ready(note)
                 manager.tell(READY)
+                nursery.start_soon(notifier.keep_running)
                 nursery.start_soon(Watchdog(manager, settings.mountpoint, root_descriptor, traffic).run)
                 await trio.sleep_forever()
             finally:

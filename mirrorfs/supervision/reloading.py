@@ -12,6 +12,7 @@ from mirrorfs import interpreter
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.log_file import LogFile
 from mirrorfs.supervision.changes import GIVEN_BY_THE_MOUNT, LASTING, Changes, changes
+from mirrorfs.supervision.notifier_process import NotifierProcess
 from mirrorfs.supervision.reload_request import Outcome, answer_request
 from mirrorfs.supervision.settings import MountSettings
 from mirrorfs.supervision.uploader_process import UploaderProcess
@@ -24,9 +25,10 @@ _READING_SECONDS = 60.0
 class Reloading:
     """Opens the log again and reads the settings again, whenever that is asked for."""
 
-    def __init__(self, settings: MountSettings, uploader: UploaderProcess) -> None:
+    def __init__(self, settings: MountSettings, uploader: UploaderProcess, notifier: NotifierProcess) -> None:
         self._settings = settings
         self._uploader = uploader
+        self._notifier = notifier
         self._log_file = LogFile()
         self._asked = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
@@ -53,6 +55,7 @@ class Reloading:
             return
         log.info("the log has been opened again, at SIGHUP")
         self._uploader.hang_up()
+        self._notifier.hang_up()
 
     async def _read_settings(self) -> Outcome:
         if self._settings.invocation is None:
@@ -79,7 +82,8 @@ class Reloading:
 
     async def _take(self, settings: MountSettings) -> Changes:
         before = self._uploader.settings
-        found = changes(replace(self._settings, uploader=before), settings)
+        found = changes(replace(self._settings, uploader=before, notify=self._notifier.settings), settings)
+        self._notifier.take(settings.notify)
         for key in found.wait:
             log.warning("%s cannot change while it is mounted: unmount and mount again for that", key)
         if found.anew:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from mirrorfs.chunkstore.store import Choice
 from mirrorfs.replication.settings import UploaderSettings
@@ -15,6 +15,25 @@ class Invocation:
 
     arguments: tuple[str, ...]
     directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotifySettings:
+    """Who is told when something is wrong with the mirror, and when.
+
+    `command` is a program and its arguments, without a shell; `mail` an address. `behind_after`: the recovery point is
+    told when it is older than so many seconds. `after`: what is so is told when it has been so for so many seconds.
+    """
+
+    command: tuple[str, ...] = ()
+    mail: str | None = None
+    behind_after: float = 86400.0
+    after: float = 120.0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is anybody to tell."""
+        return bool(self.command) or self.mail is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,7 @@ class MountSettings:
     require_store: bool = False
     while_in_use: bool = False
     chunk_store: Choice = Choice.AUTO
+    notify: NotifySettings = field(default_factory=NotifySettings)
     invocation: Invocation | None = None
 
     def encode(self) -> bytes:
@@ -46,6 +66,7 @@ class MountSettings:
         value["uploader"] = UploaderSettings.from_json(value["uploader"])
         value["mount_options"] = tuple(value["mount_options"])
         value["chunk_store"] = Choice(value["chunk_store"])
+        value["notify"] = NotifySettings(**{**value["notify"], "command": tuple(value["notify"]["command"])})
         if value["invocation"] is not None:
             value["invocation"] = Invocation(tuple(value["invocation"]["arguments"]), value["invocation"]["directory"])
         return cls(**value)

@@ -73,6 +73,7 @@ def test_what_is_written_is_what_was_given(base: Path) -> None:
         "options": ["allow_other", "suid"],
         "verbose": True,
         "bandwidth": {},
+        "notify": {},
         "retention": {"delete-after": "30d", "max-delete-fraction": 0.5},
         "verify": {},
     }

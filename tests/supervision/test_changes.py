@@ -27,7 +27,9 @@ OTHERS = {
     "retention-max-delete-fraction": "0.5", "retention-unseen-after": '"2d"', "retention-lock-for": '"30d"',
     "bandwidth-up": '["07:00-19:00 20 MiB/s", "50 MiB/s"]', "bandwidth-down": '"20 MiB/s"',
     "bandwidth-requests": '"100/s"', "chunk-store": '"fuse"', "options": '["noatime"]', "while-in-use": "true",
-    "verbose": "true", "verify-percent-per-day": "5", "workers": "3", "log-format": '"json"',
+    "verbose": "true", "verify-percent-per-day": "5", "workers": "3",
+    "notify-command": '["/usr/bin/logger", "-t", "mirrorfs"]', "notify-mail": '"root"',
+    "notify-behind-after": '"2h"', "notify-after": '"1m"', "log-format": '"json"',
 }  # fmt: skip
 
 

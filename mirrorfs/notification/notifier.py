@@ -1,0 +1,164 @@
+"""Looking at a mirror again and again, and telling what is news by each way that is set."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import trio
+
+from mirrorfs.filesystem.condition import NotAsked
+from mirrorfs.notification.delivery import NotDelivered, Way
+from mirrorfs.notification.event import event_of
+from mirrorfs.notification.told import ToldRecord
+from mirrorfs.notification.watching import News, Watching
+from mirrorfs.own_files import NotOwn
+from mirrorfs.replication.control import Answer
+from mirrorfs.replication.verdict import Verdict, Word, verdicts
+from mirrorfs.supervision.asking import NoAnswer, UploaderSilent, ask_for_status, failing_uploader
+from mirrorfs.supervision.registry import find
+
+log = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 30.0
+_LONGEST_INTERVAL = 30.0
+_SHORTEST_INTERVAL = 1.0
+# So long an uploader may open a large state, or hang before the mount ends it: until then its silence says nothing.
+_SILENCE_SECONDS = 300.0
+# Waits between tries: a mail server that is restarted, a network that is down for a while; then it is given up.
+_PAUSES = (60.0, 300.0, 900.0, 3600.0)
+_MOST_WAITING = 16
+
+
+def _ask(mountpoint: str) -> Answer:
+    return ask_for_status(mountpoint, _ANSWER_SECONDS)
+
+
+class Looking:
+    """Looks at one mirror, as `mirrorfs status` does, and tells what is wrong with it."""
+
+    def __init__(
+        self,
+        mountpoint: str,
+        behind_after: float,
+        interval: float,
+        *,
+        ask: Callable[[str], Answer] = _ask,
+    ) -> None:
+        """`interval` is the seconds between two looks, `ask` blocks and raises as `ask_for_status`."""
+        self._mountpoint = mountpoint
+        self._behind_after = behind_after
+        self._silence_looks = math.ceil(_SILENCE_SECONDS / interval)
+        self._silent = 0
+        self._ask = ask
+
+    def look(self) -> list[Verdict] | None:
+        """Return what is so now, gravest first; None if that is not known. Blocks."""
+        try:
+            answer = self._ask(self._mountpoint)
+        except UploaderSilent as error:
+            return self._silence(str(error))
+        except NoAnswer as error:
+            return [_broken(str(error))]
+        except (NotAsked, NotOwn, OSError, ValueError) as error:
+            log.warning("it is not known how the mirror is: %s", error)
+            return None
+        self._silent = 0
+        return verdicts(answer, self._behind_after)
+
+    def _silence(self, why: str) -> list[Verdict] | None:
+        self._silent += 1
+        failing = failing_uploader(find(self._mountpoint), None)
+        if failing:
+            why = f"The uploader has died {failing[0]['deaths']} times in a row: it {failing[0]['last']}."
+        elif self._silent < self._silence_looks:
+            return None
+        return [_broken(why)]
+
+
+def _broken(why: str) -> Verdict:
+    return Verdict(Word.BROKEN, why, "Nothing is mirrored until that has ended: see 'mirrorfs status' and the log.")
+
+
+class Notifier:
+    """Tells what is news about one mirror. What cannot be told is tried again a few times, and each try is logged."""
+
+    def __init__(
+        self, datastore: str, looking: Looking, ways: Sequence[Way], record: ToldRecord, *, looks: int, interval: float
+    ) -> None:
+        self._datastore = datastore
+        self._looking = looking
+        self._ways = ways
+        self._record = record
+        self._looks = looks
+        self._interval = interval
+
+    async def run(self) -> None:
+        """Look and tell until cancelled."""
+        await trio.to_thread.run_sync(self._record.load)
+        limiter = trio.CapacityLimiter(1)
+        async with trio.open_nursery() as nursery:
+            tellers = [Teller(self._datastore, way, self._record, self._looks) for way in self._ways]
+            for teller in tellers:
+                nursery.start_soon(teller.run)
+            while True:
+                found = await trio.to_thread.run_sync(self._looking.look, limiter=limiter, abandon_on_cancel=True)
+                if found is not None:
+                    for teller in tellers:
+                        teller.take(found)
+                await trio.sleep(self._interval)
+
+
+class Teller:
+    """One way of telling, with what it has told. One event after the other: what is well again is told last."""
+
+    def __init__(self, datastore: str, way: Way, record: ToldRecord, looks: int) -> None:
+        self._datastore = datastore
+        self._way = way
+        self._record = record
+        self._watching = Watching(record.told(way.name), looks)
+        self._news, self._to_tell = trio.open_memory_channel[tuple[list[News], frozenset[Word]]](_MOST_WAITING)
+
+    def take(self, found: Sequence[Verdict]) -> None:
+        """Take what was seen at a look."""
+        before = self._watching.told
+        news, told = self._watching.look(found), self._watching.told
+        if told == before:
+            return
+        try:
+            self._news.send_nowait((news, told))
+        except trio.WouldBlock:
+            log.error("notify.%s is not told what has happened since: too much waits for it", self._way.name)
+
+    async def run(self) -> None:
+        """Tell what is taken, until cancelled."""
+        async for news, told in self._to_tell:
+            for one in news:
+                await self._tell(one)
+            # Noted when it has been told: what was under way at an end is told after it.
+            await trio.to_thread.run_sync(self._record.set, self._way.name, told)
+
+    async def _tell(self, news: News) -> None:
+        event = event_of(news.kind, self._datastore, news.verdict)
+        for pause in (*_PAUSES, None):
+            try:
+                await self._way.tell(event)
+            except NotDelivered as error:
+                again = "it is given up" if pause is None else f"it is tried again in {pause:.0f} s"
+                log.error("notify.%s could not tell '%s': %s; %s", self._way.name, event.event, error, again)
+                if pause is not None:
+                    await trio.sleep(pause)
+            else:
+                log.info("notify.%s has told '%s': %s", self._way.name, event.event, event.why)
+                return
+
+
+def interval_for(after: float) -> float:
+    """Return how many seconds lie between two looks, where what is so for `after` seconds is told."""
+    return min(_LONGEST_INTERVAL, max(_SHORTEST_INTERVAL, after / 4))
+
+
+def looks_for(after: float) -> int:
+    """Return at how many looks in a row something must be so to be told."""
+    return max(1, math.ceil(after / interval_for(after)))
