@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from types import TracebackType
 
+from mirrorfs.events import EventRecord, event_of
+
 
 class LogFormat(Enum):
     """How a record of the log looks: a line for people, or an object of JSON for a program that collects logs."""
@@ -58,17 +60,25 @@ def say_json(value: object, *, indent: int | None = None) -> None:
     print(json.dumps(value, indent=indent), flush=True)
 
 
-def begin_log(process: str, *, verbose: bool = False, log_format: LogFormat = LogFormat.TEXT) -> None:
+def begin_log(
+    process: str,
+    *,
+    verbose: bool = False,
+    log_format: LogFormat = LogFormat.TEXT,
+    events: str | None = None,
+) -> None:
     """Log to standard error from now on, each record as "TIME PROCESS LEVEL MESSAGE" on one line, or as JSON.
 
     Tracebacks follow it, indented: no line that begins with a time is anything but a record. What Python prints by
-    itself (warnings, errors that nobody caught) becomes records too.
+    itself (warnings, errors that nobody caught) becomes records too. `events` is the file of a record of events.
     """
     handler = _LogHandler(sys.stderr.fileno())
     as_text = LineFormatter(f"%(asctime)s {process} %(levelname)s %(message)s")
     handler.setFormatter(as_text if log_format is LogFormat.TEXT else JSONFormatter(process))
     root = logging.getLogger()
     root.addHandler(handler)
+    if events is not None:
+        root.addHandler(EventRecord(events))
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
@@ -149,7 +159,10 @@ class JSONFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the object: time (RFC 3339, UTC), process, level, logger, message, and traceback if there is one."""
+        """Return the object: time (RFC 3339, UTC), process, level, logger, message, event and traceback if it has one.
+
+        Of an event it also has what that is about, such as the snapshot.
+        """
         told = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "process": self._process,
@@ -157,6 +170,8 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if (event := event_of(record)) is not None:
+            told = {**event[1], **told, "event": event[0]}
         if record.exc_info:
             told["traceback"] = self.formatException(record.exc_info)
         return json.dumps(told)

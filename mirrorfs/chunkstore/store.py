@@ -19,6 +19,7 @@ from mirrorfs.chunkstore.possibility import (
     prepare_mount,
 )
 from mirrorfs.chunkstore.watch import CHUNKS, Watch, WatchLost
+from mirrorfs.events import EventName, about
 from mirrorfs.steps import reach
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,9 @@ class ChunkStore:
         """Hear of a name that came to be in the mount by mkdir or rename."""
         if path == CHUNKS and self._choice is not Choice.FUSE and self._nursery is not None:
             self._nursery.start_soon(self._attach_new)
-        elif path == _COLLECTION_ENDED and self._watch is not None:
+        if path == _COLLECTION_ENDED:
+            log.info("PBS has ended a garbage collection", extra=about(EventName.COLLECTED))
+        if path == _COLLECTION_ENDED and self._watch is not None:
             # What could not be heard is found: only names that differ become work.
             self._tell([CHUNKS])
 

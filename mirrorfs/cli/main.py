@@ -16,6 +16,7 @@ _COMMANDS = (
     "mount",
     "umount",
     "status",
+    "log",
     "wait",
     "reconcile",
     "retention",

@@ -61,6 +61,11 @@ class StateDirectory:
         return os.path.join(self.path, "mirrorfs.told")
 
     @property
+    def events_file(self) -> str:
+        """What has happened that matters; see mirrorfs/events.py."""
+        return os.path.join(self.path, "mirrorfs.events")
+
+    @property
     def log_file(self) -> str:
         """Log of a mount that runs in the background."""
         return os.path.join(self.path, "mirrorfs.log")

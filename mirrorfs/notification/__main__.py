@@ -39,7 +39,12 @@ def main() -> int:
     if not line:
         return 0
     settings = MountSettings.decode(line)
-    begin_log("notifier", verbose=settings.uploader.verbose, log_format=LogFormat(settings.uploader.log_format))
+    begin_log(
+        "notifier",
+        verbose=settings.uploader.verbose,
+        log_format=LogFormat(settings.uploader.log_format),
+        events=StateDirectory(settings.uploader.state_directory).events_file,
+    )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reopen_at_hang_up()
     # The mount that starts us has them blocked.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from mirrorfs.events import EventName, about
 from mirrorfs.filesystem.condition import NotAsked
 from mirrorfs.notification.delivery import NotDelivered, Way
 from mirrorfs.notification.event import event_of
@@ -150,7 +151,8 @@ class Teller:
                 if pause is not None:
                     await trio.sleep(pause)
             else:
-                log.info("notify.%s has told '%s': %s", self._way.name, event.event, event.why)
+                told = about(EventName.TOLD, way=self._way.name)
+                log.info("notify.%s has told '%s': %s", self._way.name, event.event, event.why, extra=told)
                 return
 
 

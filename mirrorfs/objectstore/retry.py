@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import trio
 
+from mirrorfs.events import EventName, about
 from mirrorfs.objectstore.errors import StoreError, StoreReason, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -213,12 +214,14 @@ class Condition:
         self._down_for_writes_only = writes_only
         self._outages += 1
         what = " for what is to be stored" if writes_only else ""
-        log.warning("The object store is not usable%s. %s It is tried again until it is.", what, error)
+        down = about(EventName.STORE_DOWN)
+        log.warning("The object store is not usable%s. %s It is tried again until it is.", what, error, extra=down)
 
     def _come_up(self) -> None:
         self._is_up, self._since = True, time.time()
         self._down_for_writes_only = False
-        log.info("The object store is usable again, after %.0f s.", trio.current_time() - self._down_at)
+        seconds = trio.current_time() - self._down_at
+        log.info("The object store is usable again, after %.0f s.", seconds, extra=about(EventName.STORE_UP))
         self._wake()
 
     def _wake(self) -> None:

@@ -9,6 +9,7 @@ import sys
 
 import trio
 
+from mirrorfs.database.directory import StateDirectory
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.log_file import reopen_at_hang_up
 from mirrorfs.memory import use_one_arena
@@ -23,7 +24,12 @@ def main() -> int:
     use_one_arena()
     # Unbuffered: what follows the settings line belongs to the uploader's own reader.
     settings = UploaderSettings.decode(_read_line())
-    begin_log("uploader", verbose=settings.verbose, log_format=LogFormat(settings.log_format))
+    begin_log(
+        "uploader",
+        verbose=settings.verbose,
+        log_format=LogFormat(settings.log_format),
+        events=StateDirectory(settings.state_directory).events_file,
+    )
     for noisy in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,6 +14,7 @@ import trio
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
 from mirrorfs.datastore.errors import TooMuch
+from mirrorfs.events import EventName, about
 from mirrorfs.journal.journal import JournalReader, Position
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreRejected, StoreUnavailable
 from mirrorfs.output import say_json
@@ -187,7 +188,7 @@ class Uploader:
     def _refuse(self, reason: str) -> bool:
         self._status.phase, self._status.refused = "refused", reason
         self._refused.set()
-        log.error("nothing is mirrored: %s", reason)
+        log.error("nothing is mirrored: %s", reason, extra=about(EventName.REFUSED))
         report_refusal(reason)
         return False
 

@@ -15,7 +15,7 @@ _LOCKS = ("mount", "uploader", "notifier")
 _DATABASES = ("journal", "journal.import", "state", "state.copy", "state.damaged-*")
 _IN_DATABASES = frozenset({"data.mdb", "lock.mdb", "session.json", "session.json.tmp"})
 _SOCKETS = ("control.sock", "reload.sock")
-_FILES = ("mirrorfs.log*", "mirrorfs.told*")
+_FILES = ("mirrorfs.log*", "mirrorfs.events*", "mirrorfs.told*")
 
 
 def take_state_away(directory: StateDirectory) -> bool:

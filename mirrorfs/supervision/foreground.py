@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import trio
 
+from mirrorfs.database.directory import StateDirectory
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount import MountError
 from mirrorfs.output import LogFormat, begin_log
@@ -20,7 +21,12 @@ _EXPECTED = (MountRefused, MountError, DatabaseError, OSError)
 def run_in_foreground(settings: MountSettings, ready: Callable[[str], None]) -> str | None:
     """Run a mount to its end; returns None, or the sentence that says why it could not be made or had to end."""
     uploader = settings.uploader
-    begin_log("mount", verbose=uploader.verbose, log_format=LogFormat(uploader.log_format))
+    begin_log(
+        "mount",
+        verbose=uploader.verbose,
+        log_format=LogFormat(uploader.log_format),
+        events=StateDirectory(uploader.state_directory).events_file,
+    )
     block_signals()
     try:
         trio.run(run_mount, settings, ready)

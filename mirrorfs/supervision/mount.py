@@ -17,6 +17,7 @@ from mirrorfs.chunkstore.store import ChunkStore
 from mirrorfs.chunkstore.watch import CHUNKS
 from mirrorfs.database.directory import DirectoryLock, StateDirectory
 from mirrorfs.database.errors import DatabaseCorrupt, DatabaseError
+from mirrorfs.events import EventName, about
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.interception import Durability, Interception
 from mirrorfs.filesystem.mount import MountError, serve
@@ -171,7 +172,7 @@ async def _run(
         except MountError as error:
             raise _with_options(error, settings) from error
         reach("mount.unmounted")
-        log.info("%s is unmounted", settings.mountpoint)
+        log.info("%s is unmounted", settings.mountpoint, extra=about(EventName.UNMOUNTED))
         nursery.cancel_scope.cancel()
 
     try:
@@ -191,7 +192,8 @@ async def _run(
             nursery.start_soon(say_when_unmounted, mount)
             reach("mount.registered")
             try:
-                log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint)
+                mounted = about(EventName.MOUNTED)
+                log.info("%s is mounted on %s", settings.uploader.datastore, settings.mountpoint, extra=mounted)
                 ready(note)
                 manager.tell(READY)
                 nursery.start_soon(notifier.keep_running)

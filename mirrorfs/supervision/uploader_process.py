@@ -16,6 +16,7 @@ import trio
 
 from mirrorfs import interpreter
 from mirrorfs.database.errors import DatabaseError
+from mirrorfs.events import EventName, about
 from mirrorfs.journal.journal import Position
 from mirrorfs.objectstore.rate_schedule import RateLimits
 from mirrorfs.replication.control import stream_lines
@@ -119,7 +120,8 @@ class UploaderProcess:
                 continue
             delay = self._restarts.ended(condition, trio.current_time(), self.settings.retry_ceiling)
             self._failing(self._restarts.failing(trio.current_time()))
-            log.error("the uploader %s; starting it again in %.0f s", condition, delay)
+            restarted = about(EventName.UPLOADER_RESTARTED)
+            log.error("the uploader %s; starting it again in %.0f s", condition, delay, extra=restarted)
             await trio.sleep(delay)
 
     async def _clean_up(self) -> None:

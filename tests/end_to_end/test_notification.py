@@ -83,3 +83,26 @@ def test_a_filesystem_process_that_is_killed_is_told(mirror: MirrorUnderTest, ar
     assert "was killed: mount it again" in (mirror.base / "told").read_text()
     mirror.mount(*arguments)
     _until(lambda: _told(mirror) == ["broken", "recovered"], mirror)
+
+
+def test_what_happens_can_be_read_afterwards(mirror: MirrorUnderTest) -> None:
+    mirror.mount()
+    with mirror.writer() as writer:
+        published = writer.backup("vm/100")
+        removed = writer.backup("vm/100")
+        mirror.wait()
+        writer.forget(removed)
+    mirror.wait()
+    mirror.kill_uploader()
+    mirror.wait()
+    mirror.umount()
+    of_it = (str(mirror.datastore), "--state-dir", str(mirror.state))
+    events = [json.loads(line) for line in mirror.succeed("log", *of_it, "--json").splitlines()]
+    told = [(event["event"], event.get("snapshot")) for event in events]
+    assert told[0] == ("mounted", None)
+    assert told[-1] == ("unmounted", None)
+    assert ("published", published.path) in told
+    assert told.index(("published", removed.path)) < told.index(("removed", removed.path))
+    assert ("uploader-restarted", None) in told
+    lines = mirror.succeed("log", *of_it, "--since", "1h").splitlines()
+    assert len(lines) == len(events)

@@ -245,13 +245,15 @@ def _state(system: System) -> StateDirectory:
         (Path(directory.path) / name).mkdir()
         (Path(directory.path) / name / "data.mdb").write_bytes(b"x")
     Path(directory.log_file).write_text("log")
+    for name in ("mirrorfs.told", "mirrorfs.events", "mirrorfs.events.1", "notifier.lock"):
+        (Path(directory.path) / name).write_text("")
     return directory
 
 
 def test_journal_state_and_log_are_taken_away_unless_they_are_to_stay(system: System) -> None:
     directory = _state(system)
     system.succeed("uninstall", "store1", "--keep-state")
-    assert len(os.listdir(directory.path)) == 4
+    assert len(os.listdir(directory.path)) == 8
     (Path(directory.path) / "precious").write_text("mine")
     assert "something else is in it" in system.succeed("uninstall", "store1")
     assert os.listdir(directory.path) == ["precious"]

@@ -22,6 +22,7 @@ from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.manifest import Manifest, check_listed_file, parse_manifest
 from mirrorfs.datastore.names import CLIENT_LOG_NAME, MANIFEST_NAME, PROTECTED_NAME, GroupId, SnapshotId
 from mirrorfs.datastore.tree import Tree
+from mirrorfs.events import EventName, about
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.chunks import ChunkMirror
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
@@ -222,7 +223,7 @@ class SnapshotPublication:
             published = SnapshotState(SnapshotPhase.PUBLISHED, local.files, time.time())
             await self._state.apply(lambda transaction: transaction.snapshots.set(path, published))
             reach("publication.recorded")
-            log.info("%s published", path)
+            log.info("%s published", path, extra=about(EventName.PUBLISHED, snapshot=path))
             _warn_of_another_name(snapshot, local.manifest)
         return True
 

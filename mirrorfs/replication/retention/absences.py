@@ -16,6 +16,7 @@ import trio
 
 from mirrorfs.datastore.names import PROTECTED_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
+from mirrorfs.events import EventName, about
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.retention import HeldFor, HeldRemoval
@@ -136,6 +137,7 @@ class Absences:
                 len(held),
                 "" if reason is HeldFor.STRANGER else f", or for {self._unseen_after / 86400:.3g} days",
                 held[0],
+                extra=about(EventName.HELD, snapshot=held[0]),
             )
 
 

@@ -10,6 +10,7 @@ import trio
 
 from mirrorfs.datastore.names import PROTECTED_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
+from mirrorfs.events import EventName, about
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.publishing.groups import GroupMirror, NamespaceMirror
 from mirrorfs.replication.publishing.publication import SnapshotPublication
@@ -123,7 +124,7 @@ class SnapshotRetention:
         except ConfirmationFailed as error:
             raise CannotMirror(snapshot.path, str(error)) from error
         await self._forget_what_held_it(snapshot)
-        log.info("%s removed from the bucket", snapshot.path)
+        log.info("%s removed from the bucket", snapshot.path, extra=about(EventName.REMOVED, snapshot=snapshot.path))
 
     async def _refuse_if_protected(self, snapshot: SnapshotId) -> None:
         """PBS never prunes a protected snapshot, so one whose manifest alone is gone was not removed by PBS."""

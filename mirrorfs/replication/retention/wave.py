@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mirrorfs.datastore.names import SnapshotId
+from mirrorfs.events import EventName, about
 from mirrorfs.replication.retention.clock import StoreClock
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.retention import HeldFor, HeldRemoval
@@ -74,6 +75,7 @@ class RemovalWaves:
                 verdict.held,
                 fraction,
                 verdict.standing,
+                extra=about(EventName.HELD),
             )
         return verdict.admitted
 
@@ -81,6 +83,13 @@ class RemovalWaves:
         """Approve of all that is held now, or of that which is, or lies in, one of the paths `below`; returns it."""
         approved = await self._state.apply(lambda transaction: _approve(transaction, below))
         reach("wave.approved")
+        if approved:
+            log.info(
+                "the removal of %d snapshots is approved: %s",
+                len(approved),
+                approved[0],
+                extra=about(EventName.APPROVED),
+            )
         return [SnapshotId.parse(path) for path in approved]
 
     async def forget(self, snapshot: SnapshotId) -> None:

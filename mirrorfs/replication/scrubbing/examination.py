@@ -16,6 +16,7 @@ from mirrorfs.datastore.blob import check_encryption
 from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.errors import BlobError, DatastoreError, TooMuch
 from mirrorfs.datastore.names import ChunkName, classify
+from mirrorfs.events import EventName, about
 from mirrorfs.objectstore.checksums import calculate_crc32c
 from mirrorfs.objectstore.errors import ObjectMissing, StoreError
 from mirrorfs.replication.publishing.chunks import ChunkMirror
@@ -163,7 +164,8 @@ class Examination:
         outcomes = {fault: self._outcome(fault, item) for fault, item in items.items()}
         for fault, outcome in outcomes.items():
             if outcome is Outcome.SENT:
-                log.warning("%s has been sent again: %s", fault.path, fault.reason)
+                found = about(EventName.SCRUB_FOUND, object=fault.path)
+                log.warning("%s has been sent again: %s", fault.path, fault.reason, extra=found)
         return outcomes
 
     def _outcome(self, fault: Fault, item: Item | None) -> Outcome:

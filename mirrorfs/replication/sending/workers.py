@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from mirrorfs import interpreter
+from mirrorfs.events import EventName, about
 from mirrorfs.objectstore.capabilities import StoreCapabilities
 from mirrorfs.replication.sending.attempt import LOST, NOT_BEGUN, Attempt
 from mirrorfs.replication.sending.messages import (
@@ -168,6 +169,7 @@ class Worker:
                 self._number,
                 condition,
                 delay,
+                extra=about(EventName.WORKER_RESTARTED, worker=str(self._number)),
             )
             await trio.sleep(delay)
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.quoting import cut
+from mirrorfs.events import EventName, about
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreRejected
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.replication.work.refused import RefusedObjects
@@ -100,7 +101,7 @@ class Problems:
         await self._state.apply(lambda transaction: transaction.problems.set(problem))
         reach("problem.recorded")
         if not is_told:
-            log.error("%s cannot be mirrored: %s", name, reason)
+            log.error("%s cannot be mirrored: %s", name, reason, extra=about(EventName.PROBLEM, name=name))
 
     async def clear(self, name: str) -> list[str]:
         """Register that all is well with `name`; returns those that may be well now because of that."""
@@ -111,7 +112,7 @@ class Problems:
         await self._state.apply(lambda transaction: transaction.problems.clear(name))
         reach("problem.cleared")
         if not was_refused:
-            log.info("%s is all right again", name)
+            log.info("%s is all right again", name, extra=about(EventName.PROBLEM_ENDED, name=name))
         return others
 
     def names(self, below: str = "") -> list[str]:

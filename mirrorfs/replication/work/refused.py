@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from mirrorfs.events import EventName, about
+
 log = logging.getLogger(__name__)
 
 REFUSED = "the store refuses it: "
@@ -81,7 +83,8 @@ class RefusedObjects:
             del condition.names[name]
             if not condition.names:
                 del self._conditions[code]
-                log.info("what the store refused (%s) is all taken, or gone, now", code)
+                ended = about(EventName.PROBLEM_ENDED, code=code)
+                log.info("what the store refused (%s) is all taken, or gone, now", code, extra=ended)
             if condition.is_ending:
                 return []
             # What has passed shows that it is over, or was never what it was taken for.
