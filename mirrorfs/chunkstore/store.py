@@ -64,6 +64,8 @@ class ChunkStore:
     ) -> None:
         """`root_descriptor` is the backing directory, opened before the mount covered it; the caller's to close."""
         self.in_use = InUse(False, "it is not attached yet")
+        self.overflows = 0
+        """How often the kernel could not keep all events of changed chunks, so that names were compared."""
         self._choice = choice
         self._mountpoint = mountpoint
         self._root = root_descriptor
@@ -246,7 +248,7 @@ class ChunkStore:
 
     def _new_watch(self) -> Watch:
         assert self._chunks is not None
-        watch = Watch(self._chunks, record=self._tell, directory_gone=self._directory_gone)
+        watch = Watch(self._chunks, record=self._tell, directory_gone=self._directory_gone, overflowed=self._overflow)
         reach("chunkstore.marked")
         return watch
 
@@ -276,6 +278,10 @@ class ChunkStore:
     def _tell(self, paths: Sequence[bytes]) -> None:
         if self._record is not None and paths:
             self._record(paths)
+
+    def _overflow(self) -> None:
+        self.overflows += 1
+        self._changed(self.in_use)
 
     def _fall_back(self, reason: str) -> None:
         log.warning("chunks pass through FUSE: %s", reason)

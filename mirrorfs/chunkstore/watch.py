@@ -55,16 +55,19 @@ class Watch:
         *,
         record: Callable[[Sequence[bytes]], None],
         directory_gone: Callable[[], None],
+        overflowed: Callable[[], None] = lambda: None,
     ) -> None:
         """`chunks` is `.chunks`, opened, the caller's to close, and open for as long as this is.
 
-        `record` is given paths in the datastore; `directory_gone` is called when a directory of chunks was removed.
+        `record` is given paths in the datastore; `directory_gone` is called when a directory of chunks was removed,
+        `overflowed` when the kernel could not keep all events.
 
         Raises:
             NativeImpossible: the kernel cannot tell of this file system.
         """
         self._record = record
         self._directory_gone = directory_gone
+        self._overflowed = overflowed
         self._directories = Directories(chunks)
         self._reading = trio.Lock()
         self._last_failure = ""
@@ -150,6 +153,7 @@ class Watch:
     async def _take(self, events: Events) -> None:
         if events.has_overflowed:
             log.warning("chunks change faster than it can be noted: their names are compared")
+            self._overflowed()
         compares = events.has_overflowed or not await self._find_out_places(events)
         if any(self._directories.place(handle) is Place.ROOT for handle in events.directories_gone):
             compares = True

@@ -41,7 +41,8 @@ from mirrorfs.recovery.source import PresentSource
 _LISTING_PATIENCE = Patience(total=10.0)
 _PATIENCE = Patience(ceiling=30.0, total=600.0)
 _DEFAULT_SCRATCH = "/var/tmp"  # noqa: S108 - what is found there is looked at before it is trusted
-_NOTES_DIRECTORY = f"{DEFAULT_BASE}/drills"
+NOTES_DIRECTORY = f"{DEFAULT_BASE}/drills"
+"""Where it is noted what was drilled without --keep-report."""
 _LATEST = 1
 _SHOWN_PROBLEMS = 20
 _LINE_SECONDS = 30.0
@@ -141,7 +142,7 @@ def _in_turns(
 ) -> list[DrillReport]:
     reports: list[DrillReport] = []
     try:
-        notes = DrillNotes(Path(_NOTES_DIRECTORY) if keep_report is None else keep_report.absolute(), run.address)
+        notes = DrillNotes(Path(NOTES_DIRECTORY) if keep_report is None else keep_report.absolute(), run.address)
         notes.load()
         groups = run.groups(selection)
         for group in notes.in_turn(groups)[:turns]:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
+from mirrorfs.cli.drill import NOTES_DIRECTORY
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.settings_file import DATASTORE
+from mirrorfs.database.directory import DEFAULT_BASE
 from mirrorfs.filesystem.mount_table import real_path
+from mirrorfs.objectstore.url import StoreAddress
 from mirrorfs.output import say
-from mirrorfs.supervision.metrics import MirrorCollector
+from mirrorfs.recovery.drill_report import DrillNotes, Note
+from mirrorfs.recovery.errors import RestoreError
+from mirrorfs.replication.control import Answer
+from mirrorfs.supervision.metrics import Drilled, MirrorCollector
 from mirrorfs.supervision.registry import RunningMount, find, running_mounts
 
+# Where 'mirrorfs install' has the timer's drills keep their reports.
+_REPORTS = f"{DEFAULT_BASE}/reports"
 _PORTS = range(1, 65536)
 
 
@@ -59,7 +68,7 @@ def command(datastore: str | None, listen: tuple[str, int] | None) -> None:
     require_root("ask a mirror for its metrics")
     path = None if datastore is None else real_path(datastore)
     registry = CollectorRegistry()
-    registry.register(MirrorCollector(lambda: _mounts(path)))
+    registry.register(MirrorCollector(lambda: _mounts(path), _drilled))
     if listen is None:
         say(*generate_latest(registry).decode().rstrip("\n").split("\n"))
         return
@@ -71,6 +80,29 @@ def command(datastore: str | None, listen: tuple[str, int] | None) -> None:
     say(f"serving metrics on {address}, port {port}, at /metrics", err=True)
     while True:
         signal.pause()
+
+
+def _drilled(answer: Answer) -> Iterator[Drilled]:
+    """Give what was drilled of a mirror: by hand, and by the service's timer, whose reports lie beside each other."""
+    latest: dict[str, Note] = {}
+    for directory in (Path(NOTES_DIRECTORY), *_directories_in(Path(_REPORTS))):
+        notes = DrillNotes(directory, StoreAddress(answer["bucket"], answer["prefix"]))
+        try:
+            notes.load()
+        except RestoreError:
+            # 'mirrorfs drill' says what is wrong with it. It costs no other number.
+            continue
+        for group, note in notes.groups.items():
+            if group not in latest or latest[group].drilled < note.drilled:
+                latest[group] = note
+    yield from (Drilled(note.drilled, note.good) for note in latest.values())
+
+
+def _directories_in(path: Path) -> list[Path]:
+    try:
+        return sorted(one for one in path.iterdir() if one.is_dir())
+    except OSError:
+        return []
 
 
 def _mounts(path: str | None) -> Iterator[tuple[str, RunningMount | None]]:

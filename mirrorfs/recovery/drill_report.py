@@ -217,6 +217,11 @@ class DrillNotes:
                 "its turn again."
             ) from error
 
+    @property
+    def groups(self) -> Mapping[str, Note]:
+        """What is noted of each group, by its path."""
+        return self._notes
+
     def in_turn(self, groups: Sequence[GroupId]) -> list[GroupId]:
         """Return the groups in the order of their turns: those never drilled, then the longest ago."""
         return sorted(groups, key=lambda group: (self._drilled(group), group))

@@ -6,7 +6,7 @@ The uploader drives it for a mount, `mirrorfs replay run` without one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -143,6 +143,11 @@ class Engine:
         """What has been under way without progress for too long: in words, and for how many seconds."""
         of_workers = (entry for worker in self._workers for entry in worker.without_answer(QUIET_SECONDS))
         return [*self.bucket.store.requests_without_progress, *of_workers]
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        """The worker processes; none where the uploader sends by itself."""
+        return self._workers
 
     @property
     def failing_workers(self) -> list[Failing]:

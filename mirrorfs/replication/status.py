@@ -69,6 +69,7 @@ class UploaderStatus:
             "store": self._store_answer(),
             "claim": self._claim_answer(),
             "uploaded": self._uploaded_answer(),
+            "workers": self._workers_answer(),
             "failing_processes": [asdict(failing) for failing in self._engine.failing_workers],
             **self._state.view(lambda transaction: _state_answer(transaction, self._settings.retention)),
         }
@@ -126,6 +127,10 @@ class UploaderStatus:
                 {"request": request, "seconds": seconds} for request, seconds in self._engine.requests_without_progress
             ],
         }
+
+    def _workers_answer(self) -> dict[str, int]:
+        workers = self._engine.workers
+        return {"wanted": len(workers), "running": sum(worker.is_running for worker in workers)}
 
     def _uploaded_answer(self) -> dict[str, Any]:
         now, sent = time.monotonic(), self._store.uploaded_bytes

@@ -120,8 +120,10 @@ def failing_uploader(mount: RunningMount | None, answer: Answer | None) -> list[
     return [asdict(failing)]
 
 
-def _chunk_store(path: str, mount: RunningMount | None) -> dict[str, str]:
+def _chunk_store(path: str, mount: RunningMount | None) -> dict[str, Any]:
+    overflows = 0 if mount is None else mount.event_overflows
     if is_attached(path):
-        return {"in_use": "native", "reason": ""}
+        return {"in_use": "native", "reason": "", "event_overflows": overflows}
     reason = "it is not known why" if mount is None else mount.chunks_reason
-    return {"in_use": "fuse", "reason": reason or "something has unmounted .chunks from it"}
+    reason = reason or "something has unmounted .chunks from it"
+    return {"in_use": "fuse", "reason": reason, "event_overflows": overflows}

@@ -18,10 +18,13 @@ from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.waiting import needs_an_administrator
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem, path_in_bucket
 from mirrorfs.state.snapshots import SnapshotPhase
+from mirrorfs.supervision.asking import failing_uploader
 from mirrorfs.supervision.registry import RunningMount
 
 _ANSWER_SECONDS = 5.0
 _LABEL = "datastore"
+# So many series at most come from names of others, for each mirror.
+_MOST_GROUPS = 500
 _PROBLEM_KINDS = ("chunk", "snapshot", "group", "namespace", "directory", "foreign", "bucket", "other")
 
 
@@ -33,6 +36,9 @@ class MountReading:
     is_up: bool
     journal_broken_since: float | None
     answer: Answer | None
+    failing: Sequence[str] = ()
+    """The processes that die again and again."""
+    event_overflows: int = 0
 
 
 def read_mount(datastore: str, mount: RunningMount | None) -> MountReading:
@@ -40,7 +46,10 @@ def read_mount(datastore: str, mount: RunningMount | None) -> MountReading:
     label = printable(datastore)
     if mount is None:
         return MountReading(label, False, None, None)
-    return MountReading(label, _is_up(mount), mount.journal_broken_since, _uploader_answer(mount))
+    answer = _uploader_answer(mount)
+    failing = [*([] if answer is None else answer.get("failing_processes", ())), *failing_uploader(mount, answer)]
+    names = [str(one["process"]) for one in failing]
+    return MountReading(label, _is_up(mount), mount.journal_broken_since, answer, names, mount.event_overflows)
 
 
 def _is_up(mount: RunningMount) -> bool:
@@ -59,12 +68,27 @@ def _uploader_answer(mount: RunningMount) -> Answer | None:
     return answer if "uploader" in answer else None
 
 
+@dataclass(frozen=True, slots=True)
+class Drilled:
+    """When (Unix time) a group was drilled last, and whether all of it came back."""
+
+    time: float
+    good: bool
+
+
 class MirrorCollector:
     """Reads the mounts anew at each collection; registered with a Prometheus registry."""
 
-    def __init__(self, mounts: Callable[[], Iterable[tuple[str, RunningMount | None]]]) -> None:
-        """`mounts` gives the datastores to tell of, with their mounts, None for one that is not mounted."""
+    def __init__(
+        self,
+        mounts: Callable[[], Iterable[tuple[str, RunningMount | None]]],
+        drills: Callable[[Answer], Iterable[Drilled]] = lambda _: (),
+    ) -> None:
+        """`mounts` gives the datastores to tell of, with their mounts, None for one that is not mounted; `drills` what
+        was drilled of the mirror that an answer is of.
+        """
         self._mounts = mounts
+        self._drills = drills
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric of every mount."""
@@ -76,6 +100,8 @@ class MirrorCollector:
         yield _snapshots(answers)
         yield _problems(answers)
         yield _scrub(answers)
+        yield from _groups(answers)
+        yield from _drilled([(datastore, list(self._drills(answer))) for datastore, answer in answers])
         yield _info(answers)
 
 
@@ -237,6 +263,22 @@ _MEASURES = (
         _at("scrub", "sent_again"),
         is_counter=True,
     ),
+    _Measure(
+        "mirrorfs_recovery_point_age_seconds",
+        "Age of the oldest finished backup that is not in the bucket, 0 if all are.",
+        _at("recovery_point", "age_seconds"),
+    ),
+    _Measure(
+        "mirrorfs_backups_missing",
+        "Finished backups that are not in the bucket.",
+        _at("recovery_point", "missing"),
+    ),
+    _Measure("mirrorfs_workers", "Worker processes that send chunks and run now.", _at("workers", "running")),
+    _Measure(
+        "mirrorfs_workers_wanted",
+        "Worker processes that are to send chunks; 0 where the uploader does it.",
+        _at("workers", "wanted"),
+    ),
     _Measure("mirrorfs_scrub_parts_never_read", "Parts of the bucket not read again yet.", _at("scrub", "never_read")),
     _Measure(
         "mirrorfs_store_clock_difference_seconds",
@@ -254,11 +296,21 @@ def _metrics_of_mounts(readings: Sequence[MountReading]) -> Iterator[Metric]:
         "1 if changes are missing in the journal, because it cannot be written (is its disk full?).",
         labels=[_LABEL],
     )
+    failing = GaugeMetricFamily(
+        "mirrorfs_processes_failing", "Uploader and workers that die again and again.", labels=[_LABEL]
+    )
+    overflows = CounterMetricFamily(
+        "mirrorfs_event_queue_overflows",
+        "How often the kernel could not keep all events of changed chunks since the mount; names are compared then.",
+        labels=[_LABEL],
+    )
     for reading in readings:
         mount_up.add_metric([reading.datastore], reading.is_up)
         uploader_up.add_metric([reading.datastore], reading.answer is not None)
         journal_broken.add_metric([reading.datastore], reading.journal_broken_since is not None)
-    yield from (mount_up, uploader_up, journal_broken)
+        failing.add_metric([reading.datastore], len(reading.failing))
+        overflows.add_metric([reading.datastore], reading.event_overflows)
+    yield from (mount_up, uploader_up, journal_broken, failing, overflows)
 
 
 def _snapshots(answers: Sequence[tuple[str, Answer]]) -> Metric:
@@ -328,6 +380,50 @@ def _scrub(answers: Sequence[tuple[str, Answer]]) -> Metric:
             if moment is not None:
                 metric.add_metric([datastore, str(part)], float(moment))
     return metric
+
+
+def _groups(answers: Sequence[tuple[str, Answer]]) -> Iterator[Metric]:
+    newest = GaugeMetricFamily(
+        "mirrorfs_group_newest_snapshot_timestamp_seconds",
+        "When the newest backup of a group began that is in the bucket, in seconds since the epoch; of the first "
+        f"{_MOST_GROUPS} groups by name.",
+        labels=[_LABEL, "group"],
+    )
+    counted = GaugeMetricFamily("mirrorfs_groups", "Groups of which a snapshot is in the bucket.", labels=[_LABEL])
+    for datastore, answer in answers:
+        found = _newest_of_groups(answer)
+        counted.add_metric([datastore], len(found))
+        for group in sorted(found)[:_MOST_GROUPS]:
+            newest.add_metric([datastore, printable(group)], found[group])
+    yield from (newest, counted)
+
+
+def _newest_of_groups(answer: Answer) -> dict[str, int]:
+    newest: dict[str, int] = {}
+    for one in answer["snapshots"]:
+        if one["phase"] == SnapshotPhase.PUBLISHED.value:
+            snapshot = SnapshotId.parse(one["snapshot"])
+            path = snapshot.group.path
+            newest[path] = max(newest.get(path, 0), snapshot.timestamp)
+    return newest
+
+
+def _drilled(drills: Sequence[tuple[str, Sequence[Drilled]]]) -> Iterator[Metric]:
+    last = GaugeMetricFamily(
+        "mirrorfs_drill_last_timestamp_seconds",
+        "When a group of the mirror was drilled last on this machine, in seconds since the epoch; missing if none was.",
+        labels=[_LABEL],
+    )
+    groups = GaugeMetricFamily(
+        "mirrorfs_drilled_groups",
+        "Groups by how their last drill on this machine went.",
+        labels=[_LABEL, "result"],
+    )
+    for datastore, found in drills:
+        if found:
+            last.add_metric([datastore], max(one.time for one in found))
+        _add_counts(groups, datastore, ["good" if one.good else "bad" for one in found], ("good", "bad"))
+    yield from (last, groups)
 
 
 def _info(answers: Sequence[tuple[str, Answer]]) -> Metric:

@@ -182,7 +182,11 @@ async def _run(
             nursery.start_soon(uploader.keep_running)
             nursery.start_soon(trimming.run)
             nursery.start_soon(interception.keep_repairing)
-            nursery.start_soon(chunk_store.run, interception.record, registration.set_chunk_store)
+            nursery.start_soon(
+                chunk_store.run,
+                interception.record,
+                lambda in_use: registration.set_chunk_store(in_use, chunk_store.overflows),
+            )
             note = await _first_answer(uploader, settings)
             reach("mount.before-serve")
             await nursery.start(serve_until_unmounted)

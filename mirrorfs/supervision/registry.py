@@ -46,6 +46,8 @@ class RunningMount:
     """Those of the `mirrorfs mount` that made it."""
     directory: str = ""
     """The working directory by which paths in the arguments are meant."""
+    event_overflows: int = 0
+    """How often the kernel could not keep all events of changed chunks."""
     uploader_failing: Failing | None = None
     """How it was with the uploader when it died last, if it had died again and again."""
 
@@ -67,9 +69,14 @@ class Registration:
         """Note how it is with the journal; raises nothing."""
         self._note(replace(self._mount, journal_broken_since=since), "with the journal")
 
-    def set_chunk_store(self, in_use: InUse) -> None:
-        """Note how chunks are reached; raises nothing."""
-        now = replace(self._mount, chunks_are_native=in_use.is_native, chunks_reason=in_use.reason)
+    def set_chunk_store(self, in_use: InUse, overflows: int = 0) -> None:
+        """Note how chunks are reached, and how often not all their changes could be heard of; raises nothing."""
+        now = replace(
+            self._mount,
+            chunks_are_native=in_use.is_native,
+            chunks_reason=in_use.reason,
+            event_overflows=overflows,
+        )
         self._note(now, "with the chunk store")
 
     def set_uploader_failing(self, failing: Failing | None) -> None:

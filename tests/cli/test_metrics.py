@@ -17,8 +17,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from mirrorfs.chunkstore.store import InUse
 from mirrorfs.cli import metrics
 from mirrorfs.filesystem.condition import Condition, NotAsked
 from mirrorfs.supervision import metrics as collection
@@ -55,6 +59,9 @@ ANSWER: dict[str, Any] = {
         {"name": "vm/2/", "reason": "the directory cannot be listed", "since": 600.0},
         {"name": f"in the bucket: .chunks/abcd/{'abcd' * 16}", "reason": "it is missing in the bucket", "since": 600.0},
     ],
+    "recovery_point": {"missing": 2, "oldest": "vm/1/x", "finished": 1.0, "age_seconds": 60.5},
+    "workers": {"wanted": 2, "running": 1},
+    "failing_processes": [{"process": "worker 2", "deaths": 3, "since": 1.0, "last": "exit code 1"}],
     "foreign": {"count": 3, "examples": []},
     "quarantined": {"count": 4, "examples": []},
     "retention": {
@@ -79,6 +86,9 @@ ANSWER: dict[str, Any] = {
 }
 
 
+QUIET = {"mirrorfs_processes_failing": 0, "mirrorfs_event_queue_overflows_total": 0}
+
+
 @pytest.fixture
 def datastore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A directory that is noted as a mount of this machine, and taken for one."""
@@ -90,6 +100,8 @@ def datastore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         os.mkdir(directory)
     registration = Registration(RunningMount(path, path, str(tmp_path / "state"), os.getpid()))
     registration.begin()
+    monkeypatch.setattr(metrics, "NOTES_DIRECTORY", str(tmp_path / "drills"))
+    monkeypatch.setattr(metrics, "_REPORTS", str(tmp_path / "reports"))
     yield path
     registration.end()
 
@@ -131,8 +143,21 @@ def printed(*arguments: str) -> str:
     return result.output
 
 
+def _drilled(directory: Path, groups: dict[str, tuple[float, bool]]) -> None:
+    directory.mkdir(parents=True)
+    noted = {path: {"drilled": drilled, "good": good} for path, (drilled, good) in groups.items()}
+    file = directory / "drilled-b-n.json"
+    file.write_text(json.dumps({"format": 1, "url": "s3://b/n", "groups": noted}))
+    file.chmod(0o600)
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: Path, named: bool) -> None:
+    registration = Registration(RunningMount(datastore, datastore, str(tmp_path / "state"), os.getpid()))
+    registration.begin()
+    registration.set_chunk_store(InUse(True, ""), 3)
+    _drilled(tmp_path / "drills", {"vm/1": (100.0, True), "vm/2": (200.0, True)})
+    _drilled(tmp_path / "reports" / "store1", {"vm/2": (300.0, False)})
     with answering(tmp_path / "state", json.dumps(ANSWER).encode() + b"\n"):
         text = printed(*([datastore] if named else []))
     assert f'mirrorfs_mount_up{{datastore="{datastore}"}} 1.0' in text
@@ -142,6 +167,17 @@ def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: P
         "mirrorfs_mount_up": 1,
         "mirrorfs_uploader_up": 1,
         "mirrorfs_journal_broken": 0,
+        "mirrorfs_processes_failing": 1,
+        "mirrorfs_event_queue_overflows_total": 3,
+        "mirrorfs_recovery_point_age_seconds": 60.5,
+        "mirrorfs_backups_missing": 2,
+        "mirrorfs_workers": 1,
+        "mirrorfs_workers_wanted": 2,
+        "mirrorfs_groups": 1,
+        "mirrorfs_group_newest_snapshot_timestamp_seconds{vm/1}": 1767312000,
+        "mirrorfs_drill_last_timestamp_seconds": 300,
+        "mirrorfs_drilled_groups{good}": 1,
+        "mirrorfs_drilled_groups{bad}": 1,
         "mirrorfs_uploader_start_time_seconds": 1000,
         "mirrorfs_uploader_refused": 0,
         "mirrorfs_needs_administrator": 0,
@@ -188,6 +224,35 @@ def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: P
     }
 
 
+def test_names_of_others_make_so_many_series_and_no_more(datastore: str, tmp_path: Path) -> None:
+    published = [
+        {"snapshot": f"vm/{number}/2026-01-01T00:00:00Z", "phase": "published", "since": 1.0} for number in range(700)
+    ]
+    with answering(tmp_path / "state", json.dumps({**ANSWER, "snapshots": published}).encode() + b"\n"):
+        found = values(printed(datastore))
+    assert found["mirrorfs_groups"] == 700
+    assert sum(name.startswith("mirrorfs_group_newest") for name in found) == 500
+
+
+def test_notes_of_drills_that_are_none_cost_no_other_number(datastore: str, tmp_path: Path) -> None:
+    (tmp_path / "drills").mkdir()
+    (tmp_path / "drills" / "drilled-b-n.json").write_text("nonsense")
+    with answering(tmp_path / "state", json.dumps(ANSWER).encode() + b"\n"):
+        found = values(printed(datastore))
+    assert (found["mirrorfs_drilled_groups{good}"], found["mirrorfs_lag_seconds"]) == (0, 4.5)
+
+
+def test_what_is_told_is_openmetrics(datastore: str, tmp_path: Path) -> None:
+    registry_of_one = CollectorRegistry()
+    registry_of_one.register(collection.MirrorCollector(lambda: [(datastore, registry.find(datastore))]))
+    with answering(tmp_path / "state", json.dumps(ANSWER).encode() + b"\n"):
+        text = generate_openmetrics(registry_of_one).decode()
+    families = {family.name: family for family in text_string_to_openmetrics_families(text)}
+    assert len(families) > 40
+    assert not {name for name in families if not name.startswith("mirrorfs_")}
+    assert families["mirrorfs_event_queue_overflows"].type == "counter"
+
+
 def test_an_uploader_that_waits_for_its_store_tells_less(datastore: str, tmp_path: Path) -> None:
     later = ("reconciled", "lag_seconds", "journal", "backlog", "publishing", "scrub")
     early = {key: value for key, value in ANSWER.items() if key not in later}
@@ -206,7 +271,7 @@ def test_an_uploader_that_waits_for_its_store_tells_less(datastore: str, tmp_pat
 def test_an_uploader_that_does_not_answer_is_down(datastore: str, tmp_path: Path, answer: bytes) -> None:
     with answering(tmp_path / "state", answer):
         found = values(printed(datastore))
-    assert found == {"mirrorfs_mount_up": 1, "mirrorfs_uploader_up": 0, "mirrorfs_journal_broken": 0}
+    assert found == {"mirrorfs_mount_up": 1, "mirrorfs_uploader_up": 0, "mirrorfs_journal_broken": 0, **QUIET}
 
 
 def test_one_that_is_not_there_or_silent_is_down(
@@ -221,7 +286,7 @@ def test_one_that_is_not_there_or_silent_is_down(
 
 
 def test_a_mount_that_is_dead_hangs_or_is_none_is_down(datastore: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    down = {"mirrorfs_mount_up": 0, "mirrorfs_uploader_up": 0, "mirrorfs_journal_broken": 0}
+    down = {"mirrorfs_mount_up": 0, "mirrorfs_uploader_up": 0, "mirrorfs_journal_broken": 0, **QUIET}
     for condition in (Condition.DEAD, Condition.SILENT):
         monkeypatch.setattr(collection, "condition_of", lambda *_, condition=condition: condition)
         assert values(printed(datastore)) == down

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mirrorfs.cli.metrics_text import reference
 from mirrorfs.supervision.metrics import MirrorCollector
 
 _CONTRIB = Path(__file__).parents[2] / "contrib"
@@ -47,6 +48,10 @@ def test_they_ask_for_what_there_is(expression: str) -> None:
     asked = set(re.findall(r"mirrorfs_\w+", expression))
     assert asked
     assert asked <= _known()
+
+
+def test_the_documents_name_each_metric() -> None:
+    assert (_CONTRIB.parent / "docs" / "metrics.md").read_text() == reference(), "run scripts/metrics-reference"
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's package prometheus has it")

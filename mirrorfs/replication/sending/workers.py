@@ -145,6 +145,11 @@ class Worker:
         return [(f"chunks that worker {self._number} was given", since) for since in waiting if since >= seconds]
 
     @property
+    def is_running(self) -> bool:
+        """Whether it takes chunks."""
+        return any(hand.is_ready for hand in self.hands)
+
+    @property
     def failing(self) -> Failing | None:
         """How it is with it if it dies again and again, else None."""
         return self._restarts.failing(trio.current_time())
