@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-import click
 import rich.box
 import rich.console
+import rich.live
 import rich.progress
 import rich.table
 import rich.text
@@ -47,9 +47,38 @@ def show_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
         _print(columns, shown)
 
 
-def clear() -> None:
-    """Clear the terminal, if standard output is one."""
-    click.clear()
+@dataclass(frozen=True, slots=True)
+class ViewLine:
+    """A line of a view, and whether it tells of something bad, or begins a part of it."""
+
+    text: str
+    is_bad: bool = False
+    is_head: bool = False
+
+
+class View:
+    """Lines on the terminal that are shown anew in their place, while it is entered; the last ones stay."""
+
+    def __init__(self) -> None:
+        self._live = rich.live.Live(console=_console(), auto_refresh=False, vertical_overflow="ellipsis")
+
+    def show(self, lines: Sequence[ViewLine]) -> None:
+        """Show these in the place of the last ones. What is too long for the terminal is cut."""
+        shown = [rich.text.Text(printable(line.text), style=_style(line), no_wrap=True) for line in lines]
+        self._live.update(rich.console.Group(*shown), refresh=True)
+
+    def __enter__(self) -> View:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+
+def _style(line: ViewLine) -> str:
+    return f"{'bold' if line.is_head else ''} {'red' if line.is_bad else ''}".strip()
 
 
 class Bar:
