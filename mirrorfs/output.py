@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from types import TracebackType
 
+from mirrorfs import journald
 from mirrorfs.events import EventRecord, event_of
 
 
@@ -66,17 +67,19 @@ def begin_log(
     verbose: bool = False,
     log_format: LogFormat = LogFormat.TEXT,
     events: str | None = None,
+    datastore: str | None = None,
 ) -> None:
     """Log to standard error from now on, each record as "TIME PROCESS LEVEL MESSAGE" on one line, or as JSON.
 
     Tracebacks follow it, indented: no line that begins with a time is anything but a record. What Python prints by
-    itself (warnings, errors that nobody caught) becomes records too. `events` is the file of a record of events.
+    itself (warnings, errors that nobody caught) becomes records too. `events` is the file of a record of events. Under
+    systemd, records become entries of its journal, in which `datastore` is a field.
     """
     handler = _LogHandler(sys.stderr.fileno())
     as_text = LineFormatter(f"%(asctime)s {process} %(levelname)s %(message)s")
     handler.setFormatter(as_text if log_format is LogFormat.TEXT else JSONFormatter(process))
     root = logging.getLogger()
-    root.addHandler(handler)
+    root.addHandler(_journal(process, datastore, handler) if _goes_to_the_journal(log_format) else handler)
     if events is not None:
         root.addHandler(EventRecord(events))
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -84,6 +87,17 @@ def begin_log(
     sys.excepthook = _log_uncaught
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_uncaught_in_thread
+
+
+def _goes_to_the_journal(log_format: LogFormat) -> bool:
+    return log_format is LogFormat.TEXT and journald.is_standard_error()
+
+
+def _journal(process: str, datastore: str | None, otherwise: logging.Handler) -> logging.Handler:
+    handler = journald.JournalHandler(process, datastore, otherwise)
+    # Time and level are the journal's own.
+    handler.setFormatter(LineFormatter(f"{process}: %(message)s"))
+    return handler
 
 
 class _LogHandler(logging.Handler):

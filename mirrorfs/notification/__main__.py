@@ -44,6 +44,7 @@ def main() -> int:
         verbose=settings.uploader.verbose,
         log_format=LogFormat(settings.uploader.log_format),
         events=StateDirectory(settings.uploader.state_directory).events_file,
+        datastore=settings.uploader.datastore,
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reopen_at_hang_up()

@@ -29,6 +29,7 @@ def main() -> int:
         verbose=settings.verbose,
         log_format=LogFormat(settings.log_format),
         events=StateDirectory(settings.state_directory).events_file,
+        datastore=settings.datastore,
     )
     for noisy in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

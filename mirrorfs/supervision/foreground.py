@@ -26,6 +26,7 @@ def run_in_foreground(settings: MountSettings, ready: Callable[[str], None]) -> 
         verbose=uploader.verbose,
         log_format=LogFormat(uploader.log_format),
         events=StateDirectory(uploader.state_directory).events_file,
+        datastore=uploader.datastore,
     )
     block_signals()
     try:
