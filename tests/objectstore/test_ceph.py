@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 
 from mirrorfs.objectstore.capabilities import UNPROVEN, Confirmation, ObjectLockRule
+from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import ConfirmationFailed, ObjectMissing, StoreReason, StoreRejected, StoreUnavailable
 from mirrorfs.objectstore.retry import AT_ONCE
 from mirrorfs.objectstore.store import ObjectStore
+from mirrorfs.objectstore.trial import Trial, Verdict
+from mirrorfs.objectstore.url import StoreOptions
 from tests.objectstore.conftest import open_at, use_credentials
 from tests.stores.capabilities import ENOUGH
 from tests.stores.fault_proxy import FaultProxy
@@ -66,6 +70,13 @@ async def test_the_probe_finds_that_crc32c_is_ignored(ceph: Ceph, key: str) -> N
     assert capabilities.confirmation is Confirmation.ETAG_MD5
     assert (capabilities.copies, capabilities.versioned, capabilities.object_lock) == (True, False, None)
     assert await listed(ceph.open(), key) == []
+
+
+async def test_a_trial_tells_that_it_does_not_know_its_own_etag_again(ceph: Ceph, key: str) -> None:
+    options = StoreOptions(endpoint_url=ceph.access.endpoint_url)
+    trial = Trial(S3Client(ceph.bucket, options), options, key)
+    found = {one.subject: one for one in await trio.to_thread.run_sync(lambda: list(trial.run()))}
+    assert {subject for subject, one in found.items() if one.verdict is not Verdict.GOOD} == {"tls", "conditional put"}
 
 
 async def test_an_upload_is_confirmed_by_its_etag(ceph: Ceph, key: str) -> None:

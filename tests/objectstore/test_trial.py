@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mirrorfs.objectstore.answers import Precondition
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.trial import Finding, Trial, Verdict
 from mirrorfs.objectstore.url import StoreOptions
@@ -58,6 +59,19 @@ def test_what_is_refused_is_named(
     assert found[refused].verdict is Verdict.BAD
     assert "AccessDenied" in found[refused].said or "denied" in found[refused].said
     assert found["access"].verdict is Verdict.GOOD
+
+
+def test_a_store_that_does_not_know_its_own_etag_again_has_no_conditional_puts(
+    store: StoreServer, shared_bucket: str, prefix: str, credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Ceph (16.2), which compares with the quotes that stand around it."""
+    spelled = {"IfNoneMatch": "*"}, {"IfMatch": "\"'another'\""}
+    monkeypatch.setattr(Precondition, "parameters", property(lambda asked: spelled[asked.etag is not None]))
+    found = _run(store.endpoint_url, shared_bucket, prefix)["conditional put"]
+    assert (found.verdict, found.said.partition(":")[0]) == (
+        Verdict.WITHOUT,
+        "refused although what was read still stands there",
+    )
 
 
 def test_without_the_store_that_is_all(shared_bucket: str, prefix: str, credentials: None) -> None:
