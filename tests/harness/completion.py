@@ -13,7 +13,7 @@ from tests.harness.statistics import Statistics
 # What a store refused to delete is asked for again after an hour, if it does not say when it may be.
 _UNTIL_ASKED_AGAIN = 3700.0
 _WAVES_OF_REMOVALS = 5
-_REFUSED = "the store refuses it: "
+_MENDED_BY_NOW = ("the store refuses it: ", "Input/output error")
 _TIMES_TO_ASK_AGAIN = 12
 _UNTIL_REQUEST_SECONDS = 30.0
 
@@ -55,8 +55,8 @@ class Completion:
             answer = self._mirror.wait(self._seconds)
         if self._machine.mount_as_asked_for(answer):
             answer = self._mirror.wait(self._seconds)
-        if answer is not None and _REFUSED in answer:
-            # Nothing refuses any more: whoever has ended the cause says so, or waits for the end of the pause.
+        if answer is not None and any(sentence in answer for sentence in _MENDED_BY_NOW):
+            # Neither does any more: whoever has ended the cause says so, or waits until it is tried again.
             self._mirror.reconcile()
             answer = self._mirror.wait(self._seconds)
         return answer
