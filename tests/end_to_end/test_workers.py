@@ -101,6 +101,23 @@ def _kill_until_it_is_told(mirror: MirrorUnderTest) -> None:
     assert told.stdout.startswith("broken: The worker ")
 
 
+def test_workers_that_die_with_all_hands_full_are_sent_chunks_again(
+    proxied_mirror: MirrorUnderTest, fault_proxy: FaultProxy
+) -> None:
+    mirror = proxied_mirror
+    mount_with_workers(mirror, "--parallel", "2")
+    with audited(mirror), DatastoreWriter(mirror.datastore, seed=11, default_plan=TINY) as writer:
+        for number in range(2):
+            fault_proxy.hold("PUT", "*/.chunks/*")
+            writer.backup(f"vm/{number}")
+            assert fault_proxy.wait_until_waiting(2, "PUT", "*/.chunks/*")
+            mirror.kill_workers()
+            fault_proxy.clear()
+            mirror.wait()
+            _until(lambda: len(_STARTED.findall(mirror.log)) == 2 * (number + 2), mirror)  # noqa: B023
+        work(writer)
+
+
 def test_workers_end_with_an_uploader_that_is_killed(mirror: MirrorUnderTest) -> None:
     workers = mount_with_workers(mirror)
     mirror.kill_uploader()

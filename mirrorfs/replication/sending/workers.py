@@ -64,9 +64,11 @@ class WorkerHand:
         self._connected.set()
 
     def disconnect(self) -> None:
-        """Send by nobody from now on."""
+        """Send by nobody from now on; to be called as often as anybody finds that it is so."""
         self._stream = None
-        self._connected = trio.Event()
+        # Who waits for the next connection already must not be left waiting for another one.
+        if self._connected.is_set():
+            self._connected = trio.Event()
 
     async def rest(self) -> None:
         """Return when nothing is under way."""

@@ -33,3 +33,23 @@ def test_chunks_that_a_worker_does_not_get_sent_are_told() -> None:
             assert hand.seconds_without_answer == 0
 
     trio.run(test, clock=clock)
+
+
+def test_a_hand_that_is_lost_twice_is_there_again_with_the_next_worker() -> None:
+    """Whoever was sending finds first that its worker is gone, and whoever waits for its end once more."""
+
+    async def test() -> None:
+        hand = WorkerHand(lambda: None)
+        ours, its = (trio.SocketStream(trio.socket.from_stdlib_socket(one)) for one in socket.socketpair())
+        async with its, ours, trio.open_nursery() as nursery:
+            hand.connect(ours)
+            hand.disconnect()
+            nursery.start_soon(hand.ready)
+            await trio.testing.wait_all_tasks_blocked()
+            hand.disconnect()
+            hand.connect(ours)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not nursery.child_tasks
+            nursery.cancel_scope.cancel()
+
+    trio.run(test)
