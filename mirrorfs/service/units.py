@@ -15,8 +15,8 @@ TIMERS = ("mirrorfs-drill@.timer", "mirrorfs-verify@.timer")
 TEMPLATES = (MOUNT, *TIMERS, "mirrorfs-drill@.service", "mirrorfs-verify@.service")
 PBS_UNITS = ("proxmox-backup.service", "proxmox-backup-proxy.service")
 
-# What systemd takes for itself in a line of a unit: blanks, quotes, backslashes, and % for specifiers.
-_path = re.compile(r"/[^\s\"'\\%]*")
+# What systemd takes for itself in a line of a unit: blanks, quotes, backslashes, % for specifiers, $ for variables.
+_path = re.compile(r"/[^\s\"'\\%$]*")
 
 
 class Unnameable(Exception):
@@ -37,8 +37,8 @@ class Service:
         """Raise Unnameable for what systemd would take for something else."""
         if not _path.fullmatch(self.datastore) or not self.datastore.isprintable():
             raise Unnameable(
-                f"the path {self.datastore} cannot stand in a unit of systemd: it has blanks, quotes, backslashes or "
-                "percent signs. Mount the datastore under another path (a bind mount), and tell PBS that one"
+                f"the path {self.datastore} cannot stand in a unit of systemd: it has blanks, quotes, backslashes, "
+                "percent or dollar signs. Mount the datastore under another path (a bind mount), and tell PBS that one"
             )
 
 
@@ -90,7 +90,7 @@ def name_of_drop_in(file_name: str) -> str | None:
 
 def datastore_in(text: str) -> str | None:
     """Return the datastore that the drop-in of a mount names, as `files_of` has written it."""
-    found = re.search(r"^AssertPathIsDirectory=(.+)/\.chunks$", text, re.MULTILINE)
+    found = re.search(r'^RequiresMountsFor="([^"]+)" ', text, re.MULTILINE)
     return found and found[1]
 
 

@@ -5,90 +5,50 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 
 from mirrorfs.filesystem.mount_table import is_mounted
 from mirrorfs.service import units
 from tests.end_to_end.mirrors import PROGRAM, MirrorUnderTest
+from tests.service_manager import ServiceManager, Unit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="services are root's")
 
-_HEARD_SECONDS = 60.0
 _WATCHDOG_SECONDS = 10.0
 _HELPER = [sys.executable, "-c", "from mirrorfs.cli.mount_helper import main; main()"]
 
 
-def _unit() -> list[tuple[str, str]]:
-    lines = units.template(units.MOUNT, " ".join(PROGRAM)).splitlines()
-    return [(key, value) for key, equals, value in (line.partition("=") for line in lines) if equals]
-
-
-def _values(key: str) -> list[str]:
-    return [word for name, value in _unit() if name == key for word in value.split()]
-
-
-class Manager:
+class Manager(ServiceManager):
     """Starts the unit as systemd would, and hears it."""
 
     def __init__(self, mirror: MirrorUnderTest) -> None:
-        self._mirror = mirror
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._address = str(mirror.base / "notify")
-        self._socket.bind(self._address)
-        self._socket.settimeout(_HEARD_SECONDS)
-        self.log = (mirror.base / "log").open("ab")
-        self.process: subprocess.Popen[bytes] | None = None
+        self._mirror, self._address = mirror, mirror.base / "notify"
+        super().__init__(self._address)
+        service = units.Service("store1", str(mirror.datastore))
+        texts = (units.template(units.MOUNT, " ".join(PROGRAM)), units.files_of(service)[units.own_drop_in("store1")])
+        self.unit = Unit("\n".join(texts), str(mirror.datastore))
+        self._log = (mirror.base / "log").open("ab")
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def begin(self) -> subprocess.Popen[bytes]:
         mirror = self._mirror
-        capabilities = ",".join(f"+{word.removeprefix('CAP_').lower()}" for word in _values("CapabilityBoundingSet"))
-        rights = ["setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all,{capabilities}", "--"]
-        self.process = subprocess.Popen(
-            [*rights, *(word.replace("%i", str(mirror.datastore)) for word in _values("ExecStart"))],
-            env={
-                **mirror.environment(),
-                "NOTIFY_SOCKET": self._address,
-                "WATCHDOG_USEC": f"{_WATCHDOG_SECONDS * 1e6:.0f}",
-                "MIRRORFS_MOUNT_TO": mirror.url,
-                "MIRRORFS_MOUNT_STATE_DIR": str(mirror.state),
-                "MIRRORFS_MOUNT_ENDPOINT_URL": mirror.endpoint_url,
-                "MIRRORFS_MOUNT_LOG_FORMAT": "json",
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=self.log,
-        )
-        return self.process
-
-    def hear(self) -> str:
-        return self._socket.recv(100).decode()
-
-    def hear_nothing(self, seconds: float) -> bool:
-        """Whether it is silent for so long, after what it has said already."""
-        self._socket.settimeout(0)
-        with suppress(BlockingIOError):
-            while True:
-                self._socket.recv(100)
-        self._socket.settimeout(seconds)
-        try:
-            self._socket.recv(100)
-        except TimeoutError:
-            return True
-        finally:
-            self._socket.settimeout(_HEARD_SECONDS)
-        return False
+        environment = {
+            **mirror.environment(),
+            "NOTIFY_SOCKET": str(self._address),
+            "WATCHDOG_USEC": f"{_WATCHDOG_SECONDS * 1e6:.0f}",
+            "MIRRORFS_MOUNT_TO": mirror.url,
+            "MIRRORFS_MOUNT_STATE_DIR": str(mirror.state),
+            "MIRRORFS_MOUNT_ENDPOINT_URL": mirror.endpoint_url,
+            "MIRRORFS_MOUNT_LOG_FORMAT": "json",
+        }
+        return self.start(self.unit, environment, self._log)
 
     def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-        self._socket.close()
-        self.log.close()
+        super().close()
+        self._log.close()
 
 
 @pytest.fixture
@@ -101,7 +61,7 @@ def manager(mirror: MirrorUnderTest) -> Iterator[Manager]:
 def test_the_unit_mirrors_with_its_rights_and_survives_a_kill(mirror: MirrorUnderTest, manager: Manager) -> None:
     with mirror.writer() as writer:
         writer.backup("vm/100")
-    process = manager.start()
+    process = manager.begin()
     assert manager.hear() == "READY=1"
     assert manager.hear() == "WATCHDOG=1"
     assert mirror.status()["chunk_store"]["in_use"] == "native", "fanotify, file handles or open_tree are not allowed"
@@ -116,7 +76,7 @@ def test_the_unit_mirrors_with_its_rights_and_survives_a_kill(mirror: MirrorUnde
     process.kill()
     process.wait()
     assert is_mounted(str(mirror.datastore)), "the dead mount still stands"
-    process = manager.start()
+    process = manager.begin()
     assert manager.hear() == "READY=1"
     with mirror.writer(seed=3) as writer:
         writer.backup("vm/102")
@@ -134,10 +94,18 @@ def test_the_unit_mirrors_with_its_rights_and_survives_a_kill(mirror: MirrorUnde
     assert {record["process"] for record in records} == {"mount", "uploader"}
 
 
+def test_the_unit_mounts_over_no_directory_whose_disk_is_missing(mirror: MirrorUnderTest, manager: Manager) -> None:
+    mirror.datastore.joinpath(".chunks").rename(mirror.base / "elsewhere")
+    with pytest.raises(subprocess.CalledProcessError):
+        manager.begin()
+    assert f"{mirror.datastore} has no .chunks: is its disk missing?\n" in (mirror.base / "log").read_text()
+    assert not is_mounted(str(mirror.datastore))
+
+
 def test_the_unit_restarts_what_may_become_right_and_nothing_else(mirror: MirrorUnderTest, manager: Manager) -> None:
-    assert _values("Restart") == ["on-failure"]
+    assert manager.unit.values("Restart") == ["on-failure"]
     mirror.url = "s3://"
-    assert [str(manager.start().wait(60))] == _values("RestartPreventExitStatus")
+    assert [str(manager.begin().wait(60))] == manager.unit.values("RestartPreventExitStatus")
 
 
 def _helped(mirror: MirrorUnderTest, *words: str) -> subprocess.CompletedProcess[str]:
