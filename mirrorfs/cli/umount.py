@@ -21,7 +21,7 @@ from mirrorfs.output import say
 from mirrorfs.supervision.asking import describe_silence, lingering_at
 from mirrorfs.supervision.attached_chunks import unmount_with_chunks, users_of_chunks
 from mirrorfs.supervision.registry import RunningMount, find, unregister
-from mirrorfs.supervision.users import LET_GO, MountUser, copies_of, holders_of, lives, named, users_of
+from mirrorfs.supervision.users import MountUser, copies_of, holders_of, how_to_let_go, lives, named, users_of
 
 _END_SECONDS = 30.0
 
@@ -107,8 +107,8 @@ def _unmount(path: str, *, while_in_use: bool, answers: bool) -> None:
 def _refuse_if_used(path: str, users: list[MountUser]) -> None:
     if users:
         raise Failure(
-            f"{path} is in use by {named(users)} and stays mounted: stop what uses it, then unmount again. {LET_GO} "
-            "Or say --while-in-use: then they get errors"
+            f"{path} is in use by {named(users)} and stays mounted: stop what uses it, then unmount again. "
+            f"{how_to_let_go(path)} Or say --while-in-use: then they get errors"
         )
 
 

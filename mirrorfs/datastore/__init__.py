@@ -7,6 +7,6 @@ through here.
 Read names (the grammar of paths), patterns (of many of them), tree (reading a datastore by it) and layout (where the
 same stands in a bucket); then the formats: manifest, index, blob, group_files, and deletion, which is our own. What
 others wrote may be of any size: limits says what is read of each kind, content and digests hold outside of memory what
-is large, json_input reads JSON within bounds, quoting is for what is quoted in messages. errors has what they all
-raise.
+is large, json_input reads JSON within bounds, quoting is for what is quoted in messages. server_configuration tells
+what the PBS of this machine calls a datastore. errors has what they all raise.
 """

@@ -39,7 +39,7 @@ from mirrorfs.supervision.sole_mirror import MirroredAlready, root_id, sole_mirr
 from mirrorfs.supervision.trimming import Trimming
 from mirrorfs.supervision.unmounting import say_when_unmounted
 from mirrorfs.supervision.uploader_process import UploaderProcess
-from mirrorfs.supervision.users import LET_GO, named, writers_beneath
+from mirrorfs.supervision.users import how_to_let_go, named, writers_beneath
 from mirrorfs.supervision.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -356,7 +356,7 @@ def _refuse_what_is_in_use(settings: MountSettings, descriptor: int) -> None:
         return
     raise MountRefused(
         f"{named(writers)} has files of {datastore} open for writing: what is written to these from now on would not "
-        f"be seen. {LET_GO} Or say --while-in-use"
+        f"be seen. {how_to_let_go(datastore)} Or say --while-in-use"
     )
 
 

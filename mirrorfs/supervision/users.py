@@ -10,17 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirrorfs.datastore.server_configuration import name_of_datastore
 from mirrorfs.filesystem.mount_table import MountEntry, mount_table
 from mirrorfs.filesystem.system_calls import device_of, open_file_system
 from mirrorfs.output import printable
 
-LET_GO = (
-    "If that is PBS, have it let go of them: 'proxmox-backup-manager datastore update STORE --maintenance-mode "
-    "type=offline', and when it is done '... update STORE --delete maintenance-mode'."
-)
-"""What to do about a PBS that uses a datastore, without stopping it."""
-
 _NAMED = 5
+# What the kernel keeps of a name, less than PBS's have (TASK_COMM_LEN).
+_KEPT_BYTES = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +120,15 @@ def _few(users: list[MountUser]) -> list[str]:
     return named if len(users) <= _NAMED else [*named, f"{len(users) - _NAMED} more"]
 
 
+def how_to_let_go(datastore: str) -> str:
+    """Return what to do about a PBS that uses a datastore, without stopping it; with its name there if it is known."""
+    name = name_of_datastore(datastore) or "STORE"
+    return (
+        f"If that is PBS, have it let go of them: 'proxmox-backup-manager datastore update {name} --maintenance-mode "
+        f"type=offline', and when it is done '... update {name} --delete maintenance-mode'."
+    )
+
+
 def named(users: list[MountUser]) -> str:
     """Name some of the processes for a sentence, and count the others."""
     return ", ".join(_few(users))
@@ -191,6 +197,12 @@ def user_of(process: Path) -> MountUser:
 def _name(process: Path) -> str:
     try:
         # A process gives itself any 15 bytes as its name.
-        return printable((process / "comm").read_text(errors="replace").strip())
+        name = (process / "comm").read_text(errors="replace").strip()
+        if len(name) == _KEPT_BYTES:
+            # proxmox-backup-proxy and proxmox-backup-api would be called the same.
+            command, _, _ = (process / "cmdline").read_text(errors="replace").partition("\0")
+            whole = os.path.basename(command)
+            name = whole if whole.startswith(name) else name
+        return printable(name)
     except OSError:
         return "ended"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -375,14 +376,17 @@ def test_commands_do_not_hang_with_a_mount_that_hangs(mirror: MirrorUnderTest, t
 def test_who_writes_into_the_datastore_is_noticed_before_it_is_covered(mirror: MirrorUnderTest) -> None:
     mirror.create()
     script = f"exec 3<>'{mirror.datastore / '.lock'}'; echo ready; read -r line"
-    with neighbour("sh", "-c", script) as other:
+    # The kernel keeps 15 bytes of a name, which are not enough to tell PBS's services from each other.
+    server = shutil.copy("/bin/sh", mirror.base / "proxmox-backup-proxy")
+    with neighbour(str(server), "-c", script) as other:
         refused = mirror.run(*mirror.mount_arguments())
         assert refused.returncode == 1
-        assert f"sh (process {other.pid}) has files of {mirror.datastore} open for writing" in refused.stderr
+        holder = f"proxmox-backup-proxy (process {other.pid})"
+        assert f"{holder} has files of {mirror.datastore} open for writing" in refused.stderr
         assert "proxmox-backup-manager datastore update STORE --maintenance-mode type=offline" in refused.stderr
         assert not is_mounted(str(mirror.datastore))
         mirror.mount("--while-in-use")
-        assert f"sh (process {other.pid}) has files of {mirror.datastore} open from before" in mirror.log
+        assert f"{holder} has files of {mirror.datastore} open from before" in mirror.log
 
 
 def test_readers_and_those_who_stand_in_the_datastore_do_not_keep_it_from_being_mounted(
