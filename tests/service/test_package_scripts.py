@@ -125,3 +125,13 @@ def test_an_upgrade_hides_the_environment(system: System) -> None:
     defaults.chmod(0o644)
     assert system.run("postinst", "configure", "1").returncode == 0
     assert defaults.stat().st_mode & 0o007 == 0
+
+
+@pytest.mark.parametrize(("script", "argument"), [("postinst", "configure"), ("postrm", "remove")])
+def test_a_systemd_that_does_not_answer_leaves_nothing_half_installed(
+    system: System, script: str, argument: str
+) -> None:
+    (system.root / "run/systemd/system").mkdir(parents=True)
+    (system.root.with_name("programs") / "systemctl").write_text("#!/bin/sh\nexit 1\n")
+    done = system.run(script, argument)
+    assert (done.returncode, done.stderr) == (0, "mirrorfs: run 'systemctl daemon-reload'\n")
