@@ -6,29 +6,27 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import restoring, retention, snapshots
+from tests.bench import picture, restoring, retention, snapshots, table
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Meter
-from tests.bench.operations import OPERATIONS, Operation
-from tests.bench.processes import BenchFailed, is_mount
+from tests.bench.operations import OPERATIONS
+from tests.bench.processes import BenchFailed, remove_all
 from tests.bench.report import Results, as_json, print_report
+from tests.bench.rounds import HUNG_SECONDS, measure_operations
 from tests.bench.scale import FULL, QUICK, Scale
 from tests.bench.targets import Bindfs, Mirror, MirrorThroughFuse, PassThrough, Target
 from tests.bench.uploads import Say, UploadSeries, measure_uploads
-from tests.harness.system_calls import Identity
-from tests.harness.writer import DatastoreWriter
 from tests.stores.seaweedfs import StoreLaunchError, StoreServer, running_seaweedfs
 from tests.watchdog import MARK, killing_mounts_after
 
@@ -37,14 +35,14 @@ _COST_NAMES = (*(operation.name for operation in OPERATIONS), _UPLOAD)
 _RETENTION = "retention"
 _RESTORE = "restore"
 _SNAPSHOTS = "snapshots"
+_TABLE = "table"
 _NAMES = {
     "cost": _COST_NAMES,
     _RETENTION: retention.SUBJECTS,
     _RESTORE: restoring.SUBJECTS,
     _SNAPSHOTS: snapshots.SUBJECTS,
+    _TABLE: tuple(table.SECTIONS),
 }
-# Far more than any sample takes: what lasts longer hangs.
-_HUNG_SECONDS = 600.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -61,6 +59,8 @@ def main() -> int:
             _bench_restore(arguments)
         elif arguments.subject == _SNAPSHOTS:
             _bench_snapshots(arguments)
+        elif arguments.subject == _TABLE:
+            return _bench_table(arguments)
         else:
             _bench_cost(arguments)
     except (BenchFailed, StoreLaunchError) as failure:
@@ -112,6 +112,20 @@ def _bench_snapshots(arguments: argparse.Namespace) -> None:
         say("taking everything away")
 
 
+def _bench_table(arguments: argparse.Namespace) -> int:
+    """Returns 1 when a part of it could not be measured."""
+    say = _narrator()
+    with _scratch_directory(Path(arguments.directory)) as base:
+        run = table.Run(table.QUICK if arguments.quick else table.FULL, arguments.against, say)
+        results = table.measure_table(base, run, arguments.only or tuple(table.SECTIONS))
+        print(table.table_as_markdown(results, arguments.picture))
+        _write_json(table.table_as_json(results), arguments.json)
+        if arguments.picture is not None:
+            picture.draw(results.rows, arguments.picture)
+        say("taking everything away")
+    return 1 if results.missing else 0
+
+
 def _write_json(value: dict[str, Any], file: Path | None) -> None:
     sys.stdout.flush()
     if file is not None:
@@ -123,8 +137,10 @@ def _arguments() -> argparse.Namespace:
         prog="scripts/bench",
         description="Measure what mirrorfs costs beside the backing directory and bindfs, and how fast it uploads; or "
         "how it copes with huge snapshots, states and garbage collections; or how fast it restores; or "
-        "what listing snapshots costs. Nothing is judged. Run it on an idle machine.",
-        epilog="Example: scripts/bench --only mark --only sweep --directory /mnt/datastore --json bench.json",
+        "what listing snapshots costs; or the table of docs/performance.md. Run it on an idle machine.",
+        epilog="Examples: scripts/bench table --quick; "
+        "scripts/bench table --against ../older --json table.json --picture docs/pictures/performance.png; "
+        "scripts/bench --only mark --only sweep --directory /mnt/datastore --json bench.json",
     )
     parser.add_argument(
         "subject",
@@ -132,9 +148,12 @@ def _arguments() -> argparse.Namespace:
         choices=tuple(_NAMES),
         default="cost",
         help="what to measure: the cost of the mount and of uploads (default), publishing and removing in bulk, "
-        "restoring beside rclone, or listing snapshots and rewriting their manifests",
+        "restoring beside rclone, listing snapshots and rewriting their manifests, or the table: something of all of "
+        "these, each beside its target",
     )
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer: two minutes, figures are rougher")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller and fewer: two to four minutes, figures are rougher"
+    )
     parser.add_argument(
         "--only",
         action="append",
@@ -145,7 +164,13 @@ def _arguments() -> argparse.Namespace:
         "--against",
         type=Path,
         metavar="CHECKOUT",
-        help="for snapshots, measure the mirrorfs of another checkout (with its own .venv) in the same run",
+        help="for snapshots and the table, measure another checkout's mirrorfs (with its own .venv) in the same run",
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE.png",
+        help="for the table, also draw how far each figure is from its target",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write each sample there")
     parser.add_argument(
@@ -180,9 +205,9 @@ def _measure_everything(directory: Path, scale: Scale, names: Sequence[str], rep
         meter = Meter(base)
         targets = _targets(base, store, bucket)
         if operations:
-            _measure_operations(operations, targets, meter, say)
+            measure_operations(operations, targets, meter, say)
         if _UPLOAD in names:
-            with killing_mounts_after(_HUNG_SECONDS):
+            with killing_mounts_after(HUNG_SECONDS):
                 uploads = measure_uploads(base, store, bucket, scale, say)
         # Before the taking away, which lasts minutes on a slow disk: what was measured must not be lost by then.
         report(Results(facts, asdict(scale), load_before, load_average(), targets, meter, uploads))
@@ -208,41 +233,6 @@ def _targets(base: Path, store: StoreServer, bucket: str) -> list[Target]:
     ]
 
 
-def _measure_operations(operations: Sequence[Operation], targets: Sequence[Target], meter: Meter, say: Say) -> None:
-    for target in targets:
-        say(f"making a datastore for: {target.title}")
-        _make_datastore(target.backing, operations)
-    with ExitStack() as mounts:
-        for target in targets:
-            mounts.callback(target.unmount)
-            target.mount()
-        for operation in operations:
-            for number in range(operation.rounds):
-                say(f"{operation.name}, round {number + 1} of {operation.rounds}")
-                _run_round(operation, targets, meter, number)
-        say("unmounting")
-
-
-def _make_datastore(datastore: Path, operations: Sequence[Operation]) -> None:
-    scale = operations[0].scale
-    with DatastoreWriter(datastore) as writer:
-        writer.create(chunk_directories="all" if scale.all_chunk_directories else "when needed")
-    with Identity.for_datastore(str(datastore)).acting():
-        for operation in operations:
-            if not scale.all_chunk_directories:
-                for name in operation.chunk_directories():
-                    (datastore / ".chunks" / name).mkdir(mode=0o750, exist_ok=True)
-            operation.prepare(datastore)
-
-
-def _run_round(operation: Operation, targets: Sequence[Target], meter: Meter, number: int) -> None:
-    # Each round begins with another target, so that none is always the one after a busy neighbour.
-    first = number % len(targets)
-    for target in [*targets[first:], *targets[:first]]:
-        with killing_mounts_after(_HUNG_SECONDS):
-            operation.run(meter, target, number)
-
-
 @contextmanager
 def _scratch_directory(parent: Path) -> Iterator[Path]:
     try:
@@ -256,15 +246,7 @@ def _scratch_directory(parent: Path) -> Iterator[Path]:
     finally:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        _remove(base)
-
-
-def _remove(base: Path) -> None:
-    left = [path for path in base.glob("*/mountpoint") if is_mount(path)]
-    if left:
-        raise BenchFailed(f"still mounted, so nothing below {base} is removed: {', '.join(map(str, left))}")
-    # A quarter of a million directories: rm is several times as quick about them as shutil.
-    subprocess.run(["rm", "--recursive", "--one-file-system", str(base)], check=True)
+        remove_all(base)
 
 
 if __name__ == "__main__":

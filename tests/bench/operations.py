@@ -19,6 +19,7 @@ from tests.harness.writer import DatastoreWriter
 
 MEBIBYTE = 1024 * 1024
 _LARGE = 4 * MEBIBYTE
+_SMALL = 64 * 1024
 # Such small archives are seen in recordings.
 _TINY = 78
 _WRITER_THREADS = 2
@@ -114,8 +115,9 @@ class InsertChunks(Operation):
 
     name = "insert"
     large = Part("insert-4MiB", "insert a chunk of 4 MiB", "chunk", is_mirrored=True)
+    small = Part("insert-64KiB", "insert a chunk of 64 KiB", "chunk", is_mirrored=True)
     tiny = Part("insert-tiny", "create, write, rename, close a tiny file", "file", is_mirrored=True)
-    parts = (large, tiny)
+    parts = (large, small, tiny)
 
     def run(self, meter: Meter, target: Target, number: int) -> None:
         """See Operation."""
@@ -136,9 +138,12 @@ class InsertChunks(Operation):
         }
 
     def _chunks_of(self, part: Part, number: int) -> Iterator[EncodedChunk]:
-        is_large = part is self.large
-        count = self.scale.large_chunks if is_large else self.scale.tiny_chunks
-        return self.chunks(f"{part.name} {number}", count, _LARGE if is_large else _TINY)
+        count, size = {
+            self.large.name: (self.scale.large_chunks, _LARGE),
+            self.small.name: (self.scale.small_chunks, _SMALL),
+            self.tiny.name: (self.scale.tiny_chunks, _TINY),
+        }[part.name]
+        return self.chunks(f"{part.name} {number}", count, size)
 
 
 class ReadChunks(Operation):

@@ -85,6 +85,16 @@ def is_mount(path: Path) -> bool:
         return any(line.split(b" ")[4] == wanted for line in table)
 
 
+def remove_all(base: Path) -> None:
+    """Remove a directory and all that is in it. Raises BenchFailed where something is mounted in it."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        mounts = [line.split(b" ")[4].decode(errors="replace") for line in table]
+    if left := [mount for mount in mounts if mount.startswith(f"{base}/")]:
+        raise BenchFailed(f"still mounted, so nothing below {base} is removed: {', '.join(left)}")
+    # A quarter of a million directories: rm is several times as quick about them as shutil.
+    subprocess.run(["rm", "--recursive", "--one-file-system", str(base)], check=True)
+
+
 def unmount(path: Path) -> None:
     """Take a mount away, in use or not; nothing happens when there is none."""
     if is_mount(path):

@@ -211,15 +211,16 @@ def _ends_of_removing(requests: Sequence[_Request]) -> tuple[float, ...]:
     return of_manifest.began, reading.began, reading.ended, deleting.began
 
 
-class _Image:
+class Image:
     """A datastore with one group, whose snapshots are images of so many chunks."""
 
     def __init__(self, path: Path, chunks: int) -> None:
+        """Makes the datastore below `path`, which may be there already."""
         self.path = path
         self._source = random.Random(chunks)
         self._number = 0
         self._snapshots = 0
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         with DatastoreWriter(path) as writer:
             writer.create(chunk_directories="all" if chunks > 0x10000 else "when needed")
         self.digests = [self.make_chunk() for _ in range(chunks)]
@@ -229,9 +230,11 @@ class _Image:
         content = self._number.to_bytes(8, "big")
         self._number += 1
         digest = hashlib.sha256(content).hexdigest()
-        path = self.path / chunk_path(digest)
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(_blob(content))
+        path = f"{self.path}/{chunk_path(digest)}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # A million of them: a Path would take longer than the file.
+        with open(path, "wb", buffering=0) as file:
+            file.write(_blob(content))
         return digest
 
     def change(self, fraction: float) -> list[str]:
@@ -299,13 +302,13 @@ def _keep_journal(directory: str, connection: Connection) -> None:
 class _Uploader:
     """The product's parts, put together as its own uploader does it."""
 
-    def __init__(self, image: _Image, base: Path, client: _ForgetfulClient) -> None:
+    def __init__(self, image: Image, base: Path, client: _ForgetfulClient) -> None:
         self._image = image
         self._client = client
         self._keeper = _JournalKeeper(str(base / "journal"))
         journal = JournalReader(str(base / "journal"))
         state = State(str(base / "state"))
-        _confirm_all(state, image)
+        confirm_all(state, image)
         store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=HONEST)
         tree = Tree(os.open(image.path, os.O_RDONLY | os.O_DIRECTORY))
         worklist = Worklist()
@@ -377,8 +380,8 @@ class _Uploader:
         self._drain.wake()
 
 
-def _confirm_all(state: State, image: _Image) -> None:
-    """As if the chunks had been sent before."""
+def confirm_all(state: State, image: Image) -> None:
+    """Have the state say what it would if the chunks had been sent before."""
     blobs = list(image.blobs())
     for start in range(0, len(blobs), _CHUNKS_A_COMMIT):
         batch = blobs[start : start + _CHUNKS_A_COMMIT]
@@ -400,7 +403,7 @@ def _stage(title: str, began: float, ended: float, requests: Sequence[_Request])
 
 async def _measure(base: Path, chunks: int, latencies: Sequence[float]) -> dict[str, Any]:
     client = _ForgetfulClient(base / "objects")
-    image = _Image(base / "datastore", chunks)
+    image = Image(base / "datastore", chunks)
     uploader = _Uploader(image, base, client)
     memory = own_memory()
     series = []
@@ -414,7 +417,7 @@ async def _measure(base: Path, chunks: int, latencies: Sequence[float]) -> dict[
     return {"new": int(chunks * _NEW_FRACTION), "memory": memory, "series": series}
 
 
-async def _publish_and_remove(image: _Image, uploader: _Uploader) -> list[Passage]:
+async def _publish_and_remove(image: Image, uploader: _Uploader) -> list[Passage]:
     passages = [await uploader.publish("publish, no new chunk", image.write_snapshot())]
     await uploader.send(image.change(_NEW_FRACTION))
     passages.append(await uploader.publish("publish, 1 % new, sent before", image.write_snapshot()))

@@ -124,13 +124,7 @@ def _publications(results: Results) -> Grid:
 def _uploads(uploads: Sequence[UploadSeries]) -> Grid:
     rows = []
     for series in uploads:
-        senders = (
-            ("uploader", series.uploader),
-            ("uploader, 2 workers", series.workers),
-            ("plain PUTs, 8 threads", series.plain),
-            ("rclone", series.rclone),
-        )
-        for title, samples in senders:
+        for title, samples in series.samples.items():
             rows.append([series.title, title, *_upload_cells(samples)])
     head = ["what", "by", "MB/s", "objects/s", "CPU s per GiB", "CPU ms per object", "store's CPU ms per object"]
     return Grid("The uploader alone, file system idle: median of the rounds", head, rows)

@@ -26,7 +26,7 @@ from tests.harness.writer import DatastoreWriter
 from tests.recovery.mirror import objects_of, upload
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 
-SUBJECTS = ("4MiB", "tiny")
+SUBJECTS = ("4MiB", "64KiB", "tiny")
 _PARALLEL = 8
 _NAME = "bench"
 _SAMPLE_MILLISECONDS = 50
@@ -37,13 +37,14 @@ class RestoreScale:
     """Sizes of one run."""
 
     large_chunks: int
+    small_chunks: int
     tiny_chunks: int
     rounds: int
 
 
-FULL = RestoreScale(large_chunks=512, tiny_chunks=20_000, rounds=3)
-QUICK = RestoreScale(large_chunks=48, tiny_chunks=2_000, rounds=2)
-SMALLEST = RestoreScale(large_chunks=2, tiny_chunks=20, rounds=1)
+FULL = RestoreScale(large_chunks=512, small_chunks=5_000, tiny_chunks=20_000, rounds=3)
+QUICK = RestoreScale(large_chunks=48, small_chunks=500, tiny_chunks=2_000, rounds=2)
+SMALLEST = RestoreScale(large_chunks=2, small_chunks=10, tiny_chunks=20, rounds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +80,24 @@ class RestoreResults:
 
 def measure_restores(base: Path, scale: RestoreScale, names: Sequence[str], say: Say) -> RestoreResults:
     """Measure 4 MiB chunks, then tiny ones. Raises BenchFailed where there is no rclone."""
-    rclone = _rclone()
+    program = rclone()
     load_before = load_average()
     makers: dict[str, Callable[[Path], None]] = {
         "4MiB": lambda datastore: _make_large(datastore, scale.large_chunks),
+        "64KiB": lambda datastore: _make_small(datastore, scale.small_chunks),
         "tiny": lambda datastore: _make_tiny(datastore, scale.tiny_chunks),
     }
     with running_seaweedfs(base / "store") as store:
         series = tuple(
-            _measure(base / name, name, makers[name], store, rclone, scale.rounds, say)
+            _measure(base / name, name, makers[name], store, program, scale.rounds, say)
             for name in SUBJECTS
             if name in names
         )
-        return RestoreResults(machine_facts(base, (rclone, "version")), scale, load_before, load_average(), series)
+        return RestoreResults(machine_facts(base, (program, "version")), scale, load_before, load_average(), series)
 
 
-def _rclone() -> str:
+def rclone() -> str:
+    """The path of the program that is compared with. Raises BenchFailed."""
     beside = Path(sys.executable).with_name("rclone")
     found = str(beside) if beside.exists() else shutil.which("rclone")
     if found is None:
@@ -107,7 +110,7 @@ def _measure(
     name: str,
     make: Callable[[Path], None],
     store: StoreServer,
-    rclone: str,
+    program: str,
     rounds: int,
     say: Say,
 ) -> RestoreSeries:
@@ -123,12 +126,18 @@ def _measure(
     environment = {**os.environ, **store.environment()}
     restore = [sys.executable, "-m", "mirrorfs.cli", "restore", f"s3://{bucket}/{_NAME}"]
     options = ["--endpoint-url", store.endpoint_url, "--parallel", str(_PARALLEL)]
-    copy = [rclone, "copy", f"store:{bucket}/{_NAME}", "--transfers", str(_PARALLEL), "--checkers", str(_PARALLEL)]
-    ours, theirs = [], []
+    copy = [program, "copy", f"store:{bucket}/{_NAME}", "--transfers", str(_PARALLEL), "--checkers", str(_PARALLEL)]
+    ours: list[Sample] = []
+    theirs: list[Sample] = []
     for number in range(rounds):
         say(f"{name}, round {number + 1} of {rounds}")
-        ours.append(_run([*restore, str(base / "mirrorfs"), *options], environment))
-        theirs.append(_run([*copy, str(base / "rclone")], {**environment, **_rclone_settings(store)}))
+        programs = [
+            (ours, [*restore, str(base / "mirrorfs"), *options], environment),
+            (theirs, [*copy, str(base / "rclone")], {**environment, **_rclone_settings(store)}),
+        ]
+        # In turns: none is always the one after a busy neighbour.
+        for samples, command, variables in programs if number % 2 == 0 else reversed(programs):
+            samples.append(_run(command, variables))
         for target in ("mirrorfs", "rclone"):
             # rm is several times as quick about 65,536 directories as shutil.
             subprocess.run(["rm", "--recursive", str(base / target)], check=True)
@@ -181,6 +190,10 @@ def _make_large(datastore: Path, chunks: int) -> None:
     plan = BackupPlan(images=(image,), compressible_fraction=0.0, zero_fraction=0.0)
     with DatastoreWriter(datastore, default_plan=plan) as writer:
         writer.backup("vm/100", compress=False)
+
+
+def _make_small(datastore: Path, chunks: int) -> None:
+    generate_bulk(str(datastore), snapshots=4, chunks=chunks, groups=2, content_size=64 * 1024)
 
 
 def _make_tiny(datastore: Path, chunks: int) -> None:

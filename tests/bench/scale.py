@@ -19,6 +19,7 @@ class Scale:
     sweep_rounds: int
     backup_mebibytes: int
     large_chunks: int
+    small_chunks: int
     marked_chunks: int
     swept_directories: int
     tiny_chunks: int
@@ -36,6 +37,7 @@ FULL = Scale(
     sweep_rounds=3,
     backup_mebibytes=256,
     large_chunks=32,
+    small_chunks=1000,
     marked_chunks=4096,
     swept_directories=16384,
     tiny_chunks=500,
@@ -52,6 +54,7 @@ QUICK = Scale(
     sweep_rounds=3,
     backup_mebibytes=48,
     large_chunks=8,
+    small_chunks=200,
     marked_chunks=1024,
     swept_directories=4096,
     tiny_chunks=100,

@@ -27,6 +27,8 @@ from tests.harness.writer import DatastoreWriter
 from tests.watchdog import killing_mounts_after
 
 SUBJECTS = ("list", "rewrite", "events")
+LISTED = "list once more"
+EVENTS = "make a chunk, or remove it"
 _SNAPSHOTS_OF_A_GROUP = 50
 _HUNG_SECONDS = 600.0
 _CHUNK_DIRECTORIES = 256
@@ -40,7 +42,8 @@ _NO_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none",
 
 @dataclass(frozen=True, slots=True)
 class SnapshotScale:
-    """Snapshots of each target, manifests that are rewritten and chunks that are made in a round, and rounds."""
+    """Snapshots of each target; manifests that are rewritten, and chunks that are made and removed again, in a round;
+    and rounds."""
 
     snapshots: int
     rewritten: int
@@ -55,8 +58,8 @@ SMALLEST = SnapshotScale(snapshots=6, rewritten=2, chunks=20, rounds=1)
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSample:
-    """Seconds for one snapshot or chunk: of time, and of processor time (user and system) of the filesystem process;
-    and the bytes of memory of its own that this had more afterwards, in all."""
+    """Seconds for one snapshot or change of a chunk: of time, and of processor time (user and system) of the
+    filesystem process; and the bytes of memory of its own that this had more afterwards, in all."""
 
     seconds: float
     daemon_seconds: float
@@ -173,25 +176,31 @@ def _targets(base: Path, against: Path | None) -> list[_Datastore]:
         python = against / ".venv" / "bin" / "python"
         if not python.exists():
             raise BenchFailed(f"there is no {python}: make it with scripts/setup in that checkout")
-        name = subprocess.run(
-            ["git", "-C", str(against), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        targets.append(_Datastore(base / "against", f"mirrorfs {name or against.name}", python))
+        targets.append(_Datastore(base / "against", title_of(against), python))
     return targets
+
+
+def title_of(checkout: Path) -> str:
+    """What another checkout is called in a table: by its commit, where it has one."""
+    name = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return f"mirrorfs {name or checkout.name}"
 
 
 def _round(
     target: _Datastore, scale: SnapshotScale, names: Sequence[str], number: int
 ) -> Iterator[tuple[str, SnapshotSample]]:
     if "list" in names:
-        title = "list, new to the mount" if number == 0 else "list once more"
+        title = "list, new to the mount" if number == 0 else LISTED
         yield title, _sample(target, scale.snapshots, lambda: _list_all(target.path))
     if "rewrite" in names:
         chosen = _list_all(target.path)[: scale.rewritten]
         with DatastoreWriter(target.path) as writer:
             yield "rewrite a manifest", _sample(target, len(chosen), lambda: _rewrite(writer, chosen))
     if "events" in names:
-        yield "make a chunk", _sample(target, scale.chunks, lambda: _make_chunks(target.path, scale.chunks, number))
+        names_of_chunks = _names_of_chunks(scale.chunks, number)
+        yield EVENTS, _sample(target, 2 * scale.chunks, lambda: _make_and_remove(target.path, names_of_chunks))
 
 
 def _sample(target: _Datastore, count: int, passage: Callable[[], object]) -> SnapshotSample:
@@ -229,12 +238,17 @@ def _rewrite(writer: DatastoreWriter, snapshots: Sequence[str]) -> None:
         writer.set_verify_state(snapshot, "ok")
 
 
-def _make_chunks(datastore: Path, count: int, round_number: int) -> None:
+def _names_of_chunks(count: int, round_number: int) -> list[str]:
+    return [f"{number % _CHUNK_DIRECTORIES:04x}{round_number:028x}{number:032x}" for number in range(count)]
+
+
+def _make_and_remove(datastore: Path, names: Sequence[str]) -> None:
     """Small files with names of chunks: what they hold does not matter, nobody reads them."""
     calls = SystemCalls()
-    for number in range(count):
-        name = f"{number % _CHUNK_DIRECTORIES:04x}{round_number:028x}{number:032x}"
+    for name in names:
         calls.replace_file("chunk", f"{datastore}/.chunks/{name[:4]}/{name}", name, b"chunk")
+    for name in names:
+        os.unlink(f"{datastore}/.chunks/{name[:4]}/{name}")
 
 
 def print_snapshots(results: SnapshotResults) -> None:
@@ -248,7 +262,7 @@ def print_snapshots(results: SnapshotResults) -> None:
         memory = f"{max(sample.memory for sample in series.samples) / 2**20:.1f} MiB" if processor.most else ""
         rows.append([series.passage, series.target, _text(seconds), _text(processor) if processor.most else "", memory])
     rows.sort(key=lambda row: row[0])
-    title = f"{results.scale.snapshots} snapshots; for each, or for each chunk: median (least–most)"
+    title = f"{results.scale.snapshots} snapshots; for each, or for each change of a chunk: median (least–most)"
     head = ["passage", "on", "time", "processor time of the filesystem process", "memory more, at most"]
     print_grid(Grid(title, head, rows))
 

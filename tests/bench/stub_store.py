@@ -1,26 +1,33 @@
 """A store that costs next to nothing: it honours CRC32C, and forgets what large objects hold.
 
-What is measured against it is the sender alone. Only one process, as nobody's speed is judged by it.
-`python -m tests.bench.stub_store` prints its port and serves until standard input is closed.
+What is measured against it is the sender alone. Several processes take connections from one socket, so that one Python
+does not limit who sends small objects; what they have to know of each other's objects stands in an LMDB in memory.
+`python -m tests.bench.stub_store DIRECTORY PROCESSES POLICY` prints its port and the ids of its processes, and serves
+until standard input is closed, under that scheduling policy.
 """
 
 from __future__ import annotations
 
 import base64
+import os
 import secrets
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from xml.sax.saxutils import escape
 
 import crc32c
+import lmdb
 
 from tests.stores.server import StoreAccess
 
@@ -28,6 +35,11 @@ _LONGEST_HEAD = 64 * 1024
 # What is read again: claims, manifests, what a probe puts.
 _LARGEST_KEPT = 16 * 1024
 _PIECE = 1024 * 1024
+_PROCESSES = 2
+# Never all used: the file has holes.
+_LARGEST_RECORDS = 16 * 1024**3
+_MOST_READERS = 1024
+_LAYOUT = struct.Struct("<QIQ?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,20 @@ class _Stored:
     size: int
     crc32c: int
     kept: bytes | None
-    modified: str = field(default_factory=lambda: formatdate(usegmt=True))
+    stored: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of_record(cls, record: bytes) -> _Stored:
+        size, checksum, stored, is_kept = _LAYOUT.unpack_from(record)
+        return cls(size, checksum, record[_LAYOUT.size :] if is_kept else None, stored)
+
+    @property
+    def record(self) -> bytes:
+        return _LAYOUT.pack(self.size, self.crc32c, self.stored, self.kept is not None) + (self.kept or b"")
+
+    @property
+    def modified(self) -> str:
+        return formatdate(self.stored, usegmt=True)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -60,10 +85,11 @@ class _Answer:
 
 
 class StubStore:
-    """The objects of any bucket, and what is answered about them. For several threads at once."""
+    """The objects of any bucket, and what is answered about them. For several threads and processes at once."""
 
-    def __init__(self) -> None:
-        self._objects: dict[str, _Stored] = {}
+    def __init__(self, directory: str) -> None:
+        """`directory` is in memory, and the same for all processes."""
+        self._records = _open_records(directory)
 
     def put(self, request: _Request, body: _Body) -> _Answer:
         """Take an object in."""
@@ -71,26 +97,21 @@ class StubStore:
         if source is not None:
             return self._copy(request.key, urllib.parse.unquote(source).lstrip("/"))
         stored = body.stored()
-        if not self._is_as_wanted(request):
-            return _error(412, "PreconditionFailed")
         announced = request.headers.get("x-amz-checksum-crc32c", stored.headers["x-amz-checksum-crc32c"])
         if announced != stored.headers["x-amz-checksum-crc32c"]:
             return _error(400, "BadDigest")
-        self._objects[request.key] = stored
+        with self._records.begin(write=True) as transaction:
+            if not _is_as_wanted(request, _found(transaction, request.key)):
+                return _error(412, "PreconditionFailed")
+            transaction.put(request.key.encode(), stored.record)
         return _Answer(200, stored.headers)
 
-    def _is_as_wanted(self, request: _Request) -> bool:
-        there = self._objects.get(request.key)
-        wanted = request.headers.get("if-match")
-        if wanted is not None:
-            return there is not None and there.headers["ETag"].strip('"') == wanted.strip('"')
-        return request.headers.get("if-none-match") != "*" or there is None
-
     def _copy(self, key: str, source: str) -> _Answer:
-        stored = self._objects.get(source)
-        if stored is None:
-            return _error(404, "NoSuchKey")
-        self._objects[key] = stored
+        with self._records.begin(write=True) as transaction:
+            stored = _found(transaction, source)
+            if stored is None:
+                return _error(404, "NoSuchKey")
+            transaction.put(key.encode(), stored.record)
         etag = escape(stored.headers["ETag"])
         return _document("CopyObjectResult", f"<ETag>{etag}</ETag><LastModified>{stored.modified}</LastModified>")
 
@@ -98,7 +119,8 @@ class StubStore:
         """Answer a HEAD or GET."""
         if "/" not in request.key:
             return self._look_at_bucket(request)
-        stored = self._objects.get(request.key)
+        with self._records.begin() as transaction:
+            stored = _found(transaction, request.key)
         if stored is None:
             return _error(404, "NoSuchKey")
         if request.method == "HEAD":
@@ -111,26 +133,54 @@ class StubStore:
         if "versioning" in request.query:
             return _document("VersioningConfiguration", "")
         beginning = f"{request.key}/{request.query.get('prefix', '')}"
-        keys = sorted(key for key in self._objects if key.startswith(beginning))
-        entries = "".join(
-            f"<Contents><Key>{escape(key.partition('/')[2])}</Key><Size>{self._objects[key].size}</Size></Contents>"
-            for key in keys
-        )
-        head = f"<Name>{request.key}</Name><KeyCount>{len(keys)}</KeyCount><IsTruncated>false</IsTruncated>"
-        return _document("ListBucketResult", head + entries)
+        entries = [
+            f"<Contents><Key>{escape(key.partition('/')[2])}</Key><Size>{stored.size}</Size></Contents>"
+            for key, stored in self._all_below(beginning)
+        ]
+        head = f"<Name>{request.key}</Name><KeyCount>{len(entries)}</KeyCount><IsTruncated>false</IsTruncated>"
+        return _document("ListBucketResult", head + "".join(entries))
+
+    def _all_below(self, beginning: str) -> Iterator[tuple[str, _Stored]]:
+        with self._records.begin() as transaction, transaction.cursor() as cursor:
+            if cursor.set_range(beginning.encode()):
+                for key, record in cursor:
+                    if not key.startswith(beginning.encode()):
+                        return
+                    yield key.decode(), _Stored.of_record(bytes(record))
 
     def delete(self, request: _Request) -> _Answer:
         """Take one object away."""
-        self._objects.pop(request.key, None)
+        self._delete_all([request.key])
         return _Answer(204)
 
     def delete_several(self, request: _Request, body: _Body) -> _Answer:
         """Take those away that a document names."""
         root = ElementTree.fromstring(body.stored().kept or b"")
         keys = [element.text or "" for element in root.iter() if element.tag.rpartition("}")[2] == "Key"]
-        for key in keys:
-            self._objects.pop(f"{request.key}/{key}", None)
+        self._delete_all([f"{request.key}/{key}" for key in keys])
         return _document("DeleteResult", "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys))
+
+    def _delete_all(self, keys: Sequence[str]) -> None:
+        with self._records.begin(write=True) as transaction:
+            for key in keys:
+                transaction.delete(key.encode())
+
+
+def _open_records(directory: str) -> lmdb.Environment:
+    # Whoever restarts the machine has no store any more: nothing of it has to reach a disk.
+    return lmdb.open(directory, map_size=_LARGEST_RECORDS, sync=False, writemap=True, max_readers=_MOST_READERS)
+
+
+def _found(transaction: lmdb.Transaction, key: str) -> _Stored | None:
+    record = transaction.get(key.encode())
+    return None if record is None else _Stored.of_record(bytes(record))
+
+
+def _is_as_wanted(request: _Request, there: _Stored | None) -> bool:
+    wanted = request.headers.get("if-match")
+    if wanted is not None:
+        return there is not None and there.headers["ETag"].strip('"') == wanted.strip('"')
+    return request.headers.get("if-none-match") != "*" or there is None
 
 
 class _Body:
@@ -254,60 +304,92 @@ def _error(status: int, code: str) -> _Answer:
 
 
 class RunningStub:
-    """A stub store in a process of its own; use it through `running_stub_store`. It takes every key and signature."""
+    """A stub store in processes of its own; use it through `running_stub_store`. It takes every key and signature."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, port: int, pids: tuple[int, ...], directory: str) -> None:
         self.access = StoreAccess(f"http://127.0.0.1:{port}", secrets.token_hex(10), secrets.token_hex(20))
-        self._process = process
+        self.pids = pids
+        self._directory = directory
 
     @property
     def endpoint_url(self) -> str:
         """The URL to give as --endpoint-url."""
         return self.access.endpoint_url
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
     def environment(self) -> dict[str, str]:
         """See `StoreAccess.environment`."""
         return self.access.environment()
 
+    def create_bucket(self, name: str | None = None) -> str:
+        """See `StoreAccess.create_bucket`."""
+        return self.access.create_bucket(name)
+
+    def take_in(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """Have these objects, by bucket and key: many at a time, without a request for each."""
+        with _open_records(self._directory) as records, records.begin(write=True) as transaction:
+            for key, content in objects:
+                stored = _Stored(len(content), crc32c.crc32c(content), content)
+                transaction.put(key.encode(), stored.record)
+
 
 @contextmanager
-def running_stub_store() -> Iterator[RunningStub]:
-    """A stub store, ended afterwards."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.stub_store"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield RunningStub(process, int(process.stdout.readline()))
-        finally:
-            process.stdin.close()
+def running_stub_store(processes: int = _PROCESSES, *, is_elsewhere: bool = False) -> Iterator[RunningStub]:
+    """A stub store, ended afterwards.
+
+    `is_elsewhere` has it take no processor time that anybody else wants: as a store on another machine.
+    """
+    with tempfile.TemporaryDirectory(prefix="mirrorfs-stub-", dir="/dev/shm") as directory:
+        policy = os.SCHED_IDLE if is_elsewhere else os.SCHED_OTHER
+        command = [sys.executable, "-m", "tests.bench.stub_store", directory, str(processes), str(policy)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                port, *pids = map(int, process.stdout.readline().split())
+                yield RunningStub(port, tuple(pids), directory)
+            finally:
+                process.stdin.close()
 
 
-def main() -> None:
+def main(directory: str, processes: int, policy: int) -> None:
     """Serve until standard input is closed."""
-    store = StubStore()
+    # All processes and threads that come from here on have it too.
+    os.sched_setscheduler(0, policy, os.sched_param(0))
+    children: list[int] = []
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        sys.stdout.write(f"{listener.getsockname()[1]}\n")
-        sys.stdout.flush()
+        is_first = _fork(processes - 1, children)
+        if is_first:
+            pids = " ".join(map(str, (os.getpid(), *children)))
+            sys.stdout.write(f"{listener.getsockname()[1]} {pids}\n")
+            sys.stdout.flush()
+        _serve(listener, directory)
+    for child in children if is_first else ():
+        os.waitpid(child, 0)
 
-        def accept() -> None:
-            while True:
-                connection, _ = listener.accept()
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=_Connection(store, connection).serve, daemon=True).start()
 
-        threading.Thread(target=accept, daemon=True).start()
-        sys.stdin.buffer.read()
+def _fork(count: int, children: list[int]) -> bool:
+    """Add the ids of so many children; tells whether this still is the parent."""
+    for _ in range(count):
+        child = os.fork()
+        if not child:
+            return False
+        children.append(child)
+    return True
+
+
+def _serve(listener: socket.socket, directory: str) -> None:
+    store = StubStore(directory)
+
+    def accept() -> None:
+        while True:
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=_Connection(store, connection).serve, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    sys.stdin.buffer.read()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

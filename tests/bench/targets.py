@@ -170,6 +170,12 @@ class Mirror(_Mounted):
             command, env=self._mirror.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
 
+    def show_status(self) -> None:
+        """Run `mirrorfs status`. Raises BenchFailed."""
+        done = self._mirror.run("status", str(self.path))
+        if done.returncode != 0:
+            raise BenchFailed(f"mirrorfs status: {done.stderr.strip()}")
+
     def drain(self) -> float:
         """See Target. Raises BenchFailed when something cannot be mirrored."""
         began = time.perf_counter()
@@ -196,7 +202,7 @@ class Mirror(_Mounted):
 
     def store_seconds(self) -> float:
         """Processor time of the object store, so far."""
-        return processor_seconds(self._store.pid)
+        return sum(map(processor_seconds, self._store.pids))
 
     def _both(self) -> tuple[int, int]:
         if self._pids is None:

@@ -17,7 +17,7 @@ def test_it_runs(memory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         "print('rclone v0') if sys.argv[1] == 'version' else os.mkdir(sys.argv[-1])\n"
     )
     stand_in.chmod(0o755)
-    monkeypatch.setattr(restoring, "_rclone", lambda: str(stand_in))
+    monkeypatch.setattr(restoring, "rclone", lambda: str(stand_in))
     results = restoring.measure_restores(memory, restoring.SMALLEST, ["tiny"], lambda _: None)
     restoring.print_restores(results)
     assert [series.name for series in results.series] == ["tiny"]

@@ -24,7 +24,7 @@ def test_it_runs(tmp_path: Path, memory: Path, capsys: pytest.CaptureFixture[str
     assert {series.passage for series in results.series} == {
         "list, new to the mount",
         "rewrite a manifest",
-        "make a chunk",
+        snapshots.EVENTS,
     }
     for series in results.series:
         for sample in series.samples:

