@@ -26,6 +26,7 @@ from tests.harness.auditor import Auditor
 from tests.harness.backup import WrittenSnapshot
 from tests.harness.bucket import Bucket
 from tests.harness.content import MEBIBYTE, BackupPlan, plan_of_size
+from tests.harness.mutation import SCRUB_IN_A_HURRY, environment_of
 from tests.harness.scan import compare_datastores
 from tests.harness.steps import StepFile
 from tests.harness.writer import DatastoreWriter
@@ -43,6 +44,8 @@ _ODD = (Fault.ODD, Fault.SERVER_ERROR, Fault.CORRUPT_ANSWER, Fault.TRUNCATE, Fau
 _ODD_PROBABILITY = 0.12
 _MOST_TRIES = 20
 _SEED = 13
+_OWN_ACCORD_SECONDS = 900.0
+_LOOK_SECONDS = 0.2
 _MEMORY = Path("/dev/shm")
 
 
@@ -136,6 +139,14 @@ class Scene:
             raise DrillFailed(f"'mirrorfs {words[0]}' ended before it said {pattern!r}")
         return 1
 
+    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait for what a process does by itself, and tells nobody. Raises DrillFailed after a while."""
+        deadline = time.monotonic() + _OWN_ACCORD_SECONDS
+        while not holds():
+            if time.monotonic() > deadline:
+                raise DrillFailed(f"in {_OWN_ACCORD_SECONDS:.0f} s it has not happened that {what}")
+            time.sleep(_LOOK_SECONDS)
+
     # -- comparing -----------------------------------------------------------------------------------------
 
     def compare(self, target: Path, only: frozenset[str] | None = None) -> int:
@@ -171,6 +182,15 @@ class Scene:
             key.removeprefix(f"{name}/"): client.get_object(Bucket=self.mirror.bucket, Key=key)["Body"].read()
             for key in self.store.access.keys(self.mirror.bucket, f"{name}/.")
         }
+
+    def read(self, key: str) -> bytes | None:
+        """What an object holds, None if there is none."""
+        client = self.store.access.client()
+        try:
+            body: bytes = client.get_object(Bucket=self.mirror.bucket, Key=f"{self.mirror.name}/{key}")["Body"].read()
+        except client.exceptions.NoSuchKey:
+            return None
+        return body
 
     def put(self, key: str, body: bytes | None) -> bytes:
         """Put an object, or delete it (None), as somebody else; tells what was there."""
@@ -358,6 +378,48 @@ def heal(scene: Scene) -> Figures:
     return Figures("`heal`, `heal --bucket`", scene.compare(datastore), seconds, killed, remark)
 
 
+def scrub(scene: Scene) -> Figures:
+    """Objects rot in the bucket, and the mount is told nothing: its scrub finds them, and puts back what was there. The
+    uploader is killed between the finding and the sending.
+    """
+    mirror, before, killed = scene.mirror, scene.objects(), len(scene.steps.fired)
+    chunks = sorted({chunk for snapshot in scene.snapshots for chunk in snapshot.chunks})
+    flipped, cut, missing = (f".chunks/{chunk[:4]}/{chunk}" for chunk in chunks[-3:])
+    index, manifest = (f".cnt/{scene.snapshots[0].path}/{name}" for name in ("drive-scsi0.img.fidx", "index.json.blob"))
+    hurry = environment_of(SCRUB_IN_A_HURRY)
+    mirror.extra_environment |= hurry
+    try:
+        mirror.mount("--verify-percent-per-day", "100", "--nice", "0")
+        mirror.wait(600)
+        scene.steps.arm("chunk.doubted")
+        for key in (flipped, index):
+            scene.put(key, before[key][:-1] + bytes([before[key][-1] ^ 1]))
+        for key in (cut, manifest):
+            scene.put(key, before[key][:-1])
+        scene.put(missing, None)
+        began = time.monotonic()
+        rotten = (flipped, cut, missing, index, manifest)
+        scene.wait_until(
+            lambda: all(scene.read(key) == before[key] for key in rotten), "the scrub finds what is rotten"
+        )
+        seconds = time.monotonic() - began
+        mirror.wait(600)
+        if mirror.status()["problems"]:
+            raise DrillFailed(f"after the scrub there are problems: {mirror.status()['problems']}")
+        mirror.succeed("umount", "--drain", str(mirror.datastore), timeout=600)
+    finally:
+        for name in hurry:
+            del mirror.extra_environment[name]
+    scene.audit()
+    after = scene.objects()
+    differing = [key for key in before if not key.startswith(".mirrorfs/") and after.get(key) != before[key]]
+    if differing:
+        raise DrillFailed(f"the scrub has not put back what was there: {differing[:3]}")
+    compared = sum(map(len, before.values()))
+    remark = f"{len(rotten)} objects rotten, all {len(before)} read"
+    return Figures("`mount`: its scrub", compared, seconds, len(scene.steps.fired) - killed, remark)
+
+
 def handover_and_takeback(scene: Scene) -> Figures:
     """The bucket goes to a PBS, which backs up, forgets and leaves; it comes back, and nothing is lost."""
     mirror, began = scene.mirror, time.monotonic()
@@ -411,6 +473,7 @@ WAYS: Sequence[Way] = (
     mount_again,
     restore_into,
     heal,
+    scrub,
     handover_and_takeback,
 )
 
