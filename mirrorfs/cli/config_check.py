@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 import trio
 
 from mirrorfs.cli.errors import require_root
 from mirrorfs.cli.mirror_of import understood
+from mirrorfs.cli.notify_options import notify_settings
 from mirrorfs.cli.options import store_of
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.database.directory import default_state_directory
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.filesystem.mount_table import real_path
+from mirrorfs.notification.delivery import NotDelivered, ways
 from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.retry import AT_ONCE
@@ -62,7 +66,7 @@ def check(datastore: str, as_json: bool) -> None:
         findings.append(finding)
         if not as_json:
             _tell(finding)
-    rest = [_paths(path, values["mountpoint"], values["state_dir"], address)]
+    rest = [_paths(path, values["mountpoint"], values["state_dir"], address), *_notifications(values)]
     if not any(finding.verdict is Verdict.BAD for finding in findings):
         rest.append(trio.run(_ownership, client, address, path))
     findings += rest
@@ -84,6 +88,18 @@ def check(datastore: str, as_json: bool) -> None:
 def _tell(finding: Finding) -> None:
     right = f" ({finding.right})" if finding.right else ""
     say(f"{finding.verdict.value:8} {finding.subject:16} {finding.said}{right}")
+
+
+def _notifications(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Tell of each way of telling whether its program could be run; nothing is sent."""
+    for way in ways(notify_settings(values)):
+        try:
+            way.check()
+        except NotDelivered as error:
+            yield Finding(f"notify.{way.name}", Verdict.BAD, str(error))
+        else:
+            said = f"{way.arguments[0]} can be run; 'mirrorfs notify test' has it tell something"
+            yield Finding(f"notify.{way.name}", Verdict.GOOD, said)
 
 
 def _paths(datastore: str, mountpoint: str | None, state_dir: str | None, address: StoreAddress) -> Finding:

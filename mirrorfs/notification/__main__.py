@@ -75,7 +75,7 @@ async def _watch(settings: MountSettings) -> None:
     interval = interval_for(notify.after)
     notifier = Notifier(
         settings.uploader.datastore,
-        Looking(settings.mountpoint, notify.behind_after, interval),
+        Looking(settings.mountpoint, notify.behind_after, notify.after),
         found,
         ToldRecord(StateDirectory(settings.uploader.state_directory)),
         looks=looks_for(notify.after),

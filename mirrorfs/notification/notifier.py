@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import trio
@@ -17,16 +18,18 @@ from mirrorfs.notification.watching import News, Watching
 from mirrorfs.own_files import NotOwn
 from mirrorfs.replication.control import Answer
 from mirrorfs.replication.verdict import Verdict, Word, verdicts
-from mirrorfs.supervision.asking import NoAnswer, UploaderSilent, ask_for_status, failing_uploader
+from mirrorfs.supervision.asking import NoAnswer, UploaderHangs, UploaderSilent, ask_for_status, failing_uploader
 from mirrorfs.supervision.registry import find
 
 log = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 30.0
+_ANSWER_SECONDS = 15.0
 _LONGEST_INTERVAL = 30.0
 _SHORTEST_INTERVAL = 1.0
-# So long an uploader may open a large state, or hang before the mount ends it: until then its silence says nothing.
-_SILENCE_SECONDS = 300.0
+# The mount ends an uploader that hangs after five minutes. That is to be told before, and each time.
+_HANGING_SECONDS = 150.0
+# One that is just being started may have a large state to open.
+_STARTING_SECONDS = 300.0
 # Waits between tries: a mail server that is restarted, a network that is down for a while; then it is given up.
 _PAUSES = (60.0, 300.0, 900.0, 3600.0)
 _MOST_WAITING = 16
@@ -43,39 +46,44 @@ class Looking:
         self,
         mountpoint: str,
         behind_after: float,
-        interval: float,
+        after: float,
         *,
         ask: Callable[[str], Answer] = _ask,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`interval` is the seconds between two looks, `ask` blocks and raises as `ask_for_status`."""
+        """What is wrong is told `after` so many seconds; `ask` blocks and raises as `ask_for_status`."""
         self._mountpoint = mountpoint
         self._behind_after = behind_after
-        self._silence_looks = math.ceil(_SILENCE_SECONDS / interval)
-        self._silent = 0
+        self._after = after
+        self._silent_since: float | None = None
         self._ask = ask
+        self._clock = clock
 
     def look(self) -> list[Verdict] | None:
         """Return what is so now, gravest first; None if that is not known. Blocks."""
+        began = self._clock()
         try:
             answer = self._ask(self._mountpoint)
         except UploaderSilent as error:
-            return self._silence(str(error))
+            return self._silence(error, began)
         except NoAnswer as error:
             return [_broken(str(error))]
         except (NotAsked, NotOwn, OSError, ValueError) as error:
             log.warning("it is not known how the mirror is: %s", error)
             return None
-        self._silent = 0
+        self._silent_since = None
         return verdicts(answer, self._behind_after)
 
-    def _silence(self, why: str) -> list[Verdict] | None:
-        self._silent += 1
+    def _silence(self, error: UploaderSilent, began: float) -> list[Verdict] | None:
+        if self._silent_since is None:
+            self._silent_since = began
         failing = failing_uploader(find(self._mountpoint), None)
         if failing:
-            why = f"The uploader has died {failing[0]['deaths']} times in a row: it {failing[0]['last']}."
-        elif self._silent < self._silence_looks:
-            return None
-        return [_broken(why)]
+            return [_broken(f"The uploader has died {failing[0]['deaths']} times in a row: it {failing[0]['last']}.")]
+        limit = _HANGING_SECONDS if isinstance(error, UploaderHangs) else _STARTING_SECONDS
+        # From here on it is seen again and again until it is told.
+        is_long = self._clock() - self._silent_since >= limit - self._after
+        return [_broken(str(error))] if is_long else None
 
 
 def _broken(why: str) -> Verdict:
@@ -104,11 +112,12 @@ class Notifier:
             for teller in tellers:
                 nursery.start_soon(teller.run)
             while True:
+                began = trio.current_time()
                 found = await trio.to_thread.run_sync(self._looking.look, limiter=limiter, abandon_on_cancel=True)
                 if found is not None:
                     for teller in tellers:
                         teller.take(found)
-                await trio.sleep(self._interval)
+                await trio.sleep_until(began + self._interval)
 
 
 class Teller:

@@ -28,6 +28,10 @@ class UploaderSilent(NoAnswer):
     """The mount serves, but its uploader does not answer, or is just being started again: that may pass."""
 
 
+class UploaderHangs(UploaderSilent):
+    """The uploader is there, but has not answered in time."""
+
+
 def require_serving(path: str, *, if_absent: str = "'mirrorfs status' lists what is mounted") -> None:
     """Return if a mirrorfs is mounted at `path` and answers.
 
@@ -90,7 +94,7 @@ def ask_for_status(path: str, seconds: float = ANSWER_SECONDS) -> Answer:
             f"If this lasts, see {directory.log_file}"
         ) from None
     except TimeoutError:
-        raise UploaderSilent(f"the uploader of {path} has not answered within {seconds:g} s") from None
+        raise UploaderHangs(f"the uploader of {path} has not answered within {seconds:g} s") from None
     if "uploader" not in answer:
         raise UploaderSilent(f"the uploader of {path} does not tell: {answer.get('error', 'it is of another version')}")
     mount = find(path)

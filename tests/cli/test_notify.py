@@ -8,8 +8,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mirrorfs.cli import notify, settings_file
+from mirrorfs.cli.config_check import _notifications
 from mirrorfs.cli.main import main
 from mirrorfs.notification import delivery
+from mirrorfs.objectstore.trial import Verdict
 
 
 @pytest.fixture
@@ -59,3 +61,17 @@ def test_what_cannot_be_is_a_sentence(settings: Path, table: str, code: int, sen
     assert done.exit_code == code
     assert sentence in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_a_check_of_the_settings_says_whether_it_could_be_told() -> None:
+    values = {
+        "notify_command": ("/nowhere/tell",),
+        "notify_mail": None,
+        "notify_behind_after": 1.0,
+        "notify_after": 1.0,
+    }
+    (bad,) = _notifications(values)
+    (good,) = _notifications({**values, "notify_command": ("/bin/true",)})
+    assert (bad.subject, bad.verdict) == ("notify.command", Verdict.BAD)
+    assert (good.subject, good.verdict) == ("notify.command", Verdict.GOOD)
+    assert list(_notifications({**values, "notify_command": ()})) == []

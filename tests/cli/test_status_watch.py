@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,3 +93,48 @@ def test_a_rate_is_of_one_uploader() -> None:
     assert rates.rate(WELL) is None
     assert rates.rate(WELL) == 0
     assert rates.rate({**WELL, "uploader": {**WELL["uploader"], "started": 2.0}}) is None
+
+
+_ON_A_TERMINAL = """
+from mirrorfs.cli import status
+from mirrorfs.supervision import asking
+from tests.cli.test_verdict import _answer
+status.require_root, status.locate = lambda _: None, lambda path: path
+asking.ask_for_status = lambda *_: _answer(publishing={"vm/1/2026-01-01T00:00:00Z": 5}, problems=[])
+status.command(["/srv/a", "--watch"])
+"""
+
+
+def test_on_a_terminal_it_is_drawn_in_its_place_and_ends_in_order_at_ctrl_c() -> None:
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(its)
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(
+        [sys.executable, "-c", _ON_A_TERMINAL],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    ) as watching:
+        shown = b""
+        try:
+            while shown.count(b"on their way") < 2:
+                shown += os.read(ours, 4096)
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(30) == 0
+            assert termios.tcgetattr(its) == before
+            os.close(its)
+            with contextlib.suppress(OSError):
+                while data := os.read(ours, 4096):
+                    shown += data
+        finally:
+            watching.kill()
+            os.close(ours)
+    # The cursor is shown again, and the last view stays.
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    assert b"vm/1/2026-01-01T00:00:00Z: 5 chunks to go" in shown
+    assert b"Traceback" not in shown
+    assert b"Aborted" not in shown

@@ -29,8 +29,8 @@ def _told(mirror: MirrorUnderTest) -> list[str]:
     return [json.loads(line)["event"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _until(is_so: Callable[[], bool], mirror: MirrorUnderTest) -> None:
-    deadline = time.monotonic() + 90
+def _until(is_so: Callable[[], bool], mirror: MirrorUnderTest, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, mirror.log[-4000:]
         time.sleep(0.05)
@@ -74,6 +74,21 @@ def test_an_uploader_that_keeps_dying_is_told(mirror: MirrorUnderTest, arguments
     _until(kill_and_look, mirror)
     assert _told(mirror) == ["broken"]
     assert "has died" in (mirror.base / "told").read_text()
+
+
+@pytest.mark.long
+def test_an_uploader_that_hangs_is_told_before_the_mount_ends_it(mirror: MirrorUnderTest, arguments: list[str]) -> None:
+    """Takes as long as an uploader is to be silent: two and a half minutes."""
+    mirror.mount(*arguments)
+    pid = mirror.uploader_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        _until(lambda: _told(mirror) == ["broken"], mirror, seconds=280)
+        assert mirror.uploader_pid() == pid
+        assert "has not answered within" in (mirror.base / "told").read_text()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    _until(lambda: _told(mirror) == ["broken", "recovered"], mirror)
 
 
 def test_a_filesystem_process_that_is_killed_is_told(mirror: MirrorUnderTest, arguments: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mirrorfs.notification.notifier import Looking, Teller, interval_for, looks_
 from mirrorfs.notification.told import ToldRecord
 from mirrorfs.replication.verdict import Verdict, Word
 from mirrorfs.restarts import Failing
-from mirrorfs.supervision.asking import NoAnswer, UploaderSilent
+from mirrorfs.supervision.asking import NoAnswer, UploaderHangs, UploaderSilent
 from mirrorfs.supervision.registry import RunningMount
 from tests.cli.test_verdict import HELD, PROBLEM, _answer, _late
 
@@ -28,15 +29,14 @@ WELL = [Verdict(Word.HEALTHY, "Every finished backup is in the bucket.", "Nothin
 BROKEN = [Verdict(Word.BROKEN, "It is broken.", "Mend it.")]
 
 
-def _looking(answer: Any, mount: RunningMount | None = None) -> Looking:  # noqa: ANN401
+def _looking(answer: Any, clock: Callable[[], float] = time.monotonic) -> Looking:  # noqa: ANN401
     def ask(_: str) -> dict[str, Any]:
         if isinstance(answer, Exception):
             raise answer
         found: dict[str, Any] = answer
         return found
 
-    del mount
-    return Looking("/srv/a", HOUR, 30.0, ask=ask)
+    return Looking("/srv/a", HOUR, 120.0, ask=ask, clock=clock)
 
 
 @pytest.mark.parametrize(
@@ -55,19 +55,43 @@ def test_a_look_is_judged_as_the_status_is(answer: object, words: list[Word] | N
     assert (None if found is None else [verdict.word for verdict in found]) == words
 
 
-def test_a_silent_uploader_is_told_after_five_minutes_and_at_once_when_it_keeps_dying(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("silence", "limit"), [(UploaderHangs, 30), (UploaderSilent, 180)])
+def test_a_silent_uploader_is_told_in_time_and_at_once_when_it_keeps_dying(
+    monkeypatch: pytest.MonkeyPatch, silence: type[UploaderSilent], limit: int
 ) -> None:
-    looking = _looking(UploaderSilent("it has not answered within 30 s"))
+    now = [0.0]
+    looking = _looking(silence("it has not answered"), lambda: now[0])
     monkeypatch.setattr(notifier, "find", lambda _: None)
-    assert [looking.look() for _ in range(9)] == [None] * 9
+    for now[0] in range(0, limit, 10):
+        assert looking.look() is None
+    now[0] = limit
     (verdict,) = looking.look() or []
-    assert (verdict.word, verdict.why) == (Word.BROKEN, "it has not answered within 30 s")
+    assert (verdict.word, verdict.why) == (Word.BROKEN, "it has not answered")
     failing = Failing("uploader", 3, 1.0, "ended unexpectedly (signal 9)")
     mount = RunningMount("/srv/a", "/srv/a", "/state", 1, uploader_failing=failing)
     monkeypatch.setattr(notifier, "find", lambda _: mount)
-    (verdict,) = _looking(UploaderSilent("it does not run")).look() or []
+    (verdict,) = _looking(silence("it does not run")).look() or []
     assert verdict.why == "The uploader has died 3 times in a row: it ended unexpectedly (signal 9)."
+
+
+def test_an_uploader_that_answers_again_is_patiently_waited_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, answers = [0.0], [UploaderHangs("x"), _answer(), UploaderHangs("x"), UploaderHangs("x")]
+
+    def ask(_: str) -> dict[str, Any]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(notifier, "find", lambda _: None)
+    looking = Looking("/srv/a", HOUR, 120.0, ask=ask, clock=lambda: now[0])
+    assert looking.look() is None
+    now[0] = 20
+    assert looking.look() is not None
+    now[0] = 40
+    assert looking.look() is None
+    now[0] = 60
+    assert looking.look() is None
 
 
 class _Played(Way):
