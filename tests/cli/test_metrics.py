@@ -246,8 +246,9 @@ def test_what_is_told_is_openmetrics(datastore: str, tmp_path: Path) -> None:
     registry_of_one = CollectorRegistry()
     registry_of_one.register(collection.MirrorCollector(lambda: [(datastore, registry.find(datastore))]))
     with answering(tmp_path / "state", json.dumps(ANSWER).encode() + b"\n"):
-        text = generate_openmetrics(registry_of_one).decode()
-    families = {family.name: family for family in text_string_to_openmetrics_families(text)}
+        text = generate_openmetrics(registry_of_one).decode()  # type: ignore[no-untyped-call]
+    read = text_string_to_openmetrics_families(text)  # type: ignore[no-untyped-call]
+    families = {family.name: family for family in read}
     assert len(families) > 40
     assert not {name for name in families if not name.startswith("mirrorfs_")}
     assert families["mirrorfs_event_queue_overflows"].type == "counter"

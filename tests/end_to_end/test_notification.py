@@ -106,7 +106,7 @@ def test_what_happens_can_be_read_afterwards(mirror: MirrorUnderTest) -> None:
         published = writer.backup("vm/100")
         removed = writer.backup("vm/100")
         mirror.wait()
-        writer.forget(removed)
+        writer.forget(removed.name)
     mirror.wait()
     mirror.kill_uploader()
     mirror.wait()

@@ -112,6 +112,7 @@ class SnapshotPublication:
         self._readers = trio.CapacityLimiter(_READ_AT_ONCE)
         self._alone = Exclusion[SnapshotId]()
         self._blocked: defaultdict[bytes, set[SnapshotId]] = defaultdict(set)
+        self._replacing: set[SnapshotId] = set()
         self.remaining: dict[SnapshotId, int] = {}
         """Chunks still to be sent for each snapshot that is being published."""
 
@@ -131,6 +132,7 @@ class SnapshotPublication:
         async with self._alone.hold(snapshot):
             local = await trio.to_thread.run_sync(self._read_manifest, snapshot, limiter=self._readers)
             if local is None:
+                self._replacing.discard(snapshot)
                 await self._note_extras(snapshot, {})
                 if not self._state.view(lambda transaction: _leaves_nothing(transaction, snapshot.path)):
                     return False
@@ -212,11 +214,14 @@ class SnapshotPublication:
         await self._settle_group(snapshot.group)
         if not self._replica.is_confirmed(snapshot.manifest_path, local.data):
             # A snapshot goes before the owner of its group: if it is still there, the group was whole when it was read.
-            if not await trio.to_thread.run_sync(self._tree.exists, snapshot.manifest_path):
+            # What had another one removed comes all the same, so that its own removal is judged, and it is kept.
+            there = await trio.to_thread.run_sync(self._tree.exists, snapshot.manifest_path)
+            if not there and snapshot not in self._replacing:
                 return False
             await self._ownership.confirm()
         reach("publication.before-manifest")
         await self._replica.put(snapshot.manifest_path, local.data)
+        self._replacing.discard(snapshot)
         reach("publication.manifest-put")
         known = self._state.view(lambda transaction: transaction.snapshots.get(path))
         if known is None or known.phase is not SnapshotPhase.PUBLISHED:
@@ -294,6 +299,8 @@ class SnapshotPublication:
             await self._look_for_some(closure.digests, missing)
             # Not before everything that takes its place is known to be good.
             if self._state.view(lambda transaction: _stands_in_the_way(transaction, snapshot, local.files)):
+                if self._replica.is_confirmed(snapshot.manifest_path):
+                    self._replacing.add(snapshot)
                 await self._removal.remove(snapshot)
             # If it was moved here, it still stands under its earlier name.
             twin = self._state.view(lambda transaction: transaction.snapshots.with_files(local.files))

@@ -427,6 +427,26 @@ async def test_what_is_forgotten_while_it_is_published_never_is_and_spares_an_ea
     world.check()
 
 
+async def test_what_took_the_place_of_another_and_is_forgotten_meanwhile_is_kept(world: World) -> None:
+    world.retention = KEPT
+    world.datastore.back_up(FIRST, ["a"])
+    world.datastore.write("vm/100/owner", b"backup@pbs\n")
+    async with world.running() as running:
+        await running.settled()
+        world.datastore.back_up(FIRST, ["b"])
+        gate = world.store.gate("put", content_key(f"{FIRST}/{INDEX}"))
+        running.changed(FIRST)
+        await gate.reached.wait()
+        world.datastore.forget_group("vm/100")
+        running.changed("vm/100", FIRST)
+        gate.opened.set()
+        await running.settled()
+        assert running.problems() == {}
+    assert published(world.store.objects) == set()
+    assert deleted_snapshots(world) == {FIRST}
+    world.check()
+
+
 async def test_a_small_wave_goes_and_a_large_one_is_held(world: World) -> None:
     world.retention = CAUTIOUS
     names = snapshots_of(8)
