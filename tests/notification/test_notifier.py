@@ -75,11 +75,12 @@ def test_a_silent_uploader_is_told_in_time_and_at_once_when_it_keeps_dying(
 
 
 def test_an_uploader_that_answers_again_is_patiently_waited_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, answers = [0.0], [UploaderHangs("x"), _answer(), UploaderHangs("x"), UploaderHangs("x")]
+    now = [0.0]
+    answers: list[dict[str, Any] | NoAnswer] = [UploaderHangs("x"), _answer(), UploaderHangs("x"), UploaderHangs("x")]
 
     def ask(_: str) -> dict[str, Any]:
         answer = answers.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, NoAnswer):
             raise answer
         return answer
 
