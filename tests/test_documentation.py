@@ -178,3 +178,13 @@ def test_links_lead_somewhere(document: Document) -> None:
 @pytest.mark.parametrize("document", documents()[1:], ids=lambda document: document.name)
 def test_the_readme_leads_to_each_document(document: Document) -> None:
     assert document.name in {link.partition("#")[0] for link in documents()[0].links}
+
+
+def test_documents_that_the_code_names_are_there() -> None:
+    named: dict[str, str] = {}
+    for folder in ("mirrorfs", "tests", "scripts", "contrib", "docs"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix in ("", ".py", ".json", ".yml", ".sh", ".toml", ".service"):
+                named |= dict.fromkeys(re.findall(r"\bdocs/[a-z-]+\.[a-z.]+[a-z]", path.read_text()), path.name)
+    assert len(named) > 5
+    assert {name: where for name, where in named.items() if not (ROOT / name).is_file()} == {}

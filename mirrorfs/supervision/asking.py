@@ -78,7 +78,7 @@ def describe_lingering(mount: RunningMount) -> str:
 
 
 def ask_for_status(path: str, seconds: float = ANSWER_SECONDS) -> Answer:
-    """Return the whole answer to `status` of what is mounted at `path`, in docs/operator.md; without a verdict.
+    """Return the whole answer to `status` of what is mounted at `path`, in docs/status.md; without a verdict.
 
     Raises:
         NoAnswer, UploaderSilent: there is none, and why.
