@@ -17,6 +17,7 @@ from mirrorfs.cli.config_check import check
 from mirrorfs.cli.durations import Duration, shown_duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.limit_options import Schedule
+from mirrorfs.cli.listening import ListenAddress, shown_address
 from mirrorfs.cli.mirror_of import understood
 from mirrorfs.cli.options import store_of
 from mirrorfs.cli.rates import Rate, shown_rate
@@ -220,4 +221,6 @@ def _shown(setting: Setting, value: Any) -> str | bool | None:  # noqa: ANN401
             return shown_rate(value)
         case Schedule() as schedule:
             return schedule.shown(value)
+        case ListenAddress():
+            return shown_address(*value)
     return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

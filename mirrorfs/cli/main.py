@@ -22,6 +22,7 @@ _COMMANDS = (
     "retention",
     "metrics",
     "notify",
+    "web",
     "snapshots",
     "restore",
     "verify",
@@ -92,6 +93,7 @@ def main() -> None:
     \b
     Mirror a datastore:      mirrorfs mount /mnt/datastore/store1 --to s3://bucket/store1
     See how far it is:       mirrorfs status /mnt/datastore/store1
+    Watch it in a browser:   mirrorfs web /mnt/datastore/store1
     What the bucket holds:   mirrorfs snapshots s3://bucket/store1
     Whether it is good:      mirrorfs verify s3://bucket/store1
     Bring lost chunks back:  mirrorfs heal /mnt/datastore/store1

@@ -14,6 +14,7 @@ from mirrorfs.chunkstore.store import Choice
 from mirrorfs.cli.durations import Duration, shown_duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.limit_options import limit_options
+from mirrorfs.cli.listening import ListenAddress
 from mirrorfs.cli.notify_options import notify_options
 from mirrorfs.cli.options import PATH, StoreURL, store_options
 from mirrorfs.cli.ranges import FiniteRange
@@ -39,6 +40,9 @@ from mirrorfs.replication.settings import (
 from mirrorfs.supervision.foreground import run_in_foreground
 from mirrorfs.supervision.mount import MountRefused, check_paths
 from mirrorfs.supervision.settings import Invocation, MountSettings, NotifySettings
+
+WEB_ADDRESS = "127.0.0.1:9861"
+"""Where the web page listens unless it is told something else."""
 
 
 @click.command("mount", cls=DatastoreCommand)
@@ -167,6 +171,20 @@ from mirrorfs.supervision.settings import Invocation, MountSettings, NotifySetti
     takes_effect=TakesEffect.MOUNT,
     help="One line an event either way: for people, or an object of JSON for what collects logs.",
 )
+@setting(
+    "--web-listen",
+    type=ListenAddress(),
+    takes_effect=TakesEffect.PAGE,
+    metavar="ADDRESS:PORT",
+    help=f"Where the web page listens. 'mirrorfs install' has a service serve it when this is set; 'mirrorfs web' does "
+    f"by hand, at {WEB_ADDRESS} if it is not. A mount itself serves none.",
+)
+@setting(
+    "--web-require-token",
+    is_flag=True,
+    takes_effect=TakesEffect.PAGE,
+    help="Have the web page demand its token on this machine too, which has other users.",
+)
 @click.option("--show-settings", hidden=True, metavar="DIR")
 @click.pass_context
 def command(
@@ -194,6 +212,8 @@ def command(
     while_in_use: bool,
     verbose: bool,
     log_format: str,
+    web_listen: object,
+    web_require_token: bool,
     show_settings: str | None,
 ) -> None:
     """Mount over DATASTORE and mirror it; returns when the mount is ready.
@@ -213,6 +233,8 @@ def command(
 
     Exit codes: 0 mounted, 1 not mounted (the reason is on standard error), 2 wrong usage.
     """
+    # The page's service is told.
+    del web_listen, web_require_token
     require_root("mount a datastore, whose files belong to several users")
     datastore = real_path(datastore)
     directory = _state_directory(datastore, state_dir)

@@ -15,7 +15,7 @@ import click
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-SECTIONS = ("retention", "bandwidth", "verify", "notify")
+SECTIONS = ("retention", "bandwidth", "verify", "notify", "web")
 """The first words of settings that stand in a table of that name in the file."""
 
 
@@ -25,6 +25,7 @@ class TakesEffect(Enum):
     AT_ONCE = "at 'mirrorfs reload', at once"
     ANEW = "at 'mirrorfs reload': the uploader begins anew"
     MOUNT = "at the next mount"
+    PAGE = "when the page's service is started again, after 'mirrorfs install'"
     ONCE = "on the command line of one start only, not in file or environment"
 
 

@@ -102,10 +102,10 @@ def _take_away(root: str, name: str) -> None:
     runs = root == "/" and manager.is_running()
     if runs and installation.is_installed(root, name):
         try:
-            manager.stop_timers(name)
+            manager.stop_all_but_the_mount(name)
         except manager.ManagerFailed as error:
             # Such as one whose unit is gone already. What has PBS wait for the mount must go all the same.
-            say(f"{error}. A timer that runs ends with the next boot", err=True)
+            say(f"{error}. A timer or page that runs ends with the next boot", err=True)
     taken = installation.uninstall(root, name)
     if runs:
         try:

@@ -40,7 +40,7 @@ def install(root: str, service: Service, programs: Programs) -> list[str]:
         if not is_packaged(root):
             _install_common(writing, programs)
         base = units.PACKAGED if is_packaged(root) else units.SYSTEM
-        for path, unit in units.links_of(service.name).items():
+        for path, unit in units.links_of(service).items():
             writing.link(path, f"/{base}/{unit}")
         for path, text in units.files_of(service).items():
             writing.write(path, text)
@@ -48,6 +48,8 @@ def install(root: str, service: Service, programs: Programs) -> list[str]:
     except OSError:
         writing.take_back()
         raise
+    if not service.has_page:
+        _take_away(root, units.link_of_page(service.name))
     return writing.paths
 
 

@@ -27,9 +27,9 @@ def reload() -> None:
     _systemctl("daemon-reload")
 
 
-def stop_timers(name: str) -> None:
-    """Stop the timers of one datastore. Raises ManagerFailed."""
-    _systemctl("stop", *(units.instance(timer, name) for timer in units.TIMERS))
+def stop_all_but_the_mount(name: str) -> None:
+    """Stop the timers and the web page of one datastore. Raises ManagerFailed."""
+    _systemctl("stop", *(units.instance(unit, name) for unit in (*units.TIMERS, units.PAGE)))
 
 
 def state_of_units(lines: int) -> list[str]:

@@ -12,7 +12,8 @@ DEFAULTS = "etc/default/mirrorfs"
 MOUNT_HELPER = "usr/sbin/mount.mirrorfs"
 MOUNT = "mirrorfs@.service"
 TIMERS = ("mirrorfs-drill@.timer", "mirrorfs-verify@.timer")
-TEMPLATES = (MOUNT, *TIMERS, "mirrorfs-drill@.service", "mirrorfs-verify@.service")
+PAGE = "mirrorfs-web@.service"
+TEMPLATES = (MOUNT, PAGE, *TIMERS, "mirrorfs-drill@.service", "mirrorfs-verify@.service")
 PBS_UNITS = ("proxmox-backup.service", "proxmox-backup-proxy.service")
 
 # What systemd takes for itself in a line of a unit: blanks, quotes, backslashes, % for specifiers, $ for variables.
@@ -28,10 +29,12 @@ class Service:
     """The mirror of a datastore as a service: `name` is that of its settings file and of the units' instances.
 
     It has nothing but letters, digits, dots, dashes and underscores, none of which means anything to systemd.
+    `has_page`: its web page is served too.
     """
 
     name: str
     datastore: str
+    has_page: bool = False
 
     def __post_init__(self) -> None:
         """Raise Unnameable for what systemd would take for something else."""
@@ -61,15 +64,22 @@ def files_of(service: Service) -> dict[str, str]:
 
 def paths_of(name: str) -> list[str]:
     """Return the paths of all files and links of one datastore, below the root: those of PBS first."""
-    return [*(_drop_in(unit, name) for unit in PBS_UNITS), *links_of(name), own_drop_in(name)]
+    links = links_of(Service(name, "/", has_page=True))
+    return [*(_drop_in(unit, name) for unit in PBS_UNITS), *links, own_drop_in(name)]
 
 
-def links_of(name: str) -> dict[str, str]:
+def links_of(service: Service) -> dict[str, str]:
     """Return the links that enable the units of one datastore, and the units that they lead to."""
     return {
-        f"{SYSTEM}/multi-user.target.wants/{instance(MOUNT, name)}": MOUNT,
-        **{f"{SYSTEM}/timers.target.wants/{instance(timer, name)}": timer for timer in TIMERS},
+        f"{SYSTEM}/multi-user.target.wants/{instance(MOUNT, service.name)}": MOUNT,
+        **{f"{SYSTEM}/timers.target.wants/{instance(timer, service.name)}": timer for timer in TIMERS},
+        **({link_of_page(service.name): PAGE} if service.has_page else {}),
     }
+
+
+def link_of_page(name: str) -> str:
+    """Return the link that enables the web page of one datastore."""
+    return f"{SYSTEM}/multi-user.target.wants/{instance(PAGE, name)}"
 
 
 def instance(unit: str, name: str) -> str:

@@ -76,6 +76,7 @@ def test_what_is_written_is_what_was_given(base: Path) -> None:
         "notify": {},
         "retention": {"delete-after": "30d", "max-delete-fraction": 0.5},
         "verify": {},
+        "web": {},
     }
 
 

@@ -23,7 +23,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from mirrorfs.chunkstore.store import InUse
-from mirrorfs.cli import metrics
+from mirrorfs.cli import drilled, metrics
 from mirrorfs.filesystem.condition import Condition, NotAsked
 from mirrorfs.supervision import metrics as collection
 from mirrorfs.supervision import registry
@@ -100,8 +100,8 @@ def datastore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         os.mkdir(directory)
     registration = Registration(RunningMount(path, path, str(tmp_path / "state"), os.getpid()))
     registration.begin()
-    monkeypatch.setattr(metrics, "NOTES_DIRECTORY", str(tmp_path / "drills"))
-    monkeypatch.setattr(metrics, "_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.setattr(drilled, "NOTES_DIRECTORY", str(tmp_path / "drills"))
+    monkeypatch.setattr(drilled, "_REPORTS", str(tmp_path / "reports"))
     yield path
     registration.end()
 

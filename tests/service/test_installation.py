@@ -99,6 +99,29 @@ def test_what_is_installed(system: System) -> None:
     assert not list(system.root.rglob("*.tmp"))
 
 
+def test_the_page_is_a_service_when_it_is_set(system: System) -> None:
+    before = 'datastore = "/mnt/datastore/store1"\nto = "s3://backups/store1"\n'
+    link = system.root / _SYSTEM / "multi-user.target.wants/mirrorfs-web@store1.service"
+    system.succeed("install", "store1")
+    without = system.tree()
+    assert not link.is_symlink()
+    system.settings("store1", f'{before}[web]\nlisten = "127.0.0.1:9861"\n')
+    assert f"/{_SYSTEM}/multi-user.target.wants/{link.name}\n" in system.succeed("install", "store1")
+    assert os.readlink(link) == f"/{_SYSTEM}/mirrorfs-web@.service"
+    assert f"ExecStart={interpreter.program('mirrorfs')} web %i\n" in system.text(f"{_SYSTEM}/mirrorfs-web@.service")
+    for wrong in ('"9861"', "9861", '"localhost:0"', "true"):
+        system.settings("store1", f"{before}web-listen = {wrong}\n")
+        refused = system.run("install", "store1")
+        assert refused.exit_code == 2
+        assert "wrong value of 'web.listen'" in refused.output
+        assert link.is_symlink()
+    system.settings("store1", before)
+    system.succeed("install", "store1")
+    assert {path: text for path, text in system.tree().items() if "toml" not in path} == {
+        path: text for path, text in without.items() if "toml" not in path
+    }
+
+
 def test_nothing_is_left_of_it(system: System) -> None:
     before = system.tree()
     system.succeed("install", "store1")

@@ -33,8 +33,9 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
 def test_it_is_told(systemctl: Play) -> None:
     told = systemctl("")
     manager.reload()
-    manager.stop_timers("store1")
-    assert told.read_text() == "daemon-reload\nstop mirrorfs-drill@store1.timer mirrorfs-verify@store1.timer\n"
+    manager.stop_all_but_the_mount("store1")
+    units = "mirrorfs-drill@store1.timer mirrorfs-verify@store1.timer mirrorfs-web@store1.service"
+    assert told.read_text() == f"daemon-reload\nstop {units}\n"
 
 
 def test_what_it_answers_is_told(systemctl: Play, monkeypatch: pytest.MonkeyPatch) -> None:

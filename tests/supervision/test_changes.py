@@ -42,7 +42,7 @@ def _understood(base: Path, text: str) -> MountSettings:
 
 @pytest.mark.parametrize(
     "setting",
-    [setting for setting in SETTINGS.values() if setting.takes_effect is not TakesEffect.ONCE],
+    [setting for setting in SETTINGS.values() if setting.takes_effect not in (TakesEffect.ONCE, TakesEffect.PAGE)],
     ids=lambda setting: setting.long,
 )
 def test_it_takes_effect_as_the_reference_says(

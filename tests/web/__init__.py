@@ -1,0 +1,1 @@
+"""The web page: what is served to whom, and how it looks in a browser."""
