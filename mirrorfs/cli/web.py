@@ -27,7 +27,7 @@ from mirrorfs.cli.settings_file import (
     settings_file,
 )
 from mirrorfs.filesystem.mount_table import real_path
-from mirrorfs.output import say
+from mirrorfs.output import begin_log, say
 from mirrorfs.supervision.asking import NoAnswer, read_status
 from mirrorfs.web import serving
 from mirrorfs.web.gate import Gate
@@ -99,6 +99,7 @@ async def _serve(datastore: str, listen: tuple[str, int], require_token: bool) -
     is_local = serving.are_local(listeners)
     token = None if is_local and not require_token else _token()
     overview = Overview(partial(_read, datastore, settings_file(datastore)))
+    begin_log("web")
     say(f"the page is at http://{shown_address(address, port)}/", err=True)
     if token is not None:
         say(f"its password is the token in {TOKEN_FILE}, with any user name", err=True)

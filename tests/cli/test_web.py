@@ -111,6 +111,7 @@ def test_a_token_is_demanded_off_loopback_and_where_it_is_wanted(
         gates.append(pages._gate)
 
     monkeypatch.setattr(serving, "serve", serve)
+    monkeypatch.setattr(web, "begin_log", lambda _: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     done = CliRunner().invoke(web.command, ["/srv/store1", "--listen", f"{address}:{port}", *options])
