@@ -17,7 +17,7 @@ const PHASES = {
 };
 const HELD = {
   wave: "more snapshots are gone than may go in a day",
-  unseen: "nobody was seen to remove it",
+  unseen: "nobody was seen to remove them",
   stranger: "somebody else has used the bucket’s name",
 };
 
@@ -501,6 +501,7 @@ function showStore(status, counts) {
     ["Clock", store.clock_is_trusted ? "" : `differs by ${Math.round(store.clock_difference)} s: nothing goes because of its age`, "bad"],
     ["Stalled", store.requests_without_progress.map((one) => `${one.request} for ${duration(one.seconds)}`).join("; ")],
     ["Chunk store", status.chunk_store.in_use === "native" ? "native" : `fuse: ${status.chunk_store.reason}`],
+    ["Locks", status.locks_obstacle || "", "bad"],
     ["Removed", counts.deleted
       ? `${counted(counts.deleted, "snapshot", "snapshots")} still restorable, the first until ${moment(counts.deleted_first_until)}` : ""],
     ["Foreign names", status.foreign.count ? `${status.foreign.count}, passed through only: ${status.foreign.examples.slice(0, 5).join(", ")}` : ""],
