@@ -17,6 +17,7 @@ _FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _JSON = "application/json"
+_VERSIONS = ("1.0", "1.1")
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -37,6 +38,7 @@ class Request:
 
     method: str
     target: str
+    version: str
     headers: Sequence[tuple[bytes, bytes]]
 
 
@@ -71,6 +73,8 @@ class Pages:
 
     async def answer(self, request: Request) -> Answer:
         """Answer a request, whoever has sent it."""
+        if request.version not in _VERSIONS:
+            return sentence(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
         refusal = self._gate.refusal(request.headers)
         if refusal is not None:
             challenge = {"WWW-Authenticate": f'Basic realm="{REALM}", charset="UTF-8"'}

@@ -111,15 +111,22 @@ async def _answer_to(stream: trio.SocketStream, connection: h11.Connection, page
 
 async def _request(stream: trio.SocketStream, connection: h11.Connection) -> Request | None:
     """Read the head of a request; None if whoever has connected says nothing. Raises h11.RemoteProtocolError."""
+    received = 0
     while True:
         match connection.next_event():
             case h11.Request() as event:
-                target = event.target.decode("latin-1")
-                return Request(event.method.decode("latin-1"), target, list(event.headers))
+                method, target, version = (
+                    word.decode("latin-1") for word in (event.method, event.target, event.http_version)
+                )
+                return Request(method, target, version, list(event.headers))
             case h11.ConnectionClosed():
                 return None
             case _:
-                connection.receive_data(await stream.receive_some(_READ_SIZE))
+                data = await stream.receive_some(_READ_SIZE)
+                received += len(data)
+                if received > LONGEST_HEAD:
+                    raise h11.RemoteProtocolError("too long", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                connection.receive_data(data)
 
 
 async def _send(stream: trio.SocketStream, connection: h11.Connection, answer: Answer) -> None:

@@ -43,6 +43,10 @@ class Browser:
             self._call("Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {credentials}"})
         self._call("Page.navigate", url=url)
 
+    def leave(self) -> None:
+        """Show nothing."""
+        self._call("Page.navigate", url="about:blank")
+
     def evaluate(self, expression: str) -> Any:  # noqa: ANN401
         """Return the value of an expression of JavaScript; a promise is waited for."""
         told = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

@@ -8,6 +8,7 @@ from http import HTTPStatus
 import pytest
 
 from mirrorfs.web.gate import Gate, is_local_host
+from mirrorfs.web.pages import SECURITY_HEADERS
 
 TOKEN = "a-token-of-some-length"
 
@@ -74,3 +75,11 @@ def test_the_token_is_demanded(is_local: bool) -> None:
 
 def test_whoever_listens_for_others_is_called_as_they_call_it() -> None:
     assert refused(Gate(TOKEN, is_local=False), (b"host", b"pbs.example"), basic(b":" + TOKEN.encode())) is None
+
+
+def test_the_policy_lets_nothing_in_from_elsewhere() -> None:
+    policy = SECURITY_HEADERS["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert "frame-ancestors 'none'" in policy

@@ -24,7 +24,9 @@ pytestmark = [
 ]
 
 _TOKEN = "a-token-of-some-length"
-_READY = "document.querySelector('#groups tr') && document.querySelector('.plot path, .plot text')"
+_READY = (
+    "document.readyState === 'complete' && document.querySelector('#groups tr') && document.querySelector('.plot text')"
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,8 @@ async def looking(
         await trio.to_thread.run_sync(show)
         await trio.to_thread.run_sync(browser.wait_for, _READY)
         yield trio.to_thread.run_sync
+        # Before the server ends, so that nothing is asked of it after that.
+        await trio.to_thread.run_sync(browser.leave)
     assert browser.complaints == [], "the console is to be silent, and the policy of content kept"
 
 

@@ -60,14 +60,6 @@ async def test_each_answer_has_every_security_header(target: str, kind: str) -> 
         assert (again, same["Content-Length"], nothing) == (status, headers["Content-Length"], b"")
 
 
-def test_the_policy_lets_nothing_in_from_elsewhere() -> None:
-    policy = SECURITY_HEADERS["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none';")
-    assert "unsafe" not in policy
-    assert "http" not in policy
-    assert "frame-ancestors 'none'" in policy
-
-
 LONG = "a" * (serving.LONGEST_HEAD + 1000)
 
 
@@ -81,7 +73,7 @@ LONG = "a" * (serving.LONGEST_HEAD + 1000)
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n", 400),
-        (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", 505),
         (b"GET /\xff\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (request(more="Content-Length: 5\r\n") + b"hello", 400),
         (request(more="Content-Length: x\r\n"), 400),
@@ -118,13 +110,10 @@ async def test_what_is_malformed_gets_a_sentence(data: bytes, status: int) -> No
 
 @settings(max_examples=60)
 @given(st.binary(max_size=300))
-def test_any_bytes_get_http_or_nothing(data: bytes) -> None:
-    async def send() -> None:
-        async with serving_page(Mirror(), OPEN) as port:
-            answer = await exchanged(port, data, then_ends=True)
-            assert answer == b"" or parts(answer)[0] in (200, 400, 404, 405, 421, 431)
-
-    trio.run(send)
+async def test_any_bytes_get_http_or_nothing(data: bytes) -> None:
+    async with serving_page(Mirror(), OPEN) as port:
+        answer = await exchanged(port, data, then_ends=True)
+        assert answer == b"" or parts(answer)[0] in (200, 400, 404, 405, 421, 431, 505)
 
 
 @pytest.mark.parametrize("pause", [0.01, 60.0])
