@@ -41,7 +41,9 @@ def print_grid(grid: Grid) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time with three digits, in the unit that fits."""
+    """A time with three digits, in the unit that fits; the difference of two times may be less than nothing."""
+    if seconds < 0:
+        return f"−{duration(-seconds)}"
     if seconds < 1e-3:
         return f"{seconds * 1e6:.3g} µs"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

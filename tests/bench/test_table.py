@@ -82,13 +82,13 @@ def test_a_median_is_held_against_its_bound() -> None:
 def test_what_is_printed_can_be_pasted() -> None:
     rows = [
         Row("read", "rclone", "of its speed", at_least(0.9), (0.95, 0.2, 0.91), "7 MB/s"),
-        Row("lag", "–", "beyond the transfer", at_most(0.5, "seconds"), (0.75,)),
+        Row("lag", "–", "beyond the transfer", at_most(0.5, "seconds"), (0.75, 0.9, -0.0177)),
     ]
     lines = markdown(rows, "word " * 40, ["Not measured: nothing."]).splitlines()
     assert (lines[0], lines[-1]) == (BEGINNING, END)
     assert lines[3:5] == [
         "| read | rclone | ≥ 0.9 of its speed | 0.91 (0.20–0.95); 7 MB/s | yes |",
-        "| lag | – | ≤ 500 ms beyond the transfer | 750 ms | **no** |",
+        "| lag | – | ≤ 500 ms beyond the transfer | 750 ms (−17.7 ms–900 ms) | **no** |",
     ]
     assert all(len(line) <= 100 for line in lines)
 
