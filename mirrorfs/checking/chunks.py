@@ -9,7 +9,7 @@ from mirrorfs.datastore.blob import check_chunk, check_encryption
 from mirrorfs.datastore.content import Content
 from mirrorfs.datastore.limits import LONGEST_CHUNK
 
-CHUNK_LIMIT = Limit(LONGEST_CHUNK)
+CHUNK_LIMIT = Limit(LONGEST_CHUNK, is_checked=True)
 
 
 def check_chunk_for(data: Content, digest: bytes, *, uses: Iterable[bool]) -> Content:

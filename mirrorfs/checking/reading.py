@@ -20,10 +20,14 @@ Result = TypeVar("Result")
 class Limit:
     """What is read of an object: up to `maximum` bytes, else ObjectTooLarge is raised, and only if `check_beginning`
     finds nothing in its first 4,096 bytes to raise DatastoreError for.
+
+    With `is_checked` whoever reads it checks all of it, and asks again for what is not sound: an MD5 of the store's is
+    not compared the first time.
     """
 
     maximum: int
     check_beginning: CheckBeginning | None = None
+    is_checked: bool = False
 
 
 class ObjectReader(Protocol):
@@ -48,11 +52,16 @@ class StoreReader:
 
     async def get(self, key: str, limit: Limit) -> Content:
         """See ObjectReader."""
-        return await self._store.get_content(key, limit.maximum, check_beginning=limit.check_beginning)
+        if limit.is_checked:
+            return await self._store.get_unsummed(key, limit.maximum, check_beginning=limit.check_beginning)
+        return await self._get_summed(key, limit)
 
     async def get_again(self, key: str, limit: Limit) -> Content:
         """See ObjectReader: it may have been damaged on its way only."""
-        return await self.get(key, limit)
+        return await self._get_summed(key, limit)
+
+    async def _get_summed(self, key: str, limit: Limit) -> Content:
+        return await self._store.get_content(key, limit.maximum, check_beginning=limit.check_beginning)
 
 
 async def read_checked(

@@ -23,6 +23,14 @@ class Reading:
     def __init__(self, requests: PatientRequests) -> None:
         self._requests = requests
 
+    async def get_unsummed(self, key: str, maximum: int, check_beginning: CheckBeginning | None) -> Content:
+        """See `ObjectStore.get_unsummed`."""
+        client = self._requests.client
+        try:
+            return await self._requests.read(lambda: client.get_unsummed(key, maximum, check_beginning))
+        except BodyDamaged:
+            return await self.get(key, maximum, None, check_beginning)
+
     async def get(
         self, key: str, maximum: int, version_id: str | None, check_beginning: CheckBeginning | None
     ) -> Content:

@@ -163,6 +163,12 @@ class ObjectStore:
         """
         return await self._reading.get(key, maximum, version_id, check_beginning)
 
+    async def get_unsummed(self, key: str, maximum: int, *, check_beginning: CheckBeginning | None = None) -> Content:
+        """As `get_content`, for who checks all of the content, and reads it by that again if it is not sound: where no
+        cheaper checksum comes with it, it is not compared with the store's MD5.
+        """
+        return await self._reading.get_unsummed(key, maximum, check_beginning)
+
     async def head(self, key: str) -> StoredObject | None:
         """What the store tells of an object, or None when there is none."""
         return await self._requests.read(lambda: self._client.head_object(key))

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -121,6 +122,39 @@ class Files:
             os.close(descriptor)
             raise
         return descriptor
+
+    def make_directories(self, parent: int, names: Iterator[str], mode: int) -> None:
+        """Make those of these directories that are missing in another one. Raises OSError.
+
+        If the kernel gives the first one the mode that is asked for, it does so with the others: neither a umask nor
+        the parent's ACL or group takes or adds anything. Then none of them is opened, which saves a third of the time.
+        """
+        for name in names:
+            if self._make_exactly(parent, name, mode):
+                break
+        for name in names:
+            try:
+                os.mkdir(name, mode, dir_fd=parent)
+            except FileExistsError:
+                os.close(self.enter_directory(parent, name, mode))
+                continue
+            os.chown(name, self._owner.user, self._owner.group, dir_fd=parent, follow_symlinks=False)
+
+    def _make_exactly(self, parent: int, name: str, mode: int) -> bool:
+        """Make a directory as `enter_directory` does; tells whether the kernel alone would have given it its mode."""
+        try:
+            os.mkdir(name, mode, dir_fd=parent)
+        except FileExistsError:
+            os.close(self.enter_directory(parent, name, mode))
+            return False
+        descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
+        try:
+            is_exact = stat.S_IMODE(os.fstat(descriptor).st_mode) == mode
+            os.fchmod(descriptor, mode)
+            self.give(descriptor)
+        finally:
+            os.close(descriptor)
+        return is_exact
 
     def replace(self, directory: int, name: str, data: Content) -> None:
         """Put a whole file into an open directory, in the place of any other of that name. Raises OSError."""

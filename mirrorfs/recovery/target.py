@@ -123,8 +123,8 @@ class Target:
     def make_chunk_directories(self) -> None:
         """Make `.chunks` with all its directories; those that chunks have come into meanwhile are there."""
         with self.files.explaining(CHUNKS_NAME), self._opened_chunks() as chunks:
-            for number in range(CHUNK_DIRECTORIES):
-                os.close(self.files.enter_directory(chunks, f"{number:04x}", _CHUNK_DIRECTORY_MODE))
+            names = (f"{number:04x}" for number in range(CHUNK_DIRECTORIES))
+            self.files.make_directories(chunks, names, _CHUNK_DIRECTORY_MODE)
 
     def _check_chunk_directory(self, chunks: int, number: int) -> int:
         directory = self.files.enter_directory(chunks, f"{number:04x}", _CHUNK_DIRECTORY_MODE)

@@ -134,7 +134,13 @@ class TamperedClient(S3Client):
 
     def get_object(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
         self._tampering.gets.append(key)
-        body = bytes(super().get_object(key, maximum, check_beginning))
+        return self._tampered(key, bytes(super().get_object(key, maximum, check_beginning)))
+
+    def get_unsummed(self, key: str, maximum: int, check_beginning: CheckBeginning | None = None) -> bytes:
+        self._tampering.gets.append(key)
+        return self._tampered(key, bytes(super().get_unsummed(key, maximum, check_beginning)))
+
+    def _tampered(self, key: str, body: bytes) -> bytes:
         for end, spoiled in self._tampering.spoiled.items():
             if key.endswith(end):
                 body = spoiled

@@ -182,6 +182,9 @@ class FakeStore:
     async def get(self, key: str, maximum: int) -> bytes:
         return await self.get_content(key, maximum)
 
+    async def get_unsummed(self, key: str, maximum: int, *, check_beginning: CheckBeginning | None = None) -> bytes:
+        return await self.get_content(key, maximum, check_beginning=check_beginning)
+
     async def get_content(self, key: str, maximum: int, *, check_beginning: CheckBeginning | None = None) -> bytes:
         await self._begin("get", key)
         if key not in self.objects:
