@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import picture, restoring, retention, snapshots, table
+from tests.bench import many_chunks, picture, restoring, retention, snapshots, table
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Meter
 from tests.bench.operations import OPERATIONS
@@ -36,12 +36,14 @@ _RETENTION = "retention"
 _RESTORE = "restore"
 _SNAPSHOTS = "snapshots"
 _TABLE = "table"
+_MEMORY = "memory"
 _NAMES = {
     "cost": _COST_NAMES,
     _RETENTION: retention.SUBJECTS,
     _RESTORE: restoring.SUBJECTS,
     _SNAPSHOTS: snapshots.SUBJECTS,
     _TABLE: tuple(table.SECTIONS),
+    _MEMORY: many_chunks.SUBJECTS,
 }
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -57,6 +59,8 @@ def main() -> int:
             _bench_retention(arguments)
         elif arguments.subject == _RESTORE:
             _bench_restore(arguments)
+        elif arguments.subject == _MEMORY:
+            _bench_memory(arguments)
         elif arguments.subject == _SNAPSHOTS:
             _bench_snapshots(arguments)
         elif arguments.subject == _TABLE:
@@ -99,6 +103,15 @@ def _bench_restore(arguments: argparse.Namespace) -> None:
         restoring.print_restores(results)
         _write_json(restoring.restores_as_json(results), arguments.json)
         say("taking everything away")
+
+
+def _bench_memory(arguments: argparse.Namespace) -> None:
+    scale = many_chunks.QUICK if arguments.quick else many_chunks.FULL
+    say = _narrator()
+    with _scratch_directory(Path(arguments.directory)) as base:
+        results = many_chunks.measure_memory(base, scale, arguments.only or many_chunks.SUBJECTS, say)
+        many_chunks.print_memory(results)
+        _write_json(many_chunks.memory_as_json(results), arguments.json)
 
 
 def _bench_snapshots(arguments: argparse.Namespace) -> None:
@@ -148,8 +161,8 @@ def _arguments() -> argparse.Namespace:
         choices=tuple(_NAMES),
         default="cost",
         help="what to measure: the cost of the mount and of uploads (default), publishing and removing in bulk, "
-        "restoring beside rclone, listing snapshots and rewriting their manifests, or the table: something of all of "
-        "these, each beside its target",
+        "restoring beside rclone, listing snapshots and rewriting their manifests, the memory of verify and restore "
+        "beside the number of chunks, or the table: something of all of these, each beside its target",
     )
     parser.add_argument(
         "--quick", action="store_true", help="smaller and fewer: two to four minutes, figures are rougher"
