@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mirrorfs.cli import mounted, status, umount, wait
+from mirrorfs.cli import status, umount, wait
 from mirrorfs.filesystem.condition import Condition
-from mirrorfs.supervision import registry
+from mirrorfs.supervision import asking, registry
 from mirrorfs.supervision.registry import Registration, RunningMount
 
 ANSWER = {
@@ -36,9 +36,9 @@ def datastore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A directory that is taken for a mount whose uploader answers that all is well."""
     monkeypatch.setattr(registry, "RUNTIME_BASE", str(tmp_path / "run"))
     monkeypatch.setattr(registry, "is_mounted", lambda _: True)
-    for module in (mounted, umount):
+    for module in (asking, umount):
         monkeypatch.setattr(module, "condition_of", lambda _: Condition.SERVING)
-    for module in (status, wait):
+    for module in (asking, wait):
         monkeypatch.setattr(module, "ask", lambda *_: ANSWER)
     path = tmp_path / "datastore"
     path.mkdir()
