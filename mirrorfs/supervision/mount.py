@@ -32,7 +32,7 @@ from mirrorfs.steps import reach
 from mirrorfs.supervision.ending import Deadline, handle_signals
 from mirrorfs.supervision.notifier_process import NotifierProcess
 from mirrorfs.supervision.notify import READY, STOPPING, ServiceManager
-from mirrorfs.supervision.registry import Registration, RunningMount, mount_of
+from mirrorfs.supervision.registry import Registration, RunningMount, find, mount_of
 from mirrorfs.supervision.reloading import Reloading
 from mirrorfs.supervision.settings import MountSettings
 from mirrorfs.supervision.sole_mirror import MirroredAlready, root_id, sole_mirror
@@ -328,12 +328,35 @@ def _is_inside(path: str, directory: str) -> bool:
     return os.path.commonpath((path, directory)) == directory
 
 
+def _refuse_other_directory(datastore: str, root: str | None) -> None:
+    """Refuse what is below a dead mount if it is neither the directory that was mirrored, nor a datastore of PBS.
+
+    While the dead mount covered it, nobody could see that its disk has gone too.
+    """
+    if os.path.isdir(os.path.join(datastore, os.fsdecode(CHUNKS))):
+        return
+    _check_directory(datastore)
+    descriptor = os.open(datastore, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if root_id(descriptor) == root:
+            return
+    finally:
+        os.close(descriptor)
+    raise MountRefused(
+        f"{datastore} has no {os.fsdecode(CHUNKS)}, and is not the directory that the killed mirrorfs mirrored: is its disk "
+        "missing? Mount it first. The dead mount is taken away already"
+    )
+
+
 def _open_datastore(settings: MountSettings) -> int:
     datastore, mountpoint = settings.uploader.datastore, settings.mountpoint
     for path in (mountpoint, datastore):
         if condition_of(path) is Condition.DEAD:
             log.warning("taking away the dead mount that a killed mirrorfs left on %s", path)
+            dead = find(path)
             detach(path)
+            if path == datastore:
+                _refuse_other_directory(path, None if dead is None else dead.root)
     _check_directory(datastore)
     descriptor = os.open(datastore, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
