@@ -179,6 +179,24 @@ def resolved(path: str) -> str:
     return way.path
 
 
+def check_program(path: str) -> str:
+    """Make sure that nobody else could exchange a program, or what it is called by; returns its path without links.
+
+    It may have several names, as perl has in Debian. Raises NotOwn, OSError.
+    """
+    name = path
+    for _ in range(_MOST_LINKS):
+        directory = resolved(os.path.dirname(name))
+        check_way(directory)
+        name = os.path.join(directory, os.path.basename(name))
+        status = os.stat(name, follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            _check_owner(name, status, ())
+            return name
+        name = os.path.join(directory, os.readlink(name))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
 def open_directory(path: str) -> int:
     """Open (O_RDONLY) a directory that may be inside one of somebody else's; made (0755) where it alone is missing.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -41,11 +42,16 @@ class Way:
     address: str | None = None
     """Whom a mail is for; None: it is no mail."""
 
+    @property
+    def whom(self) -> str:
+        """The name, and whom it tells: what one address was told another one was not."""
+        return f"{self.name} {shlex.join(self.arguments) if self.address is None else self.address}"
+
     async def tell(self, event: Event) -> None:
         """Tell it. What the program prints goes into the log. Raises NotDelivered."""
-        await trio.to_thread.run_sync(self.check)
+        program = await trio.to_thread.run_sync(self.check)
         given = event.as_json() if self.address is None else event.as_mail(self.address)
-        code, output = await _run(self.arguments, given, event.as_environment())
+        code, output = await _run(program, self.arguments, given, event.as_environment())
         for line in output.decode(errors="replace").splitlines()[:_MOST_LINES]:
             log.info("notify.%s says: %s", self.name, line)
         if code is None:
@@ -53,21 +59,22 @@ class Way:
         if code != 0:
             raise NotDelivered(f"{self.arguments[0]} has failed ({_describe(code)}){_said(output)}")
 
-    def check(self) -> None:
-        """Make sure that the program is there, and that only root could have put it there. Raises NotDelivered."""
+    def check(self) -> str:
+        """Make sure that the program is there, and that only root could have put it there. Raises NotDelivered.
+
+        Returns its path without links, which is what is to be run.
+        """
         path = self.arguments[0]
         try:
-            real = os.path.realpath(path, strict=True)
-            own_files.check_way(os.path.dirname(real))
-            status = os.stat(real)
+            program = own_files.check_program(path)
+            is_file = stat.S_ISREG(os.stat(program).st_mode)
         except own_files.NotOwn as error:
             raise NotDelivered(f"{path} is not run as root: {error}") from error
         except OSError as error:
             raise NotDelivered(f"cannot run {path}: {error.strerror}") from error
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
-            raise NotDelivered(f"{path} is not run as root: others than root may change it, see 'ls -l {path}'")
-        if not stat.S_ISREG(status.st_mode) or not os.access(real, os.X_OK):
+        if not is_file or not os.access(program, os.X_OK):
             raise NotDelivered(f"cannot run {path}: it is no program (run 'chmod +x {path}' if it is a script)")
+        return program
 
 
 def ways(settings: NotifySettings, *, sendmail: str = SENDMAIL) -> list[Way]:
@@ -79,12 +86,16 @@ def ways(settings: NotifySettings, *, sendmail: str = SENDMAIL) -> list[Way]:
     return found
 
 
-async def _run(arguments: Sequence[str], given: bytes, variables: Mapping[str, str]) -> tuple[int | None, bytes]:
+async def _run(
+    program: str, arguments: Sequence[str], given: bytes, variables: Mapping[str, str]
+) -> tuple[int | None, bytes]:
     """Run a program without a shell; returns its exit code, None if it was ended, and the first of its output."""
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     try:
         process = await trio.lowlevel.open_process(
+            # Its own name stays the one that was given: a sendmail that is a link is one by that.
             list(arguments),
+            executable=program,
             env={**passed_on, **variables},
             cwd="/",
             stdin=subprocess.PIPE,

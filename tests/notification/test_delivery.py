@@ -98,7 +98,7 @@ def test_one_that_fails_is_told(place: Path, body: str, sentence: str) -> None:
 def test_what_is_not_roots_own_or_no_program_is_not_run(place: Path) -> None:
     program = Path(_program(place / "tell", f"touch {place}/run"))
     program.chmod(0o777)
-    with pytest.raises(NotDelivered, match="others than root may change it"):
+    with pytest.raises(NotDelivered, match="others may write to it"):
         _tell(Way("command", (str(program),)))
     program.chmod(0o755)
     os.chown(program, 1000, 1000)
@@ -118,6 +118,39 @@ def test_what_is_not_roots_own_or_no_program_is_not_run(place: Path) -> None:
     with pytest.raises(NotDelivered, match="not run as root"):
         _tell(Way("command", (inside,)))
     assert not (place / "run").exists()
+
+
+def _refuses(program: Path) -> None:
+    with pytest.raises(NotDelivered, match="is not run as root"):
+        _tell(Way("command", (str(program),)))
+
+
+def test_what_others_could_exchange_is_not_run(place: Path) -> None:
+    good = Path(_program(place / "tell", f"touch {place}/run"))
+    good.chmod(0o775)
+    os.chown(good, 0, 1000)
+    _refuses(good)
+    good.chmod(0o755)
+    theirs = place / "theirs"
+    theirs.mkdir()
+    (theirs / "link").symlink_to(good)
+    (place / "link").symlink_to(theirs / "link")
+    theirs.chmod(0o777)
+    _refuses(theirs / "link")
+    _refuses(place / "link")
+    assert not (place / "run").exists()
+    theirs.chmod(0o755)
+    _tell(Way("command", (str(place / "link"),)))
+    assert (place / "run").exists()
+
+
+def test_a_link_is_run_by_what_it_leads_to_and_keeps_its_name(place: Path) -> None:
+    (place / "sendmail").symlink_to("/bin/bash")
+    _tell(
+        Way("command", (str(place / "sendmail"), "-c", f'echo "$0" >{place}/name; readlink /proc/$$/exe >{place}/exe'))
+    )
+    assert (place / "name").read_text() == f"{place}/sendmail\n"
+    assert (place / "exe").read_text() == f"{os.path.realpath('/bin/bash')}\n"
 
 
 def test_nothing_set_is_nobody_told() -> None:
