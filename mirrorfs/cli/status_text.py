@@ -73,7 +73,7 @@ def describe(answer: Answer) -> list[str]:
 
 def _describe_failing(failing: dict[str, Any]) -> str:
     since = shown_time(failing["since"])
-    return f"the {failing['process']} has died {failing['deaths']} times in a row since {since}: it {failing['last']}"
+    return f"the {failing['process']} has ended {failing['deaths']} times in a row since {since}: it {failing['last']}"
 
 
 def shown_recovery_point(point: dict[str, Any]) -> str:

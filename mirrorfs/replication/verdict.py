@@ -62,7 +62,7 @@ def _broken(answer: Mapping[str, Any]) -> Verdict | None:
         return Verdict(Word.BROKEN, why, "Look at the disk of the state directory; what is missing is compared then.")
     if answer["failing_processes"]:
         failing = answer["failing_processes"][-1]
-        why = f"The {failing['process']} has died {failing['deaths']} times in a row: it {failing['last']}."
+        why = f"The {failing['process']} has ended {failing['deaths']} times in a row: it {failing['last']}."
         return Verdict(Word.BROKEN, why, "Look at the log of the mount and at the memory of this machine.")
     if needs_an_administrator(answer):
         return Verdict(Word.BROKEN, "Nothing gets into the bucket.", answer["waiting"]["because"])

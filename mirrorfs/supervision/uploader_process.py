@@ -22,7 +22,7 @@ from mirrorfs.objectstore.rate_schedule import RateLimits
 from mirrorfs.replication.control import stream_lines
 from mirrorfs.replication.parent import CAUGHT_UP, LIMITS
 from mirrorfs.replication.settings import BEGIN_AGAIN, UploaderSettings
-from mirrorfs.restarts import Failing, Restarts
+from mirrorfs.restarts import WELL_AFTER, Failing, Restarts
 from mirrorfs.supervision.watchdog import SignsOfLife
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class UploaderProcess:
         failing: Callable[[Failing | None], None] = lambda _: None,
     ) -> None:
         """`done` hears how far the journal is dealt with; `died` is called after each unexpected end; `catch_up` is to
-        return when the journal holds everything that has happened; `failing` hears at each end whether it keeps dying.
+        return when the journal holds everything that has happened; `failing` hears at each end whether it keeps dying,
+        and when it has lived for long after that.
 
         `died` is called in a thread, and may raise DatabaseError, which is logged.
         """
@@ -111,7 +112,11 @@ class UploaderProcess:
             self._is_to_begin_anew = False
             try:
                 code = await self._run_once()
-                condition = "begins again" if code == BEGIN_AGAIN else f"ended unexpectedly ({_describe(code)})"
+                condition = (
+                    "has ended in order to begin again"
+                    if code == BEGIN_AGAIN
+                    else f"ended unexpectedly ({_describe(code)})"
+                )
             except (OSError, RuntimeError) as error:
                 # No memory, no process, no thread (RuntimeError) or no descriptor to be had, or Python is upgraded.
                 condition = f"could not be run ({error})"
@@ -167,6 +172,7 @@ class UploaderProcess:
         assert process.stdout is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._kill_when_silent, process)
+            nursery.start_soon(self._tell_when_well)
             try:
                 async with aclosing(stream_lines(process.stdout)) as lines:
                     async for line in lines:
@@ -174,6 +180,11 @@ class UploaderProcess:
             except trio.BrokenResourceError:
                 log.debug("the uploader has gone away")
             nursery.cancel_scope.cancel()
+
+    async def _tell_when_well(self) -> None:
+        """Have earlier deaths forgotten: a silence after a good day has another reason."""
+        await trio.sleep_until(trio.current_time() + WELL_AFTER)
+        self._failing(None)
 
     async def _kill_when_silent(self, process: trio.Process) -> None:
         await self._signs_of_life.watch()

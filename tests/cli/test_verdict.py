@@ -85,7 +85,7 @@ def _uploader(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
         (
             {"failing_processes": [FAILING]},
             Word.BROKEN,
-            "The worker 2 has died 4 times in a row: it ended unexpectedly",
+            "The worker 2 has ended 4 times in a row: it ended unexpectedly",
         ),
         ({"store": _hanging(901)}, Word.BROKEN, "for 901 s nothing has come or gone"),
         ({"store": _hanging(899)}, Word.HEALTHY, "Every finished backup"),
@@ -155,7 +155,7 @@ def test_the_status_says_word_recovery_point_and_time_to_drain_first(monkeypatch
 def test_a_process_that_keeps_dying_is_told_and_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     done = _check(monkeypatch, _answer(failing_processes=[FAILING]))
     assert done.exit_code == 1
-    assert "failing     the worker 2 has died 4 times in a row since 1970-01-01T00:00:01Z: it ended" in done.output
+    assert "failing     the worker 2 has ended 4 times in a row since 1970-01-01T00:00:01Z: it ended" in done.output
 
 
 def test_the_schema_tells_what_is_wrong() -> None:

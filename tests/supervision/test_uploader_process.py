@@ -141,6 +141,36 @@ while os.read(0, 4096):
             nursery.cancel_scope.cancel()
 
 
+async def test_deaths_are_forgotten_when_it_has_lived_for_long(
+    stub: Callable[[str], None], root: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives = tmp_path / "lives"
+    stub(f"""
+with open({str(lives)!r}, 'a') as file:
+    file.write('x')
+if os.path.getsize({str(lives)!r}) <= 3:
+    sys.exit(1)
+while os.read(0, 4096):
+    pass
+""")
+    monkeypatch.setattr(uploader_process, "WELL_AFTER", 2.0)
+    told: list[Failing | None] = []
+    forgotten = trio.Event()
+
+    def hear(failing: Failing | None) -> None:
+        told.append(failing)
+        if len(told) == 4:
+            forgotten.set()
+
+    process = uploader(root, failing=hear)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_running)
+            await forgotten.wait()
+            nursery.cancel_scope.cancel()
+    assert [failing and failing.deaths for failing in told] == [None, None, 3, None]
+
+
 @pytest.mark.parametrize("death", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(1)", "sys.exit(0)", "os.close(0)"])
 async def test_it_is_started_again_with_a_growing_delay(
     stub: Callable[[str], None], root: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
