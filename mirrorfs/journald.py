@@ -1,7 +1,8 @@
 """Records of the log in systemd's journal, with fields to search by: datastore, event, snapshot.
 
 The protocol is systemd's own, which it promises to keep (systemd.io/JOURNAL_NATIVE_PROTOCOL): a datagram of fields, or,
-where that is too long, a sealed file that is passed. Nothing here waits: a journal that hangs holds up nobody.
+where that is too long, a sealed file that is passed. Nothing here waits: a journal that hangs holds up nobody. How many
+records it has not taken is logged as soon as it takes some again.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ def is_standard_error() -> bool:
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to the journal; what it does not take goes to another handler."""
+    """Sends records to the journal; where there is none they go to another handler."""
 
     def __init__(self, process: str, datastore: str | None, otherwise: logging.Handler) -> None:
         super().__init__()
         self._process = process
         self._datastore = datastore
         self._otherwise = otherwise
+        self.missing = 0
+        """How many records it has not taken, which is not logged yet."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -51,7 +54,11 @@ class JournalHandler(logging.Handler):
             self.handleError(record)
             return
         try:
+            self._send_missing()
             self._send(encoded(fields))
+        except BlockingIOError:
+            # Standard error leads to the same journal, and a write to that would wait for it.
+            self.missing += 1
         except OSError:
             self._otherwise.handle(record)
 
@@ -76,6 +83,12 @@ class JournalHandler(logging.Handler):
             fields["MIRRORFS_DATASTORE"] = self._datastore
         return fields
 
+    def _send_missing(self) -> None:
+        if self.missing:
+            told = missing_records(self.missing)
+            self._send(encoded(self._fields(logging.makeLogRecord(told))))
+            self.missing = 0
+
     def _send(self, data: bytes) -> None:
         try:
             self._socket.sendto(data, SOCKET)
@@ -96,6 +109,17 @@ class JournalHandler(logging.Handler):
             self._socket.sendmsg([], right, 0, SOCKET)
         finally:
             os.close(descriptor)
+
+
+def missing_records(count: int) -> dict[str, object]:
+    """Return what a record says that stands where others are missing, for `logging.makeLogRecord`."""
+    return {
+        "name": __name__,
+        "levelno": logging.WARNING,
+        "levelname": logging.getLevelName(logging.WARNING),
+        "msg": "%d records are missing here: they could not be written",
+        "args": (count,),
+    }
 
 
 def encoded(fields: Mapping[str, str]) -> bytes:

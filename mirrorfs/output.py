@@ -129,12 +129,7 @@ class _LogHandler(logging.Handler):
 
     def _write_missing(self) -> None:
         if self._missing:
-            told = {
-                "levelno": logging.WARNING,
-                "levelname": logging.getLevelName(logging.WARNING),
-                "msg": "%d records are missing here: they could not be written",
-                "args": (self._missing,),
-            }
+            told = journald.missing_records(self._missing)
             self._write(self.format(logging.makeLogRecord(told)))
             self._missing = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mirrorfs import journald
-from mirrorfs.journald import encoded
+from mirrorfs.journald import JournalHandler, encoded
 
 _HOSTILE = "vm/100\nPRIORITY=0\nMESSAGE=forged\x1b[2J\udcff"
 _PROCESS = """
@@ -113,7 +114,32 @@ def test_a_journal_that_is_gone_or_hangs_is_not_waited_for(journal: socket.socke
         with suppress(BlockingIOError):
             while True:
                 filling.sendto(b"x" * 1000, str(tmp_path / "socket"))
-    assert "uploader ERROR it failed" in _run(tmp_path / "socket")
+    # Standard error is the same journal: a write to it would wait.
+    assert _run(tmp_path / "socket") == ""
+
+
+def test_how_many_records_a_journal_that_hung_has_missed_is_logged(
+    journal: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journald, "SOCKET", str(tmp_path / "socket"))
+
+    class Fails(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise AssertionError(record.getMessage())
+
+    handler = JournalHandler("mount", "/srv/a", Fails())
+    record = logging.makeLogRecord({"name": "test", "msg": "said", "levelno": logging.INFO})
+    sent = 0
+    while not handler.missing:
+        handler.emit(record)
+        sent += 1
+    handler.emit(record)
+    assert [_entry(journal)["MESSAGE"] for _ in range(sent - 1)] == ["said"] * (sent - 1)
+    handler.emit(record)
+    missed, last = _entry(journal), _entry(journal)
+    assert missed["MESSAGE"] == "2 records are missing here: they could not be written"
+    assert (missed["PRIORITY"], last["MESSAGE"]) == ("4", "said")
+    handler.close()
 
 
 def test_a_value_with_a_line_end_has_its_length() -> None:
