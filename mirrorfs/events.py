@@ -6,6 +6,7 @@ may go to a file or to the journal of systemd, and has much else in it; `mirrorf
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -116,9 +117,15 @@ class EventRecord(logging.Handler):
             # What was cut off by a full disk does not take the next line with it.
             amid = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             os.write(descriptor, b"\n" + line if amid else line)
+            if size > _MOST_BYTES:
+                self._begin_another(descriptor)
         finally:
             os.close(descriptor)
-        if size > _MOST_BYTES:
+
+    def _begin_another(self, descriptor: int) -> None:
+        """Make the open file, which is full, the older one, unless another process has just done so."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(descriptor), os.stat(self._path, follow_symlinks=False)):
             os.replace(self._path, older(self._path))
 
 

@@ -27,14 +27,17 @@ class EventReader:
         self._path = path
         self._file: int | None = None
         self._rest = b""
+        self._has_read_older = False
         self.unreadable = 0
         """How many lines were none of ours, or were cut off."""
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Give what has come since the last call. Raises NotOwn, OSError."""
         if self._file is None:
-            yield from self._open_and_read(older(self._path))
-            self._close()
+            if not self._has_read_older:
+                self._has_read_older = True
+                yield from self._open_and_read(older(self._path))
+                self._close()
             yield from self._open_and_read(self._path)
             return
         yield from self._read()

@@ -109,6 +109,32 @@ def test_what_comes_is_read_once_also_when_it_begins_a_new_file(record: Path, mo
     assert seen == [f"event {number}" for number in range(20)]
 
 
+def test_the_older_file_alone_is_read_once(record: Path) -> None:
+    _write(record, "old")
+    record.rename(f"{record}.1")
+    reader = EventReader(str(record))
+    assert [event["message"] for event in reader.read()] == ["old"]
+    assert list(reader.read()) == []
+    _write(record, "new")
+    assert [event["message"] for event in reader.read()] == ["new"]
+
+
+def test_a_full_file_that_two_processes_see_becomes_the_older_one_once(
+    record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_MOST_BYTES", 300)
+    _write(record, *(f"event {number}" for number in range(3)))
+    opened = os.open(record, os.O_RDWR | os.O_APPEND)
+    # The other process is faster: the file that is open here is the older one already.
+    record.rename(f"{record}.1")
+    monkeypatch.setattr(own_files, "open_file", lambda *_: opened)
+    record.write_text("")
+    _write(record, "event 3")
+    assert record.read_text() == ""
+    older = Path(f"{record}.1").read_text().splitlines()
+    assert [json.loads(line)["message"] for line in older] == [f"event {number}" for number in range(4)]
+
+
 def test_nothing_noted_and_nothing_mounted_are_sentences(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = _run()
     assert (done.exit_code, done.stderr.startswith("Error: nothing has been noted of /srv/a yet")) == (1, True)
