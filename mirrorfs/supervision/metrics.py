@@ -372,7 +372,8 @@ def _scrub(answers: Sequence[tuple[str, Answer]]) -> Metric:
     metric = GaugeMetricFamily(
         "mirrorfs_scrub_read_timestamp_seconds",
         "Since when all of a part of the bucket has been read again, in seconds since the epoch; missing until it was. "
-        "Parts are 'files', and the chunks whose digests begin with the same two digits.",
+        "Parts are 'files', 'deleted' (what is kept of removed snapshots), and the chunks whose digests begin with the "
+        "same two digits.",
         labels=[_LABEL, "part"],
     )
     for datastore, answer in answers:
