@@ -30,7 +30,10 @@ def command() -> None:
 def test(datastore: str) -> None:
     """Send an event "test" now, by each way that the settings file of DATASTORE names, or its mount was told.
 
-    What the program prints is shown. It is tried once: the mount itself tries five times, within 80 minutes.
+    What the program prints is shown. It is tried once: the mount tries until it has worked, hourly at last.
+
+    It runs with the rights of this shell. As a service the mount has fewer: NoNewPrivileges= and the other limits of
+    its unit hold for the program too, so a setuid or setgid mailer may work here and not there. See docs/operating.md.
 
     \b
     Example:

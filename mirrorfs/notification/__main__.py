@@ -2,6 +2,7 @@
 
 The settings come as one line of JSON on standard input. A line `end` there means that the mount ends in order. If it
 closes without that, the filesystem process was killed: that is looked at for a while longer, as nobody else tells it.
+A service's notifier does not come to that: systemd kills it too, and restarts the mount.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mirrorfs.notification.delivery import NotDelivered, ways
 from mirrorfs.notification.notifier import Looking, Notifier, interval_for, looks_for
 from mirrorfs.notification.told import ToldRecord
 from mirrorfs.output import LogFormat, begin_log
-from mirrorfs.replication.control import stream_lines
+from mirrorfs.replication.control import read_line, stream_lines
 from mirrorfs.replication.priority import DiskPriority, yield_to_others
 from mirrorfs.supervision.notifier_process import END
 from mirrorfs.supervision.settings import MountSettings
@@ -35,7 +36,8 @@ _LONGEST_AFTER_THE_END = 600.0
 
 def main() -> int:
     """Read the settings, and watch until the mount ends."""
-    line = sys.stdin.buffer.readline()
+    # Unbuffered: an `end` that follows at once belongs to whoever waits for it.
+    line = read_line(sys.stdin.fileno())
     if not line:
         return 0
     settings = MountSettings.decode(line)

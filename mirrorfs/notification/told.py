@@ -15,21 +15,26 @@ log = logging.getLogger(__name__)
 
 
 class ToldRecord:
-    """The words that each way of telling has told and not taken back. Its methods block, and raise nothing."""
+    """The words that each way of telling has told and not taken back. Its methods block, and raise nothing.
+
+    A way is known by whom it tells: another address has not been told anything yet.
+    """
 
     def __init__(self, directory: StateDirectory) -> None:
         self._path = directory.told_file
         self._told: dict[str, list[str]] = {}
 
-    def load(self) -> None:
-        """Read it; what cannot be read is as if nothing had been told."""
+    def load(self, ways: Collection[str]) -> None:
+        """Read it; what cannot be read is as if nothing had been told. Other ways than these are forgotten."""
         try:
             value = json.loads(own_files.read_file(self._path))
-            self._told = {str(way): [Word(word).value for word in words] for way, words in value.items()}
+            told = {str(way): [Word(word).value for word in words] for way, words in value.items()}
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             log.warning("what has been told is not known (%s): what is wrong now is told once more", error)
+            return
+        self._told = {way: words for way, words in told.items() if way in ways}
 
     def told(self, way: str) -> list[Word]:
         """Return what a way of telling has told."""

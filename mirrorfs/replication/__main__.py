@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 
@@ -14,6 +13,7 @@ from mirrorfs.database.errors import DatabaseError
 from mirrorfs.log_file import reopen_at_hang_up
 from mirrorfs.memory import use_one_arena
 from mirrorfs.output import LogFormat, begin_log
+from mirrorfs.replication.control import read_line
 from mirrorfs.replication.priority import DiskPriority, yield_to_others
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.uploader import Uploader, report_refusal
@@ -23,7 +23,7 @@ def main() -> int:
     """Read the settings from standard input and mirror until it is closed."""
     use_one_arena()
     # Unbuffered: what follows the settings line belongs to the uploader's own reader.
-    settings = UploaderSettings.decode(_read_line())
+    settings = UploaderSettings.decode(read_line(sys.stdin.fileno()))
     begin_log(
         "uploader",
         verbose=settings.verbose,
@@ -48,16 +48,6 @@ def main() -> int:
         return 1
     trio.run(uploader.run)
     return 0
-
-
-def _read_line() -> bytes:
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        byte = os.read(sys.stdin.fileno(), 1)
-        if not byte:
-            break
-        line += byte
-    return bytes(line)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,17 @@ async def _handle(line: bytes, handlers: Mapping[str, LongHandler], tell: Tell) 
     return await handler(request, tell) if handler is not None else {"error": f"unknown command {quoted(command)}"}
 
 
+def read_line(descriptor: int) -> bytes:
+    """Read one line with its end, and nothing of what follows; less where the stream ends."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(descriptor, 1)
+        if not byte:
+            break
+        line += byte
+    return bytes(line)
+
+
 async def stream_lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
     """Give the lines that come in on a stream, without their ends; an over-long one ends it."""
     buffer = b""

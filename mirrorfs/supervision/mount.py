@@ -343,7 +343,7 @@ def _refuse_other_directory(datastore: str, root: str | None) -> None:
     finally:
         os.close(descriptor)
     raise MountRefused(
-        f"{datastore} has no {os.fsdecode(CHUNKS)}, and is not the directory that the killed mirrorfs mirrored: is its disk "
+        f"{datastore} has no .chunks, and is not the directory that the killed mirrorfs mirrored: is its disk "
         "missing? Mount it first. The dead mount is taken away already"
     )
 

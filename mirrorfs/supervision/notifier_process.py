@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import trio
 
-from mirrorfs import interpreter
+from mirrorfs import interpreter, own_files
+from mirrorfs.database.directory import StateDirectory
 from mirrorfs.restarts import Restarts
 from mirrorfs.supervision.settings import MountSettings, NotifySettings
 
@@ -56,6 +57,8 @@ class NotifierProcess:
                 nursery.cancel_scope.cancel()
 
     async def _keep_one_running(self) -> None:
+        if not self.settings.is_set:
+            await trio.to_thread.run_sync(self._forget)
         while self.settings.is_set:
             self._restarts.began(trio.current_time())
             try:
@@ -65,6 +68,14 @@ class NotifierProcess:
             delay = self._restarts.ended(how, trio.current_time(), _LONGEST_DELAY)
             log.error("the notifier %s; starting it again in %.0f s", how, delay)
             await trio.sleep(delay)
+
+    def _forget(self) -> None:
+        """Who is told again in some months is told what is wrong then, and not that this is over."""
+        path = StateDirectory(self._settings.uploader.state_directory).told_file
+        try:
+            own_files.take_away(path)
+        except OSError as error:
+            log.warning("what the notifier has told is not forgotten: %s", error)
 
     async def _run_once(self) -> int:
         process = await trio.lowlevel.open_process(

@@ -73,7 +73,7 @@ def test_an_uploader_that_keeps_dying_is_told(mirror: MirrorUnderTest, arguments
 
     _until(kill_and_look, mirror)
     assert _told(mirror) == ["broken"]
-    assert "has died" in (mirror.base / "told").read_text()
+    assert "times in a row" in (mirror.base / "told").read_text()
 
 
 @pytest.mark.long

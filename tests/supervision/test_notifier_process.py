@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs import interpreter
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.supervision import notifier_process
 from mirrorfs.supervision.notifier_process import NotifierProcess
@@ -139,3 +141,44 @@ async def test_one_that_cannot_be_started_is_tried_again(
         nursery.start_soon(NotifierProcess(_settings()).keep_running)
     assert slept == [1, 2, 4]
     assert "the notifier could not be run" in caplog.text
+
+
+async def test_what_was_told_is_forgotten_when_nobody_is_told_any_more(tmp_path: Path) -> None:
+    told = tmp_path / "mirrorfs.told"
+    told.write_text('{"mail root": ["broken"]}')
+    uploader = UploaderSettings("/srv/a", str(tmp_path), -1, "b", "n")
+    process = NotifierProcess(MountSettings("/srv/a", uploader, notify=NotifySettings()))
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_running)
+            while told.exists():
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """A state directory, nobody else's."""
+    tmp_path.chmod(0o700)
+    return tmp_path
+
+
+async def test_an_end_that_follows_the_settings_at_once_is_heard(private: Path) -> None:
+    uploader = UploaderSettings("/srv/a", str(private), -1, "b", "n")
+    given = MountSettings("/srv/a", uploader, notify=MAIL).encode() + b"\n" + notifier_process.END + b"\n"
+    command = interpreter.command("mirrorfs.notification")
+    # Open for as long as it runs: it must end by the line, not by the end of the stream.
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=interpreter.environment()
+    )
+    assert process.stdin is not None
+    try:
+        await process.stdin.send_all(given)
+        with trio.fail_after(60):
+            assert await process.wait() == 0
+    finally:
+        process.kill()
+        await process.wait()
+        await process.stdin.aclose()
+        if process.stderr is not None:
+            await process.stderr.aclose()
