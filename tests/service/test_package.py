@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from mirrorfs.cli.main import main
 from mirrorfs.service import units
+from tests.service.debian import NEWER_COMMIT, ROOT, Debian, Packages, newer_than, run
 
 pytestmark = [
     pytest.mark.long,
@@ -22,42 +22,12 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs Debian"),
 ]
 
-_ROOT = Path(__file__).parents[2]
-_MIRROR = "http://deb.debian.org/debian"
-
-
-def _run(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        command,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return done.stdout
-
-
-@pytest.fixture(scope="session")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What scripts/package makes of the commit that is checked out."""
-    directory = tmp_path_factory.mktemp("dist")
-    _run(_ROOT / "scripts" / "package", directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def package(dist: Path) -> Path:
-    (found,) = dist.glob("mirrorfs_*.deb")
-    return found
-
 
 @pytest.fixture(scope="session")
 def tree(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of the package."""
     directory = tmp_path_factory.mktemp("tree")
-    _run("dpkg-deb", "--raw-extract", package, directory)
+    run("dpkg-deb", "--raw-extract", package, directory)
     return directory
 
 
@@ -93,57 +63,23 @@ def test_what_is_in_it(tree: Path) -> None:
 def test_the_wheel_and_the_sources_are_whole(dist: Path, tmp_path: Path) -> None:
     for built in (*dist.glob("*.whl"), *dist.glob("*.tar.gz")):
         directory = tmp_path / built.name
-        _run("/usr/bin/python3", "-m", "venv", "--without-pip", directory)
+        run("/usr/bin/python3", "-m", "venv", "--without-pip", directory)
         (python,) = directory.glob("bin/python3")
-        _run(_ROOT / ".venv/bin/python", "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", built)
+        run(ROOT / ".venv/bin/python", "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", built)
         (site,) = directory.glob("lib/python3.*/site-packages")
         assert {path.name for path in (site / "mirrorfs/service/templates").iterdir()} >= set(units.TEMPLATES)
-        assert (site / "mirrorfs/commit").read_text() == _run("git", "-C", _ROOT, "rev-parse", "HEAD")
+        assert (site / "mirrorfs/commit").read_text() == run("git", "-C", ROOT, "rev-parse", "HEAD")
         assert {"mirrorfs", "mount.mirrorfs"} <= {path.name for path in (directory / "bin").iterdir()}
 
 
-class Debian:
-    """A fresh Debian in a directory."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def run(self, *command: str) -> str:
-        return _run("chroot", self.root, *command, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8")
-
-    def traces(self) -> set[str]:
-        """What has the name of mirrorfs, or stands in the configuration of the system."""
-        found = self.run("find", "/etc", "/usr", "/var/lib", "/run", "-xdev", "-name", "*mirrorfs*")
-        return {path for path in found.splitlines() if not path.startswith("/var/lib/dpkg/info/")}
-
-    def text(self, path: str) -> str:
-        return (self.root / path).read_text()
-
-
-@pytest.fixture
-def debian(tmp_path: Path) -> Iterator[Debian]:
-    """The release that this runs on, which is the one that the package was built for."""
-    if shutil.which("debootstrap") is None:
-        pytest.skip("needs debootstrap")
-    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
-    root = tmp_path / "debian"
-    _run("debootstrap", "--variant=minbase", release["VERSION_CODENAME"].strip('"'), root, _MIRROR)
-    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-    _run("mount", "-t", "proc", "proc", root / "proc")
-    try:
-        yield Debian(root)
-    finally:
-        _run("umount", "--lazy", root / "proc")
-
-
-def test_a_fresh_debian_takes_it_and_gets_rid_of_it(debian: Debian, package: Path, tree: Path, tmp_path: Path) -> None:
+def test_a_fresh_debian_takes_it_and_gets_rid_of_it(debian: Debian, package_for: Packages, tmp_path: Path) -> None:
     before = debian.traces()
-    shutil.copy(package, debian.root / "mirrorfs.deb")
-    debian.run("apt-get", "update", "-q")
-    debian.run("apt-get", "install", "-y", "-q", "--no-install-recommends", "/mirrorfs.deb")
-    commit = _run("git", "-C", _ROOT, "rev-parse", "HEAD").strip()
+    package = package_for(debian.release)
+    debian.install(package)
+    commit = run("git", "-C", ROOT, "rev-parse", "HEAD").strip()
     assert f"commit {commit}" in debian.run("mirrorfs", "--version")
     assert not (debian.root / "etc/systemd/system/multi-user.target.wants/mirrorfs@store1.service").is_symlink()
+    assert debian.processes() == [], "the package starts nothing"
 
     (debian.root / "etc/mirrorfs/store1.toml").write_text('datastore = "/srv/store1"\nto = "s3://backups/store1"\n')
     debian.run("mirrorfs", "install", "store1")
@@ -155,12 +91,8 @@ def test_a_fresh_debian_takes_it_and_gets_rid_of_it(debian: Debian, package: Pat
         == f"/{units.PACKAGED}/{units.MOUNT}"
     )
 
-    newer = tmp_path / "newer"
-    shutil.copytree(tree, newer, symlinks=True)
-    control = (newer / "DEBIAN/control").read_text()
-    (newer / "DEBIAN/control").write_text(re.sub(r"^Version: (.*)$", r"Version: \1+1", control, flags=re.MULTILINE))
-    _run("dpkg-deb", "--root-owner-group", "-Znone", "--build", newer, debian.root / "newer.deb")
-    debian.run("dpkg", "--install", "/newer.deb")
+    debian.install(newer_than(package, tmp_path))
+    assert f"commit {NEWER_COMMIT}" in debian.run("mirrorfs", "--version")
     assert debian.traces() == enabled
     assert debian.text("etc/default/mirrorfs") == "AWS_PROFILE=mine\n"
 
@@ -170,3 +102,40 @@ def test_a_fresh_debian_takes_it_and_gets_rid_of_it(debian: Debian, package: Pat
     assert (debian.root / "var/lib/mirrorfs/srv-store1/journal").is_dir()
     debian.run("apt-get", "purge", "-y", "-q", "mirrorfs")
     assert debian.traces() == before
+
+
+def test_shells_complete_and_man_shows(debian: Debian, package_for: Packages) -> None:
+    debian.install(package_for(debian.release))
+    debian.get("bash-completion", "fish", "zsh", "man-db")
+    script = """
+        . /usr/share/bash-completion/bash_completion
+        _completion_loader mirrorfs
+        COMP_WORDS=(mirrorfs uni) COMP_CWORD=1
+        $(complete -p mirrorfs | sed 's/.*-F \\([^ ]*\\).*/\\1/') mirrorfs
+        echo "${COMPREPLY[@]}"
+    """
+    assert debian.run("bash", "-c", script).split() == ["uninstall"]
+    assert debian.run("fish", "-c", "complete -C 'mirrorfs uni'").split("\t")[0].strip() == "uninstall"
+    script = """
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        zpty -w shell "autoload -Uz compinit; compinit -u; PROMPT=; zle_bracketed_paste=()"
+        zpty -n -w shell $'mirrorfs uni\\t'
+        zpty -r -m shell shown '*mirrorfs uninstall*' && echo completed
+    """
+    assert "completed" in debian.run("timeout", "60", "zsh", "-f", "-c", script)
+    assert "--keep-state" in debian.run("man", "mirrorfs-uninstall")
+
+
+def test_pipx_takes_the_wheel_and_the_sources(debian: Debian, dist: Path) -> None:
+    """With what docs/operator.md says has to be installed before."""
+    documented = re.search(r"`apt install (pipx [^`]+)` first", (ROOT / "docs/operator.md").read_text())
+    assert documented is not None
+    debian.get(*documented[1].split())
+    for number, built in enumerate((*dist.glob("*.whl"), *dist.glob("*.tar.gz"))):
+        shutil.copy(built, debian.root)
+        home, programs = f"/opt/pipx{number}", f"/usr/local/bin{number}"
+        debian.run("env", f"PIPX_HOME={home}", f"PIPX_BIN_DIR={programs}", "pipx", "install", f"/{built.name}")
+        commit = run("git", "-C", ROOT, "rev-parse", "HEAD").strip()
+        assert f"commit {commit}" in debian.run(f"{programs}/mirrorfs", "--version")
+        assert "DATASTORE" in debian.run(f"{programs}/mount.mirrorfs", "--help")
