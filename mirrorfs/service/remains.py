@@ -13,7 +13,10 @@ from mirrorfs.database.directory import DirectoryLock, StateDirectory
 _LOCKS = ("mount", "uploader", "notifier")
 # The databases, and what they are called while they are made, copied or set aside.
 _DATABASES = ("journal", "journal.import", "state", "state.copy", "state.damaged-*")
-_IN_DATABASES = frozenset({"data.mdb", "lock.mdb", "session.json", "session.json.tmp"})
+# A journal that is not trusted any more is set aside in its own directory.
+_IN_DATABASES = frozenset(
+    {"data.mdb", "lock.mdb", "session.json", "session.json.tmp", "data.mdb.distrusted", "lock.mdb.distrusted"}
+)
 _SOCKETS = ("control.sock", "reload.sock")
 _FILES = ("mirrorfs.log*", "mirrorfs.events*", "mirrorfs.told*")
 

@@ -267,6 +267,8 @@ def _state(system: System) -> StateDirectory:
     for name in ("journal", "state", "state.damaged-20261127"):
         (Path(directory.path) / name).mkdir()
         (Path(directory.path) / name / "data.mdb").write_bytes(b"x")
+    # What a power cut leaves.
+    (Path(directory.path) / "journal" / "data.mdb.distrusted").write_bytes(b"x")
     Path(directory.log_file).write_text("log")
     for name in ("mirrorfs.told", "mirrorfs.events", "mirrorfs.events.1", "notifier.lock"):
         (Path(directory.path) / name).write_text("")
