@@ -59,7 +59,7 @@ class PBS:
         self.command("wait", "store1", "--timeout", "300")
 
     def set_up(self) -> None:
-        """What docs/operator.md says, up to the start of the unit."""
+        """What docs/operating.md says, up to the start of the unit."""
         self.datastore.mkdir(parents=True)
         with DatastoreWriter(self.datastore) as writer:
             writer.create(chunk_directories="when needed")

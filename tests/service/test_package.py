@@ -128,8 +128,8 @@ def test_shells_complete_and_man_shows(debian: Debian, package_for: Packages) ->
 
 
 def test_pipx_takes_the_wheel_and_the_sources(debian: Debian, dist: Path) -> None:
-    """With what docs/operator.md says has to be installed before."""
-    documented = re.search(r"`apt install (pipx [^`]+)` first", (ROOT / "docs/operator.md").read_text())
+    """With what docs/operating.md says has to be installed before."""
+    documented = re.search(r"`apt install (pipx [^`]+)` first", (ROOT / "docs/operating.md").read_text())
     assert documented is not None
     debian.get(*documented[1].split())
     for number, built in enumerate((*dist.glob("*.whl"), *dist.glob("*.tar.gz"))):
