@@ -41,7 +41,13 @@ class _Since(click.ParamType[float]):
 @click.option("--since", type=_Since(), metavar="TIME", help=f"Only what has happened since then: {TIME_FORMS}.")
 @click.option("--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @click.option("--state-dir", type=PATH, metavar="DIR", help="That of a mount which is gone, if it had one of its own.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line: time, event, level, message, and more.")
+@click.option(
+    "--json",
+    "as_json",
+    envvar="MIRRORFS_LOG_JSON",
+    is_flag=True,
+    help="One JSON object a line: time, event, level, message, and more.",
+)
 def command(datastore: str, since: float | None, follow: bool, state_dir: str | None, as_json: bool) -> None:
     """Show what has happened to the mirror of DATASTORE: what was published, removed and held, what was wrong.
 

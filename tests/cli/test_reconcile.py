@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mirrorfs.cli import mounted, reconcile
+from mirrorfs.cli import reconcile
 from mirrorfs.filesystem.condition import Condition
 from mirrorfs.replication.control import Answer
+from mirrorfs.supervision import asking
 
 NOTHING = {"send": 0, "compare": 0, "delete": 0, "none": 0}
 SENT = {"key": "n/.chunks/0000/00", "found": "the bucket does not have it", "remedy": "send"}
@@ -54,7 +55,7 @@ def uploader(monkeypatch: pytest.MonkeyPatch) -> Uploader:
     """An uploader of whatever directory is named."""
     made = Uploader()
     monkeypatch.setattr(reconcile, "ask", made.ask)
-    monkeypatch.setattr(mounted, "condition_of", lambda _: Condition.SERVING)
+    monkeypatch.setattr(asking, "condition_of", lambda _: Condition.SERVING)
     return made
 
 
@@ -129,7 +130,7 @@ def test_a_refusal(uploader: Uploader, tmp_path: Path) -> None:
 def test_without_a_mount_it_says_that_it_needs_one(
     uploader: Uploader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mounted, "condition_of", lambda _: Condition.ABSENT)
+    monkeypatch.setattr(asking, "condition_of", lambda _: Condition.ABSENT)
     code, output = run(str(tmp_path), "--deep")
     assert code == 1
     assert "mount it first" in output
