@@ -11,7 +11,8 @@ import pytest
 from tests.drill import WAYS
 
 
-# Each way back is a few commands; on a busy machine they take a while.
+# Each way has shorter tests of its own; together they take minutes.
+@pytest.mark.long
 @pytest.mark.timeout(2500)
 def test_each_way_brings_everything_back() -> None:
     done = subprocess.run(
