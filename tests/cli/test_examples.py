@@ -13,12 +13,16 @@ from tests.cli.command_lines import COMMANDS, understand
 
 
 def examples() -> list[str]:
-    found = [example for command in COMMANDS.values() for example in re.findall(r"mirrorfs [^\n]*", _help(command))]
+    found = [
+        example
+        for command in COMMANDS.values()
+        for example in re.findall(r"mirrorfs [^\n]*", help_of_examples(command))
+    ]
     assert len(found) > len(COMMANDS)
     return sorted(set(found))
 
 
-def _help(command: click.Command) -> str:
+def help_of_examples(command: click.Command) -> str:
     """What stands below "Example:" or "Examples:"."""
     _, _, rest = re.sub(r"\bExamples?:\n", "\0", command.help or "").partition("\0")
     return rest.partition("\n\n")[0]
@@ -32,4 +36,4 @@ def test_an_example_is_understood(example: str, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("path", [path for path, command in COMMANDS.items() if not isinstance(command, click.Group)])
 def test_each_command_has_an_example_of_its_own(path: tuple[str, ...]) -> None:
-    assert re.search(rf"mirrorfs {' '.join(path)}\b", _help(COMMANDS[path])), path
+    assert re.search(rf"mirrorfs {' '.join(path)}\b", help_of_examples(COMMANDS[path])), path
