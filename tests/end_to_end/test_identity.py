@@ -232,7 +232,7 @@ def test_a_server_that_claims_collects_and_leaves_is_noticed(mirror: MirrorUnder
             put(mirror, name.replace(first.path, stranger), get(mirror, name))
         second = writer.backup("vm/1", data="same")
         mirror.wait()
-    assert "begins again" in mirror.log
+    assert "has ended in order to begin again" in mirror.log
     # What it has made there stays until somebody says otherwise; what it has taken away is sent again.
     assert mirror.published() == sorted([first.path, second.path, stranger])
     assert held(mirror) == {stranger: "stranger"}
