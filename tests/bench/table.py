@@ -58,8 +58,8 @@ class TableScale:
 FULL = TableScale(
     cost=replace(
         WHOLE_SCALE,
-        rounds=7,
-        sweep_rounds=5,
+        rounds=5,
+        sweep_rounds=3,
         backup_mebibytes=192,
         small_chunks=1000,
         tiny_chunks=50,
@@ -70,13 +70,13 @@ FULL = TableScale(
     ),
     created_directories=65_536,
     creation_rounds=3,
-    listing=SnapshotScale(snapshots=5000, rewritten=0, chunks=0, rounds=6),
-    events=SnapshotScale(snapshots=1, rewritten=0, chunks=100_000, rounds=5),
+    listing=SnapshotScale(snapshots=5000, rewritten=0, chunks=0, rounds=4),
+    events=SnapshotScale(snapshots=1, rewritten=0, chunks=100_000, rounds=3),
     restores=RestoreScale(large_chunks=256, small_chunks=4000, tiny_chunks=0, rounds=3),
     lag_mebibytes=1024,
-    lag_rounds=5,
+    lag_rounds=3,
     grown_chunks=(10_000, 100_000, 1_000_000),
-    growth_rounds=3,
+    growth_rounds=1,
 )
 QUICK = TableScale(
     cost=replace(
