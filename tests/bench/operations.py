@@ -146,6 +146,11 @@ class InsertChunks(Operation):
         return self.chunks(f"{part.name} {number}", count, size)
 
 
+def _has_pages_of_its_own(target: Target) -> bool:
+    """Whether what is read through a mount is cached apart; native chunks are the backing directory's own files."""
+    return os.stat(target.path / ".chunks").st_dev != os.stat(target.backing / ".chunks").st_dev
+
+
 class ReadChunks(Operation):
     """All chunks as restore and verify read them: open, fstat, lseek, one read, one more, close."""
 
@@ -169,7 +174,7 @@ class ReadChunks(Operation):
         paths = [chunk_path(chunk.digest) for chunk in self._stored()]
         size = self.scale.large_chunks * _LARGE / MEBIBYTE
         for part in self.parts:
-            if part is not self.again and target.path != target.backing:
+            if part is not self.again and _has_pages_of_its_own(target):
                 self._drop_from_memory(target.path, paths)
             if part is self.disk:
                 self._drop_from_memory(target.backing, paths)
