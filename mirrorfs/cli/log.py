@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 from typing import Any
 
@@ -13,32 +12,17 @@ from mirrorfs.cli.events import Changes, EventReader
 from mirrorfs.cli.mounted import locate
 from mirrorfs.cli.options import PATH
 from mirrorfs.cli.settings_file import DATASTORE, settings_file
+from mirrorfs.cli.view_options import Moment
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.output import say, say_json
-from mirrorfs.recovery.errors import RestoreError
-from mirrorfs.recovery.moment import TIME_FORMS, parse_moment
+from mirrorfs.recovery.moment import TIME_FORMS
 from mirrorfs.supervision.registry import find, state_directory_of
-
-
-class _Since(click.ParamType[float]):
-    """A parameter that is a moment in the past; its value is a Unix time."""
-
-    name = "time"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Take it; what is no moment is a usage error."""
-        if isinstance(value, float):
-            return value
-        try:
-            return parse_moment(value, time.time())
-        except RestoreError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command("log")
 @click.argument("datastore", type=DATASTORE)
-@click.option("--since", type=_Since(), metavar="TIME", help=f"Only what has happened since then: {TIME_FORMS}.")
+@click.option("--since", type=Moment(), metavar="TIME", help=f"Only what has happened since then: {TIME_FORMS}.")
 @click.option("--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @click.option("--state-dir", type=PATH, metavar="DIR", help="That of a mount which is gone, if it had one of its own.")
 @click.option(
