@@ -78,11 +78,11 @@ def test_workers_that_die_again_and_again_hold_up_nothing(mirror: MirrorUnderTes
             mirror.kill_workers()
             writer.backup(f"vm/{number}")
             mirror.wait()
-        _until(lambda: "it is started again in 2 s" in mirror.log, mirror)
         _kill_until_it_is_told(mirror)
         writer.backup("vm/9")
         mirror.wait()
     assert mirror.uploader_pid() == uploader
+    assert "it is started again in 2 s" in mirror.log
 
 
 def _kill_until_it_is_told(mirror: MirrorUnderTest) -> None:

@@ -413,6 +413,7 @@ class ContinuousAudit(threading.Thread):
         self.failure: BaseException | None = None
         self._seen: set[Violation] = set()
         self._auditor, self._stop_event, self._pause = auditor, stop, pause_seconds
+        self._looks = threading.Lock()
 
     def run(self) -> None:
         try:
@@ -425,9 +426,15 @@ class ContinuousAudit(threading.Thread):
             self.failure = error
             raise
 
+    def let_look_end(self) -> None:
+        """Wait until nothing is left of a look at the bucket that has begun before."""
+        with self._looks:
+            pass
+
     def _sample(self) -> None:
         try:
-            found = self._auditor.audit_bucket()
+            with self._looks:
+                found = self._auditor.audit_bucket()
         except (ClientError, BotoCoreError):
             self.unreadable += 1
             return

@@ -104,7 +104,7 @@ def server_that_claims_collects_and_leaves(world: World, choice: random.Random) 
     _finish(world, server.made, stranger)
     # All is there again: from here on our mirror answers for what is missing.
     world.settle()
-    world.route.forget_takings()
+    world.forget_takings()
     world.statistics.count_fault(f"a PBS that claims, collects and leaves: {how.__name__.strip('_').replace('_', ' ')}")
 
 

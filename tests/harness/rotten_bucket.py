@@ -43,7 +43,7 @@ def rot_in_the_bucket(world: World, choice: random.Random) -> None:
     world.statistics.violate(
         f"P1 {key}: it was spoilt in the bucket, and the scrub has not sent it again" for key in left
     )
-    world.route.forget_takings()
+    world.forget_takings()
     world.statistics.checks["objects that rotted in the bucket, made good by the scrub"] += len(whole) - len(left)
     world.statistics.count_fault("objects that rotted in the bucket", len(whole))
     # The scrub goes on beside them, as fast as it can.

@@ -33,6 +33,11 @@ class Watch:
         """What they have found until now."""
         return [str(violation) for audit in self._audits for violation in audit.violations]
 
+    def let_looks_end(self) -> None:
+        """Wait until nothing is left of looks at the bucket that have begun before."""
+        for audit in self._audits:
+            audit.let_look_end()
+
     def finish(self, statistics: Statistics) -> None:
         """Stop after a last look each, and count what they have found."""
         for audit in self._audits:

@@ -265,6 +265,12 @@ class World:
         """The way to the store, for whoever uses the bucket as somebody else."""
         return self._route
 
+    def forget_takings(self) -> None:
+        """From now on the mirror answers again for what is not there: all is back that others have taken away."""
+        # One that has found something gone asks for the reason only later.
+        self._watch.let_looks_end()
+        self._route.forget_takings()
+
     def other_mirror(self, base: Path) -> Mirror:
         """Another machine's mirror to the same place in the bucket: with a datastore and a state of its own."""
         return replace(self.mirror, datastore=base / "datastore", state=base / "state")
