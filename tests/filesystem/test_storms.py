@@ -142,14 +142,14 @@ def _wait_until_nothing_is_held(mount: PassThroughProcess) -> None:
         Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_on_a_disk(seed: int, memory_base: Path, mounter: Mounter) -> None:
     mount = mounter(base=memory_base)
     _ride_out(mount, seed)
     _wait_until_nothing_is_held(mount)
 
 
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.long)])
 def test_where_everything_takes_its_time(seed: int, slow: tuple[PassThroughProcess, SlowBackingProcess]) -> None:
     """Each operation takes its own random time, so they overtake one another as they never do on a quick disk."""
     mount, backing = slow
