@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from collections.abc import Iterator
 
+import botocore.session
 import pytest
 from hypothesis import settings
 
@@ -18,6 +20,9 @@ _HUNG_SECONDS = 50.0
 os.environ[MARK] = uuid.uuid4().hex
 
 pytest_plugins = ["tests.stores.fixtures"]
+
+# Each session of botocore parses a megabyte of JSON anew, 50 ms long, and tests make thousands of them.
+pytest.MonkeyPatch().setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
 
 # How long an example takes tells more of the machine than of the product.
 settings.register_profile("mirrorfs", deadline=None)
