@@ -8,7 +8,8 @@ import click
 
 from mirrorfs.cli.bucket_reading import Stores, parallel_option, run_with_stores
 from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
+from mirrorfs.cli.options import store_options
 from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.verify import shown_progress
 from mirrorfs.cli.wait import ask_patiently, lines_of_problems
@@ -29,8 +30,8 @@ _STATUS_SECONDS = 5.0
 _NAMED = 10
 
 
-@click.command("handover", short_help="Make a bucket ready for a Proxmox Backup Server.")
-@click.argument("address", metavar="URL", type=StoreURL())
+@click.command("handover", cls=MirrorCommand, short_help="Make a bucket ready for a Proxmox Backup Server.")
+@click.argument("address", metavar="URL", type=MirrorURL())
 @click.option(
     "--stop",
     is_flag=True,
@@ -57,8 +58,9 @@ def command(
     parallel: int,
     store: StoreOptions,
 ) -> None:
-    """Make the bucket at URL (s3://BUCKET/NAME) ready for a PBS 4, and say what to type there.
+    """Make the bucket at URL ready for a PBS 4, and say what to type there.
 
+    URL is s3://BUCKET/NAME, or a datastore by name or path: then its mirror is meant, as its settings say.
     NAME becomes the name of the datastore, so it must have 3 to 32 characters and no slash. First everything but the
     chunks is read and checked, as 'mirrorfs verify' does. Then the claim in the bucket says that it is handed over: no
     mirror writes there any more, and a mount to this name is refused until 'mirrorfs takeback'. At last .in-use goes,
@@ -72,7 +74,7 @@ def command(
     Examples:
       mirrorfs umount --drain /mnt/datastore/store1
       mirrorfs handover s3://backups/store1 --endpoint-url https://s3.example.com
-      mirrorfs handover s3://backups/store1 --dry-run
+      mirrorfs handover store1 --dry-run
       mirrorfs handover s3://backups/store1 --stop --remove-own
 
     Exit codes: 0 it is handed over, or (--dry-run) could be; 1 it is not; 2 wrong usage.

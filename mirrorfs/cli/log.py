@@ -11,13 +11,13 @@ from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.events import Changes, EventReader
 from mirrorfs.cli.mounted import locate
 from mirrorfs.cli.options import PATH
-from mirrorfs.cli.settings_file import DATASTORE, settings_file
+from mirrorfs.cli.settings_file import DATASTORE
+from mirrorfs.cli.state_directories import state_directory
 from mirrorfs.cli.view_options import Moment
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.output import say, say_json
 from mirrorfs.recovery.moment import TIME_FORMS
-from mirrorfs.supervision.registry import find, state_directory_of
 
 
 @click.command("log")
@@ -47,7 +47,7 @@ def command(datastore: str, since: float | None, follow: bool, state_dir: str | 
     """
     require_root("read what a mirror has noted")
     path = locate(datastore)
-    directory = _state_directory(path) if state_dir is None else StateDirectory(real_path(state_dir))
+    directory = state_directory(path) if state_dir is None else StateDirectory(real_path(state_dir))
     reader = EventReader(directory.events_file)
     try:
         # Before it is read, so that nothing comes in between.
@@ -62,13 +62,6 @@ def command(datastore: str, since: float | None, follow: bool, state_dir: str | 
         raise Failure(f"{path} has not been mounted yet: there is no {directory.path}") from None
     except KeyboardInterrupt:
         return
-
-
-def _state_directory(path: str) -> StateDirectory:
-    """Find that of the mount at `path`, or of the one that its settings file would make."""
-    file = settings_file(path) if find(path) is None else None
-    given = None if file is None else file.values.get("state-dir")
-    return StateDirectory(given) if isinstance(given, str) else state_directory_of(path)
 
 
 def _show(reader: EventReader, since: float | None, *, as_json: bool) -> bool:

@@ -17,6 +17,7 @@ import click
 from mirrorfs import own_files
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.options import PATH
+from mirrorfs.cli.state_directories import STATE_DIRECTORY
 from mirrorfs.cli.view_options import Moment
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.database.errors import DatabaseError
@@ -50,9 +51,9 @@ def command() -> None:
     """Look at the journal of a mirror, keep a copy of it, or finish mirroring what it names without a mount.
 
     For the day on which a host died and its state directory, a copy, or half of it is left; and for whoever wants to
-    know what mirrorfs saw. STATE_DIR is the state directory of a mirror (/var/lib/mirrorfs/NAME), in use or not; or a
-    directory that holds its journal or its state alone; or the file data.mdb of a journal. Looking changes nothing in
-    it, and a mount that uses it notices nothing.
+    know what mirrorfs saw. STATE_DIR is the state directory of a mirror (/var/lib/mirrorfs/NAME), in use or not; or the
+    name of its datastore's settings file; or a directory that holds its journal or its state alone; or the file
+    data.mdb of a journal. Looking changes nothing in it, and a mount that uses it notices nothing.
 
     \b
     Examples:
@@ -85,7 +86,7 @@ def told_errors() -> Iterator[None]:
 
 
 @command.command("list", short_help="List the records of a journal in order.")
-@click.argument("state_dir", metavar="STATE_DIR", type=PATH)
+@click.argument("state_dir", metavar="STATE_DIR", type=STATE_DIRECTORY)
 @click.option(
     "--path",
     "patterns",
@@ -131,7 +132,7 @@ def list_(
 
     \b
     Examples:
-      mirrorfs replay list /var/lib/mirrorfs/mnt-datastore-store1
+      mirrorfs replay list store1
       mirrorfs replay list /var/lib/mirrorfs/mnt-datastore-store1 --pending --kind manifest --since 2d
       mirrorfs replay list /root/copy-of-state --path 'vm/100/*' --state --json
 
@@ -210,7 +211,7 @@ def _counts(summary: dict[str, Any]) -> list[str]:
 
 
 @command.command("export", short_help="Write a journal to a text file.")
-@click.argument("state_dir", metavar="STATE_DIR", type=PATH)
+@click.argument("state_dir", metavar="STATE_DIR", type=STATE_DIRECTORY)
 @click.argument("file", metavar="FILE", type=PATH)
 def export(state_dir: str, file: str) -> None:
     """Write the journal in STATE_DIR to FILE, as JSON, one record a line. FILE "-" is standard output.
@@ -258,7 +259,7 @@ def _export_to(file: str, source: Source) -> None:
 
 
 @command.command("import", short_help="Make a journal of an exported one.")
-@click.argument("state_dir", metavar="STATE_DIR", type=PATH)
+@click.argument("state_dir", metavar="STATE_DIR", type=STATE_DIRECTORY)
 @click.argument("file", metavar="FILE", type=PATH)
 def import_(state_dir: str, file: str) -> None:
     """Make a journal in STATE_DIR of FILE, which `mirrorfs replay export` wrote. FILE "-" is standard input.

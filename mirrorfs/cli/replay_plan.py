@@ -12,9 +12,10 @@ import trio
 
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.mirror_of import SettingsOfDatastore
-from mirrorfs.cli.options import PATH, StoreURL, store_options
+from mirrorfs.cli.options import StoreURL, store_options
 from mirrorfs.cli.replay import opened
 from mirrorfs.cli.settings_file import DATASTORE
+from mirrorfs.cli.state_directories import STATE_DIRECTORY
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.objectstore.errors import StoreError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
@@ -38,7 +39,7 @@ _WORDS = {
 
 
 @click.command("plan", cls=SettingsOfDatastore, short_help="Tell what a run would do, and why.")
-@click.argument("state_dir", metavar="STATE_DIR", type=PATH)
+@click.argument("state_dir", metavar="STATE_DIR", type=STATE_DIRECTORY)
 @click.option("--datastore", required=True, type=DATASTORE, metavar="DIR", help="The datastore, wherever it lies now.")
 @click.option(
     "--to",

@@ -19,6 +19,7 @@ from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.retention_options import retention_options
 from mirrorfs.cli.screen import Bar
 from mirrorfs.cli.settings_file import DATASTORE
+from mirrorfs.cli.state_directories import STATE_DIRECTORY
 from mirrorfs.database.errors import DatabaseError
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import begin_log, say
@@ -32,7 +33,7 @@ _NOISY = ("boto3", "botocore", "urllib3", "s3transfer")
 
 
 @click.command("run", cls=SettingsOfDatastore, short_help="Bring a bucket up to date without a mount.")
-@click.argument("state_dir", metavar="STATE_DIR", type=PATH)
+@click.argument("state_dir", metavar="STATE_DIR", type=STATE_DIRECTORY)
 @click.option("--datastore", required=True, type=DATASTORE, metavar="DIR", help="The datastore, wherever it lies now.")
 @click.option(
     "--to",

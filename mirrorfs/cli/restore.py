@@ -15,11 +15,13 @@ import rich.filesize
 
 from mirrorfs.cli.bucket_reading import Stores, parallel_option, read_bucket
 from mirrorfs.cli.errors import Failure
+from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
 from mirrorfs.cli.mounted import writable_datastore
-from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.options import store_options
 from mirrorfs.cli.rates import Rate
 from mirrorfs.cli.restore_progress import Progress, ProgressBar, ProgressLines, count, duration
 from mirrorfs.cli.selection_options import selection_options, usage
+from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.cli.view_options import view_options
 from mirrorfs.filesystem.mount_table import is_mounted, real_path
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
@@ -48,11 +50,12 @@ class _Order:
     store: StoreOptions
 
 
-@click.command("restore", short_help="Rebuild a datastore from a bucket, or add to one.")
-@click.argument("address", metavar="URL", type=StoreURL())
+@click.command("restore", cls=MirrorCommand, short_help="Rebuild a datastore from a bucket, or add to one.")
+@click.argument("address", metavar="URL", type=MirrorURL())
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--into",
+    type=DATASTORE,
     metavar="DATASTORE",
     help="Instead of TARGET: add what is not there to this datastore, mounted or not; PBS may be running.",
 )
@@ -89,8 +92,9 @@ def command(
     view: View,
     store: StoreOptions,
 ) -> None:
-    """Rebuild the datastore mirrored at URL (s3://BUCKET/NAME) in the directory TARGET, so that a PBS can use it.
+    """Rebuild the datastore mirrored at URL in the directory TARGET, so that a PBS can use it.
 
+    URL is s3://BUCKET/NAME, or a datastore by name or path: then its mirror is meant, as its settings say.
     TARGET must be empty or not exist yet. Without a selection everything is restored; --namespace, --group and
     --snapshot may be repeated and add up, --since, --until and --latest choose among these. The newest snapshot of
     each group comes first. Every chunk and file is checked on the way in, and all is on disk when the command says

@@ -7,7 +7,8 @@ import rich.filesize
 import trio
 
 from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.options import StoreURL, store_options
+from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
+from mirrorfs.cli.options import store_options
 from mirrorfs.cli.screen import Column, Row, show_table
 from mirrorfs.cli.view_options import view_options
 from mirrorfs.datastore.layout import BucketLayout
@@ -34,16 +35,17 @@ _ENCRYPTIONS = {"none": "no", "encrypt": "yes", "sign-only": "signed", "mixed": 
 _COLUMNS_OF_DELETED = (_SNAPSHOT, _SIZE, Column("Deleted"), Column("Kept until"), _NOTES)
 
 
-@click.command("snapshots", short_help="List what a bucket holds.")
-@click.argument("address", metavar="URL", type=StoreURL())
+@click.command("snapshots", cls=MirrorCommand, short_help="List what a bucket holds.")
+@click.argument("address", metavar="URL", type=MirrorURL())
 @click.option(
     "--json", "as_json", envvar="MIRRORFS_SNAPSHOTS_JSON", is_flag=True, help="Print JSON instead of a table."
 )
 @view_options
 @store_options
 def command(address: StoreAddress, as_json: bool, view: View, store: StoreOptions) -> None:
-    """List the snapshots published at URL (s3://BUCKET/NAME), oldest first in each group.
+    """List the snapshots published at URL, oldest first in each group.
 
+    URL is s3://BUCKET/NAME, or a datastore by name or path: then its mirror is meant, as its settings say.
     The first column can be given to `mirrorfs restore --snapshot` as it is. Sizes are those of the data before
     deduplication and compression, as PBS shows them. Encrypted says "signed" where the client has only signed what it
     sent, and "mixed" where the files differ. The notes on groups come last. What --as-of and --deleted list is restored
@@ -51,6 +53,7 @@ def command(address: StoreAddress, as_json: bool, view: View, store: StoreOption
 
     \b
     Examples:
+      mirrorfs snapshots store1
       mirrorfs snapshots s3://backups/main --endpoint-url https://s3.example.com
       mirrorfs snapshots s3://backups/main --json | jq '.snapshots[].path'
       mirrorfs snapshots s3://backups/main --deleted

@@ -11,7 +11,9 @@ import click
 
 from mirrorfs.cli.bucket_reading import Stores, parallel_option, read_bucket
 from mirrorfs.cli.errors import Failure
-from mirrorfs.cli.options import PATH, StoreURL, store_options
+from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
+from mirrorfs.cli.options import store_options
+from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.datastore.names import CHUNKS_NAME, SnapshotId
 from mirrorfs.datastore.tree import Tree
 from mirrorfs.handover.errors import HandoverRefused
@@ -20,11 +22,11 @@ from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say
 
 
-@click.command("takeback", short_help="Take a bucket back that a Proxmox Backup Server has had.")
-@click.argument("address", metavar="URL", type=StoreURL())
+@click.command("takeback", cls=MirrorCommand, short_help="Take a bucket back that a Proxmox Backup Server has had.")
+@click.argument("address", metavar="URL", type=MirrorURL())
 @click.option(
     "--datastore",
-    type=PATH,
+    type=DATASTORE,
     metavar="DIR",
     help="The datastore to compare with, mounted or not. Default: the one that was mirrored there, if it is here.",
 )
@@ -44,8 +46,9 @@ def command(
     parallel: int,
     store: StoreOptions,
 ) -> None:
-    """Take the bucket at URL (s3://BUCKET/NAME) back after a PBS has had it, and tell what has become of it.
+    """Take the bucket at URL back after a PBS has had it, and tell what has become of it.
 
+    URL is s3://BUCKET/NAME, or a datastore by name or path: then its mirror is meant, as its settings say.
     The snapshots there are compared with those of the datastore, and listed where they differ. Nothing is removed:
     what the datastore does not have (backups that the PBS has made, or what was forgotten here meanwhile) stays in the
     bucket, also after the next mount, until 'mirrorfs retention approve'. Bring it into the datastore before that, if
@@ -55,8 +58,8 @@ def command(
     \b
     Examples:
       mirrorfs takeback s3://backups/store1 --endpoint-url https://s3.example.com
-      mirrorfs takeback s3://backups/store1 --datastore /mnt/datastore/store1 --dry-run
-      mirrorfs restore s3://backups/store1 --into /mnt/datastore/store1 --snapshot 'vm/700/*'
+      mirrorfs takeback store1 --dry-run
+      mirrorfs restore store1 --into store1 --snapshot 'vm/700/*'
       mirrorfs mount /mnt/datastore/store1 --to s3://backups/store1
 
     Exit codes: 0 it is taken back, or (--dry-run) could be; 1 it is not; 2 wrong usage.

@@ -29,9 +29,8 @@ HOSTILE = "vm/100\n2026-01-01T00:00:00Z  removed  x\x1b[2J\u202e"
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The record of a datastore /srv/a, still without a file."""
     directory = StateDirectory(str(tmp_path))
-    monkeypatch.setattr(command, "state_directory_of", lambda _: directory)
+    monkeypatch.setattr(command, "state_directory", lambda _: directory)
     monkeypatch.setattr(command, "locate", lambda path: path)
-    monkeypatch.setattr(command, "find", lambda _: directory)
     return Path(directory.events_file)
 
 
@@ -188,7 +187,7 @@ from mirrorfs.cli import log
 from mirrorfs.cli.main import main
 from mirrorfs.database.directory import StateDirectory
 log.locate = lambda path: path
-log.find = log.state_directory_of = lambda _: StateDirectory({directory!r})
+log.state_directory = lambda _: StateDirectory({directory!r})
 main(["log", "/srv/a", "--follow"])
 """
 

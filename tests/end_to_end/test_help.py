@@ -245,6 +245,7 @@ def _bucket(shell: Namespace) -> None:
     shell.harness(f"forget {_MAIN} vm/100/2026-01-01T00:00:00Z")
     shell.do(f"mirrorfs wait {_MAIN}")
     shell.examples(
+        "mirrorfs snapshots store1",
         "mirrorfs snapshots s3://backups/main --endpoint-url https://s3.example.com",
         "mirrorfs snapshots s3://backups/main --json | jq '.snapshots[].path'",
         "mirrorfs snapshots s3://backups/main --deleted",
@@ -281,7 +282,7 @@ def _replay(shell: Namespace) -> None:
     shell.do(f"mirrorfs umount {_STORE1}")
     shell.do(f"cp -a {_STATE} /root/state && cp -a {_STATE} /root/copy-of-state && cp -a {_STORE1} /mnt/rescued")
     shell.examples(
-        "mirrorfs replay list /var/lib/mirrorfs/mnt-datastore-store1",
+        "mirrorfs replay list store1",
         "mirrorfs replay list /var/lib/mirrorfs/mnt-datastore-store1 --pending",
         "mirrorfs replay list /var/lib/mirrorfs/mnt-datastore-store1 --pending --kind manifest --since 2d",
         "mirrorfs replay list /root/copy-of-state --path 'vm/100/*' --state --json",
@@ -305,9 +306,9 @@ def _handover(shell: Namespace, store: StoreServer) -> None:
     shell.do(f"rm -r {_STATE} && cp -a /root/state {_STATE} && mirrorfs mount store1")
     shell.examples(
         "mirrorfs umount --drain /mnt/datastore/store1",
-        "mirrorfs handover s3://backups/store1 --dry-run",
+        "mirrorfs handover store1 --dry-run",
         "mirrorfs handover s3://backups/store1 --endpoint-url https://s3.example.com",
-        "mirrorfs takeback s3://backups/store1 --datastore /mnt/datastore/store1 --dry-run",
+        "mirrorfs takeback store1 --dry-run",
         "mirrorfs takeback s3://backups/store1 --endpoint-url https://s3.example.com",
     )
     shell.examples("mirrorfs handover s3://backups/store1 --stop --remove-own")
@@ -317,7 +318,7 @@ def _handover(shell: Namespace, store: StoreServer) -> None:
     upload(store.access, "backups", "store1", objects_of(shell.seen_from_outside("/mnt/of-pbs")))
     shell.do("mirrorfs takeback s3://backups/store1")
     shell.examples(
-        "mirrorfs restore s3://backups/store1 --into /mnt/datastore/store1 --snapshot 'vm/700/*'",
+        "mirrorfs restore store1 --into store1 --snapshot 'vm/700/*'",
         "mirrorfs mount /mnt/datastore/store1 --to s3://backups/store1",
         "mirrorfs umount --drain /mnt/datastore/store1",
     )

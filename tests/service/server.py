@@ -74,7 +74,7 @@ class PBS:
     def assert_that_nothing_is_lost(self, *groups: str) -> None:
         """Each group has been published, and the bucket gives back what stands in the datastore."""
         self.wait()
-        shown = self.command("snapshots", *self._place)
+        shown = self.command("snapshots", "store1")
         assert [group for group in groups if f"{group}/" not in shown] == []
         auditor = Auditor(Bucket(self._store.access.client(), self._bucket, "store1"), deep=True)
         assert [*auditor.audit_bucket(), *auditor.audit_datastore(self.datastore)] == []
