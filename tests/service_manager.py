@@ -34,6 +34,12 @@ class Unit:
         commands = [line.removeprefix("ExecStartPre=") for line in lines if line.startswith("ExecStartPre=")]
         return [shlex.split(command.replace("$$", "$")) for command in commands]
 
+    def command_after(self) -> list[str]:
+        """The command that is run when it has ended, however it has."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        (command,) = (line.removeprefix("ExecStopPost=-") for line in lines if line.startswith("ExecStopPost="))
+        return shlex.split(command.replace("$$", "$").replace("%i", self.instance))
+
     def rights(self) -> list[str]:
         """The command that runs another one with the unit's rights."""
         names = ",".join(f"+{word.removeprefix('CAP_').lower()}" for word in self.values("CapabilityBoundingSet"))

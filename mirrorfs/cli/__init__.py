@@ -13,6 +13,6 @@ which mount(8) calls; doctor (with secrets) for a report of a fault. options, vi
 retention_options, limit_options, notify_options, durations, rates and ranges are what they take; setting is what an
 option of a mount is, settings_file where it may stand too, settings_text how it is told, config (with config_check)
 the command for all that, and reload has a mount read them again. mounted is what those about a mount begin with,
-bucket_reading how those that read a whole bucket run, errors is how they end badly, screen what is drawn on a
-terminal.
+state_directories tells where one keeps what it knows, bucket_reading how those that read a whole bucket run, errors is
+how they end badly, screen what is drawn on a terminal.
 """

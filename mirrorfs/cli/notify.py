@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
 import trio
 
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mirror_of import understood
 from mirrorfs.cli.notify_options import notify_settings
-from mirrorfs.cli.settings_file import DATASTORE
+from mirrorfs.cli.settings_file import DATASTORE, settings_file
+from mirrorfs.cli.state_directories import state_directory
+from mirrorfs.database.directory import DirectoryLock
+from mirrorfs.database.errors import DatabaseError, StateDirectoryBusy
 from mirrorfs.filesystem.mount_table import real_path
+from mirrorfs.notification import failure
 from mirrorfs.notification.delivery import NotDelivered, ways
 from mirrorfs.notification.event import trial_event
+from mirrorfs.notification.told import ToldRecord
 from mirrorfs.output import begin_log, say
+from mirrorfs.service import units
 
 
 @click.group("notify")
@@ -61,3 +70,54 @@ def test(datastore: str) -> None:
             say(f"notify.{way.name} has told it{told}: {way.arguments[0]} ended well")
     if failed:
         raise Failure(*failed)
+
+
+@command.command("failed")
+@click.argument("datastore", type=DATASTORE)
+@click.argument("result")
+@click.argument("how", nargs=-1)
+def failed(datastore: str, result: str, how: tuple[str, ...]) -> None:
+    """Tell that the mount of DATASTORE has failed. The unit mirrorfs@.service calls it when it has.
+
+    RESULT and HOW are what systemd says ($SERVICE_RESULT, $EXIT_CODE, $EXIT_STATUS). It is an event "broken", told once
+    by each way until the mount is up again and well. Nothing is told of the result "success".
+
+    \b
+    Example:
+      mirrorfs notify failed store1 signal killed KILL
+
+    Exit codes: 0 told, or nothing to be told; 1 one way could not; 2 wrong usage.
+    """
+    require_root("run what a mount would run")
+    if result == failure.SUCCESS:
+        return
+    begin_log("notify")
+    path = real_path(datastore)
+    found = ways(notify_settings(understood(path).params))
+    if not found:
+        return
+    file = settings_file(path)
+    verdict = failure.failed(result, how, units.instance(units.MOUNT, "NAME" if file is None else file.name))
+    with _notifier_of(path) as record:
+        failures = trio.run(failure.tell, path, verdict, found, record)
+    if failures:
+        raise Failure(*failures)
+
+
+@contextmanager
+def _notifier_of(path: str) -> Iterator[ToldRecord | None]:
+    """Keep the notifier of a new mount waiting, and give what was told; None if it works already."""
+    directory = state_directory(path)
+    try:
+        directory.create()
+        lock = DirectoryLock(directory, "notifier")
+        lock.acquire()
+    except StateDirectoryBusy:
+        yield None
+        return
+    except DatabaseError as error:
+        raise Failure(str(error)) from error
+    try:
+        yield ToldRecord(directory)
+    finally:
+        lock.release()

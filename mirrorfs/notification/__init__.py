@@ -6,5 +6,6 @@ does, so that it can tell when one of them hangs.
 
 Read event (what is told), watching (when), told (what has been told, kept in the state directory), delivery (how: a
 command or mail, under a time limit), then notifier (all of it put together, with tries again) and __main__ (the
-process, started by mirrorfs/supervision/notifier_process.py when there is something set).
+process, started by mirrorfs/supervision/notifier_process.py when there is something set). failure is for the day on
+which that process was killed with its mount.
 """

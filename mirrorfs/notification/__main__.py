@@ -2,7 +2,8 @@
 
 The settings come as one line of JSON on standard input. A line `end` there means that the mount ends in order. If it
 closes without that, the filesystem process was killed: that is looked at for a while longer, as nobody else tells it.
-A service's notifier does not come to that: systemd kills it too, and restarts the mount.
+A service's notifier does not come to that: systemd kills it too, calls `mirrorfs notify failed`, and starts the mount
+again.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from mirrorfs.cli.config_check import _notifications
 from mirrorfs.cli.main import main
 from mirrorfs.notification import delivery
 from mirrorfs.objectstore.trial import Verdict
+from mirrorfs.service import units
+from tests.service_manager import Unit
 
 
 @pytest.fixture
@@ -61,6 +64,38 @@ def test_what_cannot_be_is_a_sentence(settings: Path, table: str, code: int, sen
     assert done.exit_code == code
     assert sentence in done.stderr
     assert "Traceback" not in done.output
+
+
+def _commands_of_the_unit(program: str, result: str, how: tuple[str, str], base: Path) -> list[str]:
+    """Do what the unit does when its process has ended, where `systemd-run` runs nothing; returns what it would run."""
+    (base / "systemd-run").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{base}/run\n')
+    (base / "systemd-run").chmod(0o755)
+    unit = Unit(units.template(units.MOUNT, program), "store1")
+    said = {"SERVICE_RESULT": result, "EXIT_CODE": how[0], "EXIT_STATUS": how[1]}
+    subprocess.run(unit.command_after(), env={"PATH": f"{base}:/usr/bin:/bin", **said}, check=False)
+    return (base / "run").read_text().splitlines() if (base / "run").exists() else []
+
+
+def test_a_unit_that_fails_has_it_told(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = settings.parent / "tell"
+    program.write_text(f'#!/bin/sh\necho "$MIRRORFS_EVENT: $MIRRORFS_WHY" >>{settings.parent}/told\n')
+    program.chmod(0o755)
+    state = settings.parent / "state"
+    assert _commands_of_the_unit("mirrorfs", "success", ("exited", "0"), settings.parent) == []
+    words = _commands_of_the_unit("mirrorfs", "signal", ("killed", "KILL"), settings.parent)
+    assert words[words.index("mirrorfs") :] == ["mirrorfs", "notify", "failed", "store1", "signal", "killed", "KILL"]
+
+    settings.write_text(
+        f'datastore = "/srv/store1"\nto = "s3://backups/store1"\nstate-dir = "{state}"\nnotify.command = "{program}"\n'
+    )
+    settings.chmod(0o600)
+    arguments = words[words.index("notify") :]
+    for _ in range(2):
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output
+    assert CliRunner().invoke(main, ["notify", "failed", "store1", "success"]).exit_code == 0
+    expected = "broken: The mount has failed (signal: killed KILL). Until it is up again PBS does not run.\n"
+    assert (settings.parent / "told").read_text() == expected
 
 
 def test_a_check_of_the_settings_says_whether_it_could_be_told() -> None:

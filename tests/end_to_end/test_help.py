@@ -230,6 +230,7 @@ def _below_a_mount(shell: Namespace) -> None:
         "mirrorfs log store1 --since 1d",
         """mirrorfs log store1 --json | jq 'select(.event == "problem")'""",
         "mirrorfs notify test store1",
+        "mirrorfs notify failed store1 signal killed KILL",
         "mirrorfs heal /mnt/datastore/store1 --dry-run",
         "mirrorfs heal /mnt/datastore/store1",
         "mirrorfs heal /mnt/datastore/store1 --group 'vm/10*' --latest 1",

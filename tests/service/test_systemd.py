@@ -1,6 +1,7 @@
 """The units under a real systemd, in a Debian that is booted: rights, order, PBS's drop-ins, restarts, an upgrade.
 
-The store is outside of it, on loopback; so is who writes backups. PBS's units are there, and do nothing.
+Then the power is cut, and at last everything is taken away again. The store is outside of it, on loopback; so is who
+writes backups. PBS's units are there, and do nothing. Mails go by Debian's postfix, as on a PBS.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 
 from mirrorfs.service import units
 from tests.service.debian import NEWER_COMMIT, Debian, Packages, newer_than
-from tests.service.server import PBS, backing_up
+from tests.service.server import PBS, STATE, backing_up
 from tests.service.systemd import System, booted, can_boot
 from tests.stores.seaweedfs import StoreServer
 
@@ -32,17 +33,31 @@ WantedBy=multi-user.target
 """
 
 
+_MAILER = r"postfix postfix/main_mailer_type select Local only\npostfix postfix/mailname string pbs.test\n"
+# Told at once, so that nothing has to be so for minutes.
+_NOTIFY = '\n[notify]\nmail = "root"\nafter = "0s"\n'
+
+
 @pytest.fixture
 def pbs(debian: Debian, package_for: Packages, own_store: StoreServer) -> PBS:
     """A Debian with systemd and the units of PBS, in which a mirror is set up."""
-    debian.get("systemd", "systemd-sysv", "dbus")
+    debian.run("sh", "-c", f"printf '{_MAILER}' | debconf-set-selections")
+    debian.get("systemd", "systemd-sysv", "dbus", "postfix")
+    # It has the network of this machine: no port of that is postfix's.
+    debian.run("postconf", "-e", "master_service_disable = inet")
     debian.install(package_for(debian.release))
     for unit in units.PBS_UNITS:
         debian.path(f"/etc/systemd/system/{unit}").write_text(_PBS_UNIT)
         debian.run("systemctl", "enable", unit)
     made = PBS(debian, own_store)
     made.set_up()
+    settings = debian.path("/etc/mirrorfs/store1.toml")
+    settings.write_text(settings.read_text() + _NOTIFY)
     return made
+
+
+def _state(system: System, unit: str) -> str:
+    return system.show(unit, "ActiveState")
 
 
 def _began(system: System, unit: str) -> int:
@@ -54,6 +69,18 @@ def _began(system: System, unit: str) -> int:
 def _assert_that_pbs_came_after(system: System) -> None:
     mounted = _began(system, _MIRROR)
     assert [unit for unit in units.PBS_UNITS if _began(system, unit) < mounted] == []
+
+
+def _mails(system: System) -> list[str]:
+    """The subjects of the mails that root has got."""
+    found = system.run("sh", "-c", "cat /var/mail/* /var/spool/mail/root 2>/dev/null || true")
+    return [line.partition(": ")[2] for line in found.splitlines() if line.startswith("Subject: ")]
+
+
+def _wait_for_mail(system: System, what: str) -> None:
+    """Return when root has got one that ends so; what could not be delivered is shown at the end of the test's time."""
+    while not any(subject.endswith(what) for subject in _mails(system)):
+        continue
 
 
 def test_systemd_runs_a_mirror(pbs: PBS, debian: Debian, package_for: Packages, tmp_path: Path) -> None:
@@ -77,6 +104,9 @@ def test_systemd_runs_a_mirror(pbs: PBS, debian: Debian, package_for: Packages, 
         system.go_on(_MIRROR, *units.PBS_UNITS)
         _assert_that_pbs_came_after(system)
         pbs.assert_that_nothing_is_lost("vm/101")
+        # The unit has had it told, free of its limits; and the mount that has come up, within these.
+        _wait_for_mail(system, "store1 is broken")
+        _wait_for_mail(system, "store1 is well again")
 
         # An upgrade starts and stops nothing; PBS writes on meanwhile.
         process = system.show(_MIRROR, "MainPID")
@@ -91,3 +121,32 @@ def test_systemd_runs_a_mirror(pbs: PBS, debian: Debian, package_for: Packages, 
         _assert_that_pbs_came_after(system)
         pbs.backup("vm/102")
         pbs.assert_that_nothing_is_lost(*groups, "vm/102")
+
+        # What is written now may not be sent when the power goes.
+        pbs.backup("vm/103")
+        system.lose_power()
+    with booted(debian) as system:
+        pbs.machine = system
+        system.go_on(*units.PBS_UNITS)
+        _assert_that_pbs_came_after(system)
+        pbs.backup("vm/104")
+        pbs.assert_that_nothing_is_lost("vm/103", "vm/104")
+
+        # Whoever stops the mount stops PBS with it; a start of the mount starts it again.
+        system.run("systemctl", "stop", _MIRROR)
+        assert [_state(system, unit) for unit in (_MIRROR, *units.PBS_UNITS)] == ["inactive"] * 3
+        system.run("systemctl", "start", _MIRROR)
+        system.go_on(*units.PBS_UNITS)
+        pbs.assert_that_nothing_is_lost("vm/104")
+
+        # All of it is taken away while PBS runs: the datastore is a plain one then, and PBS starts without the mount.
+        pbs.command("umount", "--drain", "store1")
+        assert [_state(system, unit) for unit in units.PBS_UNITS] == ["active"] * 2, "PBS goes on"
+        pbs.command("uninstall", "--purge", "store1")
+        assert [path for path in debian.traces() if "store1" in path] == []
+        assert not system.path(STATE).exists()
+        system.run("systemctl", "restart", *units.PBS_UNITS)
+        assert [_state(system, unit) for unit in (_MIRROR, *units.PBS_UNITS)] == ["inactive", "active", "active"]
+        assert "fuse.mirrorfs" not in system.run("cat", "/proc/self/mounts")
+        assert {".chunks", "vm", "host"} <= {path.name for path in pbs.datastore.iterdir()}
+        pbs.assert_that_it_comes_back()
