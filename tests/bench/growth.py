@@ -2,18 +2,21 @@
 all of them, and `mirrorfs status`.
 
 The chunks are a few bytes each, their number is what counts. None of them is sent: state and store are told that all
-were.
+were. They stand on an ext4 of their own, in a file below the directory that is given: a million files are made and
+taken away there in a fraction of the time. It grows from one number of chunks to the next.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.state.state import State
+from tests.bench.file_systems import file_system_in_a_file
 from tests.bench.publication import Image, confirm_all
 from tests.bench.rounds import HUNG_SECONDS
 from tests.bench.stub_store import RunningStub
@@ -35,22 +38,41 @@ class Growth:
     publish_seconds: tuple[float, ...]
 
 
-def measure_growth(base: Path, stub: RunningStub, bucket: str, *, chunks: int, rounds: int, say: Say) -> Growth:
-    """Measure with so many chunks. `base` is made, and stays. Raises BenchFailed."""
+def measure_growth(
+    base: Path, stub: RunningStub, bucket: str, *, counts: Sequence[int], rounds: int, say: Say
+) -> list[Growth]:
+    """Measure with each of these numbers of chunks, which grow. `base` is made, and stays. Raises BenchFailed."""
     mirror = Mirror(base, cast(StoreServer, stub), bucket, name=base.name)
-    say(f"growth: making {chunks:,} chunks")
-    with killing_mounts_after(HUNG_SECONDS):
-        image = Image(mirror.backing, 0)
+    with file_system_in_a_file(base / "disk", mirror.backing, files=max(counts)):
         # A state that has a claim in the bucket, and then all chunks, as if they had been sent.
-        _start(mirror)
-        image.digests += [image.make_chunk() for _ in range(chunks)]
-        state = State(StateDirectory(str(mirror.base / "state")).state)
-        confirm_all(state, image)
-        state.close()
-        beginning = f"{bucket}/{base.name}"
-        stub.take_in((f"{beginning}/{chunk_path(digest.hex())}", blob) for digest, blob in image.blobs())
-        image.path = mirror.path
-        sync_file_system(base)
+        image = Image(mirror.backing, 0)
+        with killing_mounts_after(HUNG_SECONDS):
+            _start(mirror)
+        found = []
+        for chunks in counts:
+            say(f"growth: making {chunks - len(image.digests):,} chunks")
+            with killing_mounts_after(HUNG_SECONDS):
+                _grow(image, mirror, stub, f"{bucket}/{base.name}", chunks)
+            found.append(_measure(image, mirror, rounds, say))
+        return found
+
+
+def _grow(image: Image, mirror: Mirror, stub: RunningStub, beginning: str, chunks: int) -> None:
+    """Make the image one of so many chunks, all of which are in the state and in the store."""
+    before = len(image.digests)
+    image.path = mirror.backing
+    image.digests += image.make_chunks(chunks - before)
+    new = list(image.blobs(before))
+    state = State(StateDirectory(str(mirror.base / "state")).state)
+    confirm_all(state, new)
+    state.close()
+    stub.take_in((f"{beginning}/{chunk_path(digest.hex())}", blob) for digest, blob in new)
+    image.path = mirror.path
+    sync_file_system(mirror.backing)
+
+
+def _measure(image: Image, mirror: Mirror, rounds: int, say: Say) -> Growth:
+    chunks = len(image.digests)
     starts, statuses, publications = [], [], []
     for number in range(rounds):
         say(f"growth: {chunks:,} chunks, round {number + 1} of {rounds}")

@@ -223,30 +223,37 @@ class Image:
         path.mkdir(exist_ok=True)
         with DatastoreWriter(path) as writer:
             writer.create(chunk_directories="all" if chunks > 0x10000 else "when needed")
-        self.digests = [self.make_chunk() for _ in range(chunks)]
+        self.digests = self.make_chunks(chunks)
 
-    def make_chunk(self) -> str:
-        """Write a chunk of a few bytes, and return its digest."""
-        content = self._number.to_bytes(8, "big")
-        self._number += 1
-        digest = hashlib.sha256(content).hexdigest()
-        path = f"{self.path}/{chunk_path(digest)}"
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        # A million of them: a Path would take longer than the file.
-        with open(path, "wb", buffering=0) as file:
-            file.write(_blob(content))
-        return digest
+    def make_chunks(self, count: int) -> list[str]:
+        """Write so many chunks of a few bytes, and return their digests, in the order of their numbers.
+
+        They are written directory by directory: a million of them, here and there, takes a disk several times as long.
+        """
+        contents = [number.to_bytes(8, "big") for number in range(self._number, self._number + count)]
+        self._number += count
+        digests = [hashlib.sha256(content).hexdigest() for content in contents]
+        directory = ""
+        for digest, content in sorted(zip(digests, contents, strict=True)):
+            # A Path would take longer than the file.
+            path = f"{self.path}/{chunk_path(digest)}"
+            if directory != digest[:4]:
+                directory = digest[:4]
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb", buffering=0) as file:
+                file.write(_blob(content))
+        return digests
 
     def change(self, fraction: float) -> list[str]:
         """Have as many chunks of the image be new ones, and return these."""
-        new = [self.make_chunk() for _ in range(int(len(self.digests) * fraction))]
+        new = self.make_chunks(int(len(self.digests) * fraction))
         for slot, digest in zip(self._source.sample(range(len(self.digests)), len(new)), new, strict=True):
             self.digests[slot] = digest
         return new
 
-    def blobs(self) -> Iterator[tuple[bytes, bytes]]:
-        """Digest and file of all chunks."""
-        for number in range(self._number):
+    def blobs(self, first: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """Digest and file of all chunks, from this number on."""
+        for number in range(first, self._number):
             content = number.to_bytes(8, "big")
             yield hashlib.sha256(content).digest(), _blob(content)
 
@@ -308,7 +315,7 @@ class _Uploader:
         self._keeper = _JournalKeeper(str(base / "journal"))
         journal = JournalReader(str(base / "journal"))
         state = State(str(base / "state"))
-        confirm_all(state, image)
+        confirm_all(state, list(image.blobs()))
         store = ObjectStore(cast(S3Client, client), parallelism=_PARALLEL, capabilities=HONEST)
         tree = Tree(os.open(image.path, os.O_RDONLY | os.O_DIRECTORY))
         worklist = Worklist()
@@ -380,9 +387,8 @@ class _Uploader:
         self._drain.wake()
 
 
-def confirm_all(state: State, image: Image) -> None:
-    """Have the state say what it would if the chunks had been sent before."""
-    blobs = list(image.blobs())
+def confirm_all(state: State, blobs: Sequence[tuple[bytes, bytes]]) -> None:
+    """Have the state say what it would if the chunks, of which these are digest and file, had been sent before."""
     for start in range(0, len(blobs), _CHUNKS_A_COMMIT):
         batch = blobs[start : start + _CHUNKS_A_COMMIT]
         state.update(

@@ -339,15 +339,11 @@ def _lag(base: Path, run: Run) -> list[Row]:
 
 
 def _growth(base: Path, run: Run) -> list[Row]:
-    found: list[Growth] = []
     with running_stub_store(is_elsewhere=True) as stub:
-        bucket = stub.create_bucket("bench")
-        for chunks in run.scale.grown_chunks:
-            place = base / f"growth-{chunks}"
-            found.append(
-                measure_growth(place, stub, bucket, chunks=chunks, rounds=run.scale.growth_rounds, say=run.say)
-            )
-            remove_all(place)
+        bucket, counts = stub.create_bucket("bench"), run.scale.grown_chunks
+        found = measure_growth(
+            base / "growth", stub, bucket, counts=counts, rounds=run.scale.growth_rounds, say=run.say
+        )
     last, before = found[-1], found[-2]
     starts = f"a start over {last.chunks:,} unchanged chunks"
     publications = f"publish a snapshot of {last.chunks:,} chunks, none new"
