@@ -52,6 +52,8 @@ def command(name: str, root: str) -> None:
         raise Failure(f"nothing was installed: {error}") from error
     for path in paths:
         say(path)
+    for path in installation.hiding(root):
+        say(f"{path} hides the unit of the package. Remove it, unless you want it so.", err=True)
     if manager.is_running() and root == "/":
         try:
             manager.reload()

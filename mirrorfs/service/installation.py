@@ -53,6 +53,22 @@ def install(root: str, service: Service, programs: Programs) -> list[str]:
     return writing.paths
 
 
+def hiding(root: str) -> list[str]:
+    """Return the units of an installation without a package, or of an administrator, that hide a package's."""
+    if not is_packaged(root):
+        return []
+    paths = [f"{units.SYSTEM}/{name}" for name in units.TEMPLATES]
+    # A link is how systemd masks a unit: that is meant.
+    return [f"/{path}" for path in paths if stat.S_ISREG(_mode_of(os.path.join(root, path)))]
+
+
+def _mode_of(path: str) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except FileNotFoundError:
+        return 0
+
+
 def _install_common(writing: _Writing, programs: Programs) -> None:
     for name in units.TEMPLATES:
         writing.write(f"{units.SYSTEM}/{name}", units.template(name, programs.mirrorfs))

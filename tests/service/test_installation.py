@@ -257,6 +257,13 @@ def test_units_of_a_package_are_used_and_left_alone(system: System) -> None:
     assert not (system.root / "usr/sbin/mount.mirrorfs").is_symlink()
     link = system.root / _SYSTEM / "multi-user.target.wants" / "mirrorfs@store1.service"
     assert os.readlink(link) == f"/{units.PACKAGED}/{units.MOUNT}"
+    # What was installed by hand before the package was: systemd would go on with that program.
+    hiding = system.root / _SYSTEM / units.MOUNT
+    hiding.write_text("an earlier one's")
+    assert f"/{_SYSTEM}/{units.MOUNT} hides the unit of the package." in system.succeed("install", "store1")
+    hiding.unlink()
+    hiding.symlink_to("/dev/null")
+    assert "hides" not in system.succeed("install", "store1")
     system.succeed("uninstall", "store1")
     assert (packaged / units.MOUNT).read_text() == "the package's"
 

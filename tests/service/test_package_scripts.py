@@ -119,6 +119,44 @@ def test_reports_outlive_the_package(system: System) -> None:
     assert system.run("postrm", "purge").returncode == 0
 
 
+@pytest.mark.parametrize("name", ["var/lib/mirrorfs", "etc/mirrorfs"])
+def test_a_directory_that_somebody_has_moved_is_emptied_and_its_link_stays(system: System, name: str) -> None:
+    elsewhere = system.root.with_name("elsewhere")
+    (system.root / name).rename(elsewhere)
+    (system.root / name).symlink_to(elsewhere)
+    (elsewhere / "store1.toml").write_text("")
+    done = system.run("postrm", "purge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (system.root / name).is_symlink()
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_another_file_system_is_not_emptied(system: System) -> None:
+    base = system.root / "var/lib/mirrorfs"
+    (base / "mnt-store1").mkdir()
+    other = base / "other"
+    other.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", other], check=True)
+    try:
+        (other / "precious").write_text("mine")
+        done = system.run("postrm", "purge")
+        assert done.returncode == 0, done.stderr
+        assert (other / "precious").read_text() == "mine"
+        assert [path.name for path in base.iterdir()] == ["other"]
+    finally:
+        subprocess.run(["umount", other], check=True)
+
+
+def test_a_unit_that_hides_the_packages_is_told(system: System) -> None:
+    hiding = system.root / "etc/systemd/system/mirrorfs@.service"
+    hiding.parent.mkdir(parents=True)
+    assert system.run("postinst", "configure", "").stdout == ""
+    hiding.write_text("an earlier one's")
+    assert system.run("postinst", "configure", "").stdout == (
+        f"mirrorfs: {hiding} hides the unit of this package. Remove it, unless you want it so.\n"
+    )
+
+
 def test_an_upgrade_hides_the_environment(system: System) -> None:
     defaults = system.root / "etc/default/mirrorfs"
     defaults.write_text("AWS_SECRET_ACCESS_KEY=mine\n")
