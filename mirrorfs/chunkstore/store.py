@@ -83,6 +83,14 @@ class ChunkStore:
         """Whether chunks may change without passing through the mount."""
         return self._watch is not None or (self._choice is not Choice.FUSE and self._waits)
 
+    def queued_events(self) -> int:
+        """Tell how many events of changed chunks the kernel holds that are not recorded yet."""
+        try:
+            return 0 if self._watch is None else self._watch.queued()
+        except WatchLost:
+            # Whoever follows it hears of that too, and does what is to be done.
+            return 0
+
     @property
     def _waits(self) -> bool:
         return self.in_use == _NO_CHUNKS_YET

@@ -110,7 +110,7 @@ class Watch:
         """
         self._check_mark()
         async with self._reading:
-            left = self._queued()
+            left = self.queued()
             while left > 0:
                 taken = await self._take_portion()
                 left = left - taken if taken else 0
@@ -119,7 +119,8 @@ class Watch:
         """End it; what is queued is lost."""
         os.close(self._group)
 
-    def _queued(self) -> int:
+    def queued(self) -> int:
+        """Tell how many events the kernel holds. Raises WatchLost."""
         try:
             return queued_events(self._group)
         except OSError as error:

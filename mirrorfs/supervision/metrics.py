@@ -39,6 +39,7 @@ class MountReading:
     failing: Sequence[str] = ()
     """The processes that die again and again."""
     event_overflows: int = 0
+    event_queue: int = 0
 
 
 def read_mount(datastore: str, mount: RunningMount | None) -> MountReading:
@@ -49,7 +50,9 @@ def read_mount(datastore: str, mount: RunningMount | None) -> MountReading:
     answer = _uploader_answer(mount)
     failing = [*([] if answer is None else answer.get("failing_processes", ())), *failing_uploader(mount, answer)]
     names = [str(one["process"]) for one in failing]
-    return MountReading(label, _is_up(mount), mount.journal_broken_since, answer, names, mount.event_overflows)
+    return MountReading(
+        label, _is_up(mount), mount.journal_broken_since, answer, names, mount.event_overflows, mount.event_queue
+    )
 
 
 def _is_up(mount: RunningMount) -> bool:
@@ -304,13 +307,20 @@ def _metrics_of_mounts(readings: Sequence[MountReading]) -> Iterator[Metric]:
         "How often the kernel could not keep all events of changed chunks since the mount; names are compared then.",
         labels=[_LABEL],
     )
+    queue = GaugeMetricFamily(
+        "mirrorfs_event_queue_events",
+        "Events on the file system of native chunks that the kernel held for the mount when it looked last, every 15 "
+        "s; what is noted of them waits in mirrorfs_journal_pending_records.",
+        labels=[_LABEL],
+    )
     for reading in readings:
         mount_up.add_metric([reading.datastore], reading.is_up)
         uploader_up.add_metric([reading.datastore], reading.answer is not None)
         journal_broken.add_metric([reading.datastore], reading.journal_broken_since is not None)
         failing.add_metric([reading.datastore], len(reading.failing))
         overflows.add_metric([reading.datastore], reading.event_overflows)
-    yield from (mount_up, uploader_up, journal_broken, failing, overflows)
+        queue.add_metric([reading.datastore], reading.event_queue)
+    yield from (mount_up, uploader_up, journal_broken, failing, overflows, queue)
 
 
 def _snapshots(answers: Sequence[tuple[str, Answer]]) -> Metric:

@@ -45,6 +45,7 @@ from mirrorfs.supervision.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 _FIRST_ANSWER_SECONDS = 15.0
+_EVENT_QUEUE_SECONDS = 15.0
 
 
 class MountRefused(Exception):
@@ -194,6 +195,7 @@ async def _run(
             await _attach(chunk_store)
             registration.begin(None if mount.entry is None else mount.entry.device)
             nursery.start_soon(say_when_unmounted, mount)
+            nursery.start_soon(_note_event_queue, chunk_store, registration)
             reach("mount.registered")
             try:
                 mounted = about(EventName.MOUNTED)
@@ -209,6 +211,13 @@ async def _run(
                 registration.end()
     finally:
         await chunk_store.finish()
+
+
+async def _note_event_queue(chunk_store: ChunkStore, registration: Registration) -> None:
+    """Note again and again how many events wait, for the metrics; until cancelled."""
+    while True:
+        registration.set_event_queue(chunk_store.queued_events())
+        await trio.sleep(_EVENT_QUEUE_SECONDS)
 
 
 def _prepared_chunk_store(settings: MountSettings, root_descriptor: int) -> ChunkStore:

@@ -48,6 +48,8 @@ class RunningMount:
     """The working directory by which paths in the arguments are meant."""
     event_overflows: int = 0
     """How often the kernel could not keep all events of changed chunks."""
+    event_queue: int = 0
+    """How many events of changed chunks the kernel held when it was looked at last."""
     uploader_failing: Failing | None = None
     """How it was with the uploader when it died last, if it had died again and again."""
 
@@ -78,6 +80,11 @@ class Registration:
             event_overflows=overflows,
         )
         self._note(now, "with the chunk store")
+
+    def set_event_queue(self, events: int) -> None:
+        """Note how many events of changed chunks wait; raises nothing."""
+        if events != self._mount.event_queue:
+            self._note(replace(self._mount, event_queue=events), "with the events of changed chunks")
 
     def set_uploader_failing(self, failing: Failing | None) -> None:
         """Note whether the uploader dies again and again; raises nothing."""

@@ -101,6 +101,12 @@ async def test_each_change_of_a_chunk_is_told(scene: Scene) -> None:
     assert scene.gone == 0
 
 
+async def test_what_waits_in_the_kernel_is_counted(scene: Scene) -> None:
+    # There are others on this file system, whose events wait too.
+    insert(scene.directory / NAME)
+    assert scene.watch.queued() > 0
+
+
 async def test_what_lies_elsewhere_is_not_told(scene: Scene, tmp_path: Path) -> None:
     for directory in (tmp_path / "ab12", scene.chunks / "not-a-chunk-directory", scene.directory / "ab12"):
         directory.mkdir()

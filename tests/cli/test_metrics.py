@@ -86,7 +86,11 @@ ANSWER: dict[str, Any] = {
 }
 
 
-QUIET = {"mirrorfs_processes_failing": 0, "mirrorfs_event_queue_overflows_total": 0}
+QUIET = {
+    "mirrorfs_processes_failing": 0,
+    "mirrorfs_event_queue_overflows_total": 0,
+    "mirrorfs_event_queue_events": 0,
+}
 
 
 @pytest.fixture
@@ -156,6 +160,7 @@ def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: P
     registration = Registration(RunningMount(datastore, datastore, str(tmp_path / "state"), os.getpid()))
     registration.begin()
     registration.set_chunk_store(InUse(True, ""), 3)
+    registration.set_event_queue(7)
     _drilled(tmp_path / "drills", {"vm/1": (100.0, True), "vm/2": (200.0, True)})
     _drilled(tmp_path / "reports" / "store1", {"vm/2": (300.0, False)})
     with answering(tmp_path / "state", json.dumps(ANSWER).encode() + b"\n"):
@@ -169,6 +174,7 @@ def test_everything_that_the_status_tells_is_counted(datastore: str, tmp_path: P
         "mirrorfs_journal_broken": 0,
         "mirrorfs_processes_failing": 1,
         "mirrorfs_event_queue_overflows_total": 3,
+        "mirrorfs_event_queue_events": 7,
         "mirrorfs_recovery_point_age_seconds": 60.5,
         "mirrorfs_backups_missing": 2,
         "mirrorfs_workers": 1,
