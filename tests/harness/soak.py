@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.harness import (  # noqa: F401 - what is imported can be drawn
+    ends_of_mounts,
     hostile_bucket,
     hostile_user,
     identity_accidents,
     prefix_accidents,
     rotten_bucket,
+    small_files,
 )
 from tests.harness.accidents import any_accident
 from tests.harness.machine import WorldEnded

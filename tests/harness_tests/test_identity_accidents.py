@@ -1,4 +1,5 @@
-"""Clones, second mirrors and disks that were put back, as soak rounds draw them: the product as it is survives them."""
+"""Clones, second mirrors, disks that were put back, odd ends of a mount and bad small files, as soak rounds draw them:
+the product as it is survives them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.ends_of_mounts import stray_signals, unmounted_by_hand, unmounted_while_a_copy_is_kept
 from tests.harness.identity_accidents import (
     clone_of_the_host,
     newest_snapshots_lost,
@@ -18,6 +20,7 @@ from tests.harness.identity_accidents import (
 from tests.harness.operations import run_backup
 from tests.harness.prefix_accidents import server_that_claims_collects_and_leaves, take_over_while_running
 from tests.harness.rotten_bucket import rot_in_the_bucket
+from tests.harness.small_files import small_file_of_anything
 from tests.harness.soak import MEMORY
 from tests.harness.statistics import Statistics
 from tests.harness.world import World, WorldSettings
@@ -43,6 +46,16 @@ def base() -> Iterator[Path]:
         take_over_while_running,
         server_that_claims_collects_and_leaves,
         rot_in_the_bucket,
+        # What these do has tests of its own, of the commands and of the files.
+        *(
+            pytest.param(happening, marks=pytest.mark.long)
+            for happening in (
+                small_file_of_anything,
+                stray_signals,
+                unmounted_by_hand,
+                unmounted_while_a_copy_is_kept,
+            )
+        ),
     ],
 )
 def test_it_happens_and_nothing_is_violated(
