@@ -117,6 +117,9 @@ def test_every_program_is_started_in_this_way() -> None:
         "import os\nos.system('ls')",
         "import multiprocessing",
         "from concurrent.futures import ProcessPoolExecutor",
+        "from subprocess import run\nrun(['python3'])",
+        "from os import execv",
+        "import subprocess as started\nstarted.run(['python3'])",
     ],
 )
 def test_the_guard_finds_what_is_started_otherwise(source: str) -> None:
@@ -130,6 +133,12 @@ def _wrong(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, "uses sys.executable"
             case ast.ImportFrom(module="sys", names=names) if "executable" in [name.name for name in names]:
                 yield node.lineno, "uses sys.executable"
+            case ast.ImportFrom(module="subprocess" | "os" as module, names=names) if any(
+                f"{module}.{name.name}".startswith(_STARTS_PROGRAMS) for name in names
+            ):
+                yield node.lineno, "takes what starts programs out of its module, where it is not recognized"
+            case ast.Import(names=names) if any(name.name == "subprocess" and name.asname for name in names):
+                yield node.lineno, "calls subprocess by another name, by which it is not recognized"
             case ast.Import(names=names) if any("multiprocessing" in name.name for name in names):
                 yield node.lineno, "starts interpreters by multiprocessing"
             case ast.ImportFrom(module=str(module), names=names) if "multiprocessing" in module or (
