@@ -6,6 +6,7 @@ import collections
 import json
 import os
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 
 import click
@@ -13,7 +14,7 @@ import click
 from mirrorfs import own_files
 from mirrorfs.cli.errors import require_root
 from mirrorfs.cli.secrets import Secrets
-from mirrorfs.cli.settings_file import SETTINGS_BASE
+from mirrorfs.cli.settings_file import SETTINGS_BASE, KeyGivenTwice, parse_settings
 from mirrorfs.database.directory import DEFAULT_BASE, StateDirectory
 from mirrorfs.filesystem.condition import condition_of
 from mirrorfs.output import say
@@ -37,8 +38,8 @@ _MEMORY = ("MemTotal", "MemAvailable", "SwapTotal", "Dirty")
 def command() -> None:
     """Print what a report of a fault needs: versions, the machine, mounts, settings, status and the last of the logs.
 
-    Keys are taken out: those that this machine knows, and what looks like one. Names of hosts, paths, buckets and
-    groups stay: read it before you send it. Nothing is changed, and nothing is sent.
+    Keys are taken out: those that this machine knows, what looks like one, and the arguments of notify.command.
+    Names of hosts, paths, buckets and groups stay: read it before you send it. Nothing is changed, and nothing is sent.
 
     \b
     Example:
@@ -47,11 +48,27 @@ def command() -> None:
     Exit codes: 0 printed, 1 not printed, 2 wrong usage.
     """
     require_root("see what there is to tell")
-    secrets = Secrets(os.environ)
+    secrets = Secrets(os.environ, _arguments_of_commands())
     for heading, part in _PARTS:
         say("", f"== {heading}")
         for line in _lines_of(part):
             say(secrets.without(line))
+
+
+def _arguments_of_commands() -> Iterator[str]:
+    """Give what the programs that are told are given besides: the address of a web hook is its key."""
+    if not os.path.isdir(SETTINGS_BASE):
+        return
+    for name in os.listdir(SETTINGS_BASE):
+        if not name.endswith(".toml"):
+            continue
+        try:
+            command = parse_settings(own_files.read_file(os.path.join(SETTINGS_BASE, name))).get("notify-command")
+        except (OSError, KeyGivenTwice, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+            # The part about settings shows what is wrong with it.
+            continue
+        if isinstance(command, list):
+            yield from (argument for argument in command[1:] if isinstance(argument, str))
 
 
 def _lines_of(part: Callable[[], Iterator[str]]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from mirrorfs.cli.main import main
 from mirrorfs.cli.secrets import TAKEN_OUT, Secrets
 
 _KEY = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+_HOOK = "https://hooks.example/services/T0/B0/x9"
 
 
 def test_keys_that_are_known_are_taken_out_wherever_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +48,8 @@ def test_keys_that_are_known_are_taken_out_wherever_they_stand(tmp_path: Path, m
         ("proxy = http://me:abc123@proxy:3128", "abc123"),
         ("https://s/b?X-Amz-Credential=abc123&X-Amz-Signature=def456&x=1", "abc123"),
         ("https://s/b?X-Amz-Credential=abc123&X-Amz-Signature=def456&x=1", "def456"),
+        ('["curl", "-H", "Authorization: Bearer abc123"]', "abc123"),
+        ("Authorization: abc123", "abc123"),
         ("key AKIAIOSFODNN7EXAMPLE is refused", "AKIAIOSFODNN7EXAMPLE"),
     ],
 )
@@ -72,9 +75,13 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DEFAULT_BASE", str(state))
     monkeypatch.setattr(doctor, "running_mounts", list)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", _KEY)
-    (etc / "store1.toml").write_text('# a comment\ndatastore = "/srv/store1"\nproxy = "http://me:abc123@proxy"\n')
+    (etc / "store1.toml").write_text(
+        '# a comment\ndatastore = "/srv/store1"\nproxy = "http://me:abc123@proxy"\n'
+        f'[notify]\ncommand = [\n  "/usr/bin/curl",\n  "{_HOOK}"\n]\n'
+    )
+    (etc / "broken.toml").write_text("= \n")
     (etc / "credentials").write_text("[default]\n")
-    (state / "store1" / "mirrorfs.log").write_text("old\n" * 500 + f"refused {_KEY} \x1b[2J\n")
+    (state / "store1" / "mirrorfs.log").write_text("old\n" * 500 + f"refused {_KEY} \x1b[2J\ncannot reach {_HOOK}\n")
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 0, done.output
     for heading in (
@@ -92,9 +99,11 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'datastore = "/srv/store1"' in done.output
     assert "AWS_SECRET_ACCESS_KEY is set" in done.output
     assert f"refused {TAKEN_OUT} \\x1b[2J" in done.output
-    assert done.output.count("old\n") == 199
+    assert '"/usr/bin/curl"' in done.output
+    assert f"cannot reach {TAKEN_OUT}" in done.output
+    assert done.output.count("old\n") == 198
     assert "could not be told" not in done.output
-    assert not any(secret in done.output for secret in (_KEY, "abc123", "\x1b", "a comment"))
+    assert not any(secret in done.output for secret in (_KEY, _HOOK, "abc123", "\x1b", "a comment"))
 
 
 def test_one_part_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
