@@ -74,28 +74,40 @@ async def run_mount(settings: MountSettings, ready: Callable[[str], None]) -> No
         if journal.distrusted is not None:
             log.warning("%s: it is begun anew, and the whole datastore is compared", journal.distrusted)
         mount = OwnMount(settings.mountpoint)
-        with Deadline(partial(_end_by_force, mount, journal)) as deadline:
-            try:
-                with (
-                    _only_mirror(root_descriptor, settings.uploader.datastore),
-                    _other_file_systems(root_descriptor) as others,
-                ):
-                    await _run(
-                        settings,
-                        mount,
-                        root_descriptor,
-                        Durability(root_descriptor, journal, others),
-                        _prepared_chunk_store(settings, root_descriptor),
-                        journal,
-                        lambda note: ready(" ".join(filter(None, (damage, note)))),
-                        manager,
-                        deadline,
-                    )
-            finally:
-                journal.close()
+        with (
+            Deadline(partial(_end_by_force, mount, journal)) as deadline,
+            _closing(journal),
+            _only_mirror(root_descriptor, settings.uploader.datastore),
+            _other_file_systems(root_descriptor) as others,
+        ):
+            await _run(
+                settings,
+                mount,
+                root_descriptor,
+                Durability(root_descriptor, journal, others),
+                _prepared_chunk_store(settings, root_descriptor),
+                journal,
+                lambda note: ready(" ".join(filter(None, (damage, note)))),
+                manager,
+                deadline,
+            )
     finally:
         lock.release()
         os.close(root_descriptor)
+
+
+@contextmanager
+def _closing(journal: JournalWriter) -> Iterator[None]:
+    """Close it at the end. Where the mount has failed, why is what is told, not that this then failed too."""
+    try:
+        yield
+    except BaseException:
+        try:
+            journal.close()
+        except DatabaseError as error:
+            log.error("%s", error)
+        raise
+    journal.close()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from mirrorfs.database.errors import DatabaseError
 from mirrorfs.filesystem.mount_table import detach, is_mounted
 from mirrorfs.filesystem.system_calls import unmount
+from mirrorfs.journal.journal import JournalWriter
 from mirrorfs.replication.settings import UploaderSettings
-from mirrorfs.supervision.mount import _other_file_systems
+from mirrorfs.supervision.mount import MountRefused, _closing, _other_file_systems
 from mirrorfs.supervision.settings import MountSettings
 
 # An uploader that is heard, and then neither reads nor ends.
@@ -60,6 +63,22 @@ def test_without_chunks_there_is_nothing_to_open(tmp_path: Path) -> None:
             assert others == []
     finally:
         os.close(root)
+
+
+def test_why_a_mount_failed_is_told_though_its_journal_cannot_be_closed_either(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = JournalWriter(str(tmp_path / "journal"))
+    shutil.rmtree(tmp_path / "journal")
+    with pytest.raises(MountRefused, match="the first reason"), _closing(journal):
+        raise MountRefused("the first reason")
+    assert "session.json: No such file" in caplog.text
+
+
+def test_a_journal_that_cannot_be_closed_is_told_where_nothing_else_is_wrong(tmp_path: Path) -> None:
+    journal = JournalWriter(str(tmp_path / "journal"))
+    with pytest.raises(DatabaseError, match=r"session\.json"), _closing(journal):
+        shutil.rmtree(tmp_path / "journal")
 
 
 def test_it_speaks_to_the_service_manager_and_ends_soon_though_the_uploader_is_stuck(
