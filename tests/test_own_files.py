@@ -31,7 +31,7 @@ from mirrorfs.recovery.marker import MARKER_NAME
 from mirrorfs.recovery.ownership import Owner
 from mirrorfs.recovery.source import View
 from mirrorfs.recovery.target import open_target
-from mirrorfs.replication.control import ask
+from mirrorfs.replication.questions import ask
 from mirrorfs.state.damage import open_state
 from mirrorfs.supervision import registry
 from mirrorfs.supervision.registry import RunningMount

@@ -5,7 +5,7 @@ FUSE where they do not; that what changes there is recorded, or names are compar
 behind. No promise to PBS or about the bucket rests on it.
 
 Read store (when it is attached, and when it goes back to FUSE), then watch (the kernel's events become records, or the
-order to compare), events (their format), directories (which of them are meant), attachment (attaching and taking away,
-by other processes; __main__ is one of them) and possibility (whether it can be native, and why not). system_calls are
-those that Python lacks.
+order to compare), events (their format), directories (which of them are meant), place (what is wanted, and whether it
+is attached), attachment (attaching and taking away, by other processes; __main__ is one of them) and possibility
+(whether it can be native, and why not). system_calls are those that Python lacks.
 """

@@ -13,26 +13,11 @@ import subprocess
 import trio
 
 from mirrorfs import interpreter
+from mirrorfs.chunkstore.place import chunks_path, is_attached
 from mirrorfs.chunkstore.possibility import NativeImpossible
-from mirrorfs.filesystem.mount_table import mount_at, mount_table
+from mirrorfs.filesystem.mount_table import mount_at
 
 log = logging.getLogger(__name__)
-
-_CHUNKS_NAME = ".chunks"
-
-
-def chunks_path(mountpoint: str) -> str:
-    """Return where `.chunks` is attached in a mount."""
-    return os.path.join(mountpoint, _CHUNKS_NAME)
-
-
-def is_attached(mountpoint: str) -> bool:
-    """Tell whether anything is mounted at `.chunks` in the mount, and not at that of the directory below the mount."""
-    mount = mount_at(mountpoint)
-    path = os.fsencode(chunks_path(mountpoint))
-    return mount is not None and any(
-        entry.parent == mount.identifier and entry.mountpoint == path for entry in mount_table()
-    )
 
 
 async def attach(chunks: int, mountpoint: str, attributes: int) -> None:

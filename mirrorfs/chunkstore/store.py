@@ -6,12 +6,11 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 import trio
 
 from mirrorfs.chunkstore import attachment
+from mirrorfs.chunkstore.place import Choice, InUse
 from mirrorfs.chunkstore.possibility import (
     NativeImpossible,
     check_file_system,
@@ -30,22 +29,6 @@ _CHUNKS_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LEAVE_SECONDS = 1.0
 
 Record = Callable[[Sequence[bytes]], None]
-
-
-class Choice(StrEnum):
-    """What the administrator wants; AUTO takes NATIVE where it is possible."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    FUSE = "fuse"
-
-
-@dataclass(frozen=True, slots=True)
-class InUse:
-    """How PBS reaches its chunks: natively, or through FUSE, for `reason` (a clause, "" when native)."""
-
-    is_native: bool
-    reason: str
 
 
 class ChunkStore:

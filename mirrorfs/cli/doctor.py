@@ -18,7 +18,7 @@ from mirrorfs.cli.settings_file import SETTINGS_BASE, KeyGivenTwice, parse_setti
 from mirrorfs.database.directory import DEFAULT_BASE, StateDirectory
 from mirrorfs.filesystem.condition import condition_of
 from mirrorfs.output import say
-from mirrorfs.replication.control import ask
+from mirrorfs.replication.questions import ask
 from mirrorfs.service import manager
 from mirrorfs.supervision.registry import RunningMount, running_mounts
 from mirrorfs.versions import versions

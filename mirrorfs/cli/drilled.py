@@ -9,7 +9,7 @@ from mirrorfs.database.directory import DEFAULT_BASE
 from mirrorfs.objectstore.url import StoreAddress
 from mirrorfs.recovery.drill_report import DrillNotes, Note
 from mirrorfs.recovery.errors import RestoreError
-from mirrorfs.replication.control import Answer
+from mirrorfs.replication.questions import Answer
 
 # Where 'mirrorfs install' has the timer's drills keep their reports, beside each other.
 _REPORTS = f"{DEFAULT_BASE}/reports"

@@ -23,7 +23,7 @@ from mirrorfs.objectstore.client import S3Client
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
 from mirrorfs.output import say
 from mirrorfs.replay.source import NothingThere, Source, find_place
-from mirrorfs.replication.control import ask
+from mirrorfs.replication.questions import ask
 from mirrorfs.supervision.registry import RunningMount, running_mounts, state_directory_of
 
 _STATUS_SECONDS = 5.0

@@ -27,8 +27,8 @@ from mirrorfs.recovery.verification import Damage, Depth, VerificationReport
 from mirrorfs.replay.plan import Plan, PlanSettings
 from mirrorfs.replay.run import Replay, ReplaySettings
 from mirrorfs.replay.source import Source, find_place
-from mirrorfs.replication.control import Answer, ask
 from mirrorfs.replication.engine import Engine
+from mirrorfs.replication.questions import Answer, ask
 from mirrorfs.replication.settings import UploaderSettings
 from mirrorfs.replication.work.items import path_in_bucket
 from mirrorfs.supervision.asking import lingering_at

@@ -14,7 +14,7 @@ from mirrorfs.cli.listening import ListenAddress
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.output import say
-from mirrorfs.replication.control import Answer
+from mirrorfs.replication.questions import Answer
 from mirrorfs.supervision.metrics import Drilled, MirrorCollector
 from mirrorfs.supervision.registry import RunningMount, find, running_mounts
 

@@ -14,7 +14,7 @@ from mirrorfs.cli.options import StoreURL
 from mirrorfs.cli.settings_file import file_settings, is_name, named_datastore, path_of, settings_file
 from mirrorfs.filesystem.mount_table import real_path
 from mirrorfs.objectstore.url import StoreAddress, StoreOptions
-from mirrorfs.replication.control import ask
+from mirrorfs.replication.questions import ask
 from mirrorfs.supervision.registry import find, state_directory_of
 
 _KNOWN_ADDRESS = "mirrorfs.address"

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import click
 
 from mirrorfs import interpreter, own_files
-from mirrorfs.chunkstore.store import Choice
+from mirrorfs.chunkstore.place import Choice
 from mirrorfs.cli.durations import Duration, shown_duration
 from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.limit_options import limit_options

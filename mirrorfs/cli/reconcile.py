@@ -10,7 +10,7 @@ from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.cli.wait import describe_broken_journal, journal_broken_since
 from mirrorfs.output import say, say_json
-from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.questions import Answer, ask
 from mirrorfs.supervision.registry import state_directory_of
 
 _DIFFERENCES_FOUND = 3

@@ -8,7 +8,7 @@ from mirrorfs.cli.errors import Failure, require_root
 from mirrorfs.cli.mounted import locate, require_serving
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.output import say, say_json
-from mirrorfs.replication.control import ask
+from mirrorfs.replication.questions import ask
 from mirrorfs.supervision.registry import state_directory_of
 
 _ANSWER_SECONDS = 60.0

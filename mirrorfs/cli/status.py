@@ -15,7 +15,7 @@ from mirrorfs.cli.status_text import describe
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.output import say, say_json
 from mirrorfs.own_files import NotOwn
-from mirrorfs.replication.control import Answer
+from mirrorfs.replication.questions import Answer
 from mirrorfs.replication.verdict import Word
 from mirrorfs.replication.waiting import needs_an_administrator
 from mirrorfs.supervision import asking

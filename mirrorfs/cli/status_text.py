@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mirrorfs.cli.wait import describe_broken_journal
-from mirrorfs.replication.control import Answer
+from mirrorfs.replication.questions import Answer
 from mirrorfs.replication.waiting import BEFORE_THE_FIRST_ANSWER
 
 _HELD_FOR = {

@@ -12,7 +12,7 @@ from mirrorfs.cli.status_text import shown_age, shown_recovery_point, shown_size
 from mirrorfs.filesystem.condition import NotAsked
 from mirrorfs.output import say, say_json
 from mirrorfs.own_files import NotOwn
-from mirrorfs.replication.control import Answer
+from mirrorfs.replication.questions import Answer
 from mirrorfs.replication.verdict import Word
 from mirrorfs.supervision.asking import NoAnswer
 

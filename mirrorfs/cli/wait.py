@@ -13,7 +13,7 @@ from mirrorfs.cli.mounted import locate, require_serving
 from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.settings_file import DATASTORE
 from mirrorfs.output import say
-from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.questions import Answer, ask
 from mirrorfs.supervision.registry import find, state_directory_of
 
 # An uploader that died is started again within this time, or something is wrong for longer.

@@ -16,7 +16,7 @@ from mirrorfs.notification.event import event_of
 from mirrorfs.notification.told import ToldRecord
 from mirrorfs.notification.watching import Look, News, Watching
 from mirrorfs.own_files import NotOwn
-from mirrorfs.replication.control import Answer
+from mirrorfs.replication.questions import Answer
 from mirrorfs.replication.verdict import Verdict, Word, verdicts
 from mirrorfs.supervision.asking import NoAnswer, UploaderHangs, UploaderSilent, ask_for_status, failing_uploader
 from mirrorfs.supervision.registry import find

@@ -3,7 +3,8 @@
 At the top is the process: `settings` (what it is told), `priority` (whom it goes after), `uploader` (its life),
 `engine` (what mirrors, without anything of a process), `mirror` (the rooms put together, and which part handles which
 item), `parent` (the filesystem process, which wakes and ends it), `limiting` (how fast it may be at this hour),
-`control`, `status`, `recovery_point` and `waiting` (what it answers), `verdict` (what that means, in one word).
+`control`, `status`, `recovery_point` and `waiting` (what it answers), `questions` (who asks), `verdict` (what that
+means, in one word).
 What it does is in seven rooms, each of which knows only rooms that stand above it in this list:
 
 - `work`: what is to be done, who does it, and how far the journal is dealt with by that.

@@ -1,4 +1,4 @@
-"""The uploader's control socket: one line of JSON asks, one line of JSON answers."""
+"""The uploader's control socket: one line of JSON asks, one line of JSON answers. Who asks: questions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import socket
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
@@ -16,17 +15,16 @@ import trio
 from mirrorfs import own_files
 from mirrorfs.database.errors import DatabaseCorrupt
 from mirrorfs.datastore.quoting import quoted
+from mirrorfs.replication.questions import Answer
 
 log = logging.getLogger(__name__)
 
-Answer = dict[str, Any]
 Handler = Callable[[], Awaitable[Answer]]
 Tell = Callable[[Answer], Awaitable[None]]
 LongHandler = Callable[[Mapping[str, Any], Tell], Awaitable[Answer]]
 """Is given the whole request, and may tell something before it answers."""
 _LONGEST_LINE = 64 * 1024
 _LINES_AHEAD = 16
-_SHORTEST_TIMEOUT = 0.001
 
 
 async def serve_control(
@@ -57,15 +55,6 @@ def listening_socket(path: str) -> socket.socket:
         listening.bind(short)
     listening.listen()
     return listening
-
-
-def connect(connection: socket.socket, path: str) -> None:
-    """Connect to a Unix socket of root's. Raises ConnectionError, FileNotFoundError, TimeoutError, NotOwn."""
-    reference = own_files.socket_reference(path)
-    try:
-        connection.connect(f"/proc/self/fd/{reference}")
-    finally:
-        os.close(reference)
 
 
 class _ShortPath:
@@ -159,43 +148,3 @@ async def stream_lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, 
             yield line
         if len(buffer) > _LONGEST_LINE:
             return
-
-
-def ask(
-    path: str,
-    command: str,
-    timeout: float | None,
-    *,
-    arguments: Mapping[str, Any] | None = None,
-    told: Callable[[Answer], None] | None = None,
-) -> Answer:
-    """Ask the uploader from a synchronous program; `timeout` in seconds, None waits without end.
-
-    `told` is called with each thing that is told before the answer.
-
-    Raises:
-        ConnectionError, FileNotFoundError: no uploader listens there, or it ended while it was asked.
-        TimeoutError: no answer in time.
-        own_files.NotOwn: what stands there is not the socket of root's that it should be.
-    """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
-        connect(connection, path)
-        connection.sendall(json.dumps({**(arguments or {}), "command": command}).encode() + b"\n")
-        with connection.makefile("rb") as file:
-            while True:
-                answer = _parsed_line(file.readline())
-                if "told" not in answer:
-                    return answer
-                if told is not None:
-                    told(answer["told"])
-                if deadline is not None:
-                    connection.settimeout(max(_SHORTEST_TIMEOUT, deadline - time.monotonic()))
-
-
-def _parsed_line(line: bytes) -> Answer:
-    if not line.endswith(b"\n"):
-        raise ConnectionResetError("the uploader ended while it was asked")
-    answer: Answer = json.loads(line)
-    return answer

@@ -19,10 +19,11 @@ from mirrorfs.journal.journal import JournalReader, Position
 from mirrorfs.objectstore.errors import ConfirmationFailed, StoreError, StoreRejected, StoreUnavailable
 from mirrorfs.output import say_json
 from mirrorfs.replication.comparing.differences import Difference, Remedy
-from mirrorfs.replication.control import Answer, Tell, serve_control
+from mirrorfs.replication.control import Tell, serve_control
 from mirrorfs.replication.engine import Engine, damage_of
 from mirrorfs.replication.ownership.claim import ClaimRefused, ClaimUnreadable
 from mirrorfs.replication.parent import REMOVALS_ALLOWED, FilesystemProcess
+from mirrorfs.replication.questions import Answer
 from mirrorfs.replication.settings import BEGIN_AGAIN, UploaderSettings
 from mirrorfs.replication.status import UploaderStatus
 from mirrorfs.replication.work.commits import CommittedState

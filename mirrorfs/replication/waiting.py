@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mirrorfs.objectstore.retry import Condition
+if TYPE_CHECKING:
+    from mirrorfs.objectstore.retry import Condition
 
 BEFORE_THE_FIRST_ANSWER = "waiting for the store"
 """The uploader's phase until the prefix is claimed."""

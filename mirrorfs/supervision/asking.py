@@ -9,10 +9,10 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from mirrorfs.chunkstore.attachment import is_attached
+from mirrorfs.chunkstore.place import is_attached
 from mirrorfs.filesystem.condition import Condition, condition_of
 from mirrorfs.filesystem.mount_table import is_mounted
-from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.questions import Answer, ask
 from mirrorfs.replication.verdict import verdict
 from mirrorfs.restarts import WELL_AFTER, Failing
 from mirrorfs.supervision.registry import RunningMount, find, is_served, state_directory_of

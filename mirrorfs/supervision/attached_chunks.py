@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mirrorfs.chunkstore.attachment import chunks_path, is_attached
+from mirrorfs.chunkstore.place import chunks_path, is_attached
 from mirrorfs.chunkstore.system_calls import attach_mount, clone_mount
 from mirrorfs.filesystem.mount_table import detach, mount_table
-from mirrorfs.filesystem.system_calls import unmount
-from mirrorfs.supervision.users import MountUser, processes, things_in_use, user_of
+from mirrorfs.filesystem.system_calls import mount_of, unmount
+from mirrorfs.supervision.users import MountUser, processes, things_in_use, user_of, view_of
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -20,20 +20,24 @@ def users_of_chunks(device: str) -> list[MountUser]:
     `device` (major:minor) is that of the mount's own file system. The chunks are on that of the datastore, which holds
     much else, and the filesystem process has them open too, beneath the mount: so it is the mount that tells.
     """
+    attached: dict[tuple[str, str], set[int]] = {}
     users = []
     for process in processes():
-        identifiers = _attached_in_namespace_of(process, device)
+        try:
+            view = view_of(process)
+            if view not in attached:
+                attached[view] = _attached_in_view_of(process, device)
+        except OSError:
+            # It has ended meanwhile.
+            continue
+        identifiers = attached[view]
         if identifiers and any(_mount_of(link) in identifiers for link in things_in_use(process)):
             users.append(user_of(process))
     return users
 
 
-def _attached_in_namespace_of(process: Path, device: str) -> set[int]:
-    try:
-        entries = list(mount_table(int(process.name)))
-    except OSError:
-        # It has ended meanwhile.
-        return set()
+def _attached_in_view_of(process: Path, device: str) -> set[int]:
+    entries = list(mount_table(int(process.name)))
     mounts = {
         entry.identifier: os.fsencode(chunks_path(os.fsdecode(entry.mountpoint)))
         for entry in entries
@@ -44,15 +48,9 @@ def _attached_in_namespace_of(process: Path, device: str) -> set[int]:
 
 def _mount_of(link: Path) -> int | None:
     try:
-        # Asks no file system, and opens no file: only where it is.
-        descriptor = os.open(link, os.O_PATH | os.O_CLOEXEC)
+        return mount_of(os.fsencode(link))
     except OSError:
         return None
-    try:
-        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
-    finally:
-        os.close(descriptor)
-    return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), None)
 
 
 def unmount_with_chunks(mountpoint: str, *, answers: bool = True) -> None:

@@ -14,7 +14,7 @@ from mirrorfs.database.directory import StateDirectory
 from mirrorfs.datastore.names import GroupId, NamespaceId, SnapshotId
 from mirrorfs.filesystem.condition import Condition, NotAsked, condition_of
 from mirrorfs.output import printable
-from mirrorfs.replication.control import Answer, ask
+from mirrorfs.replication.questions import Answer, ask
 from mirrorfs.replication.waiting import needs_an_administrator
 from mirrorfs.replication.work.items import ChunkItem, ForeignItem, SubtreeItem, item_of_problem, path_in_bucket
 from mirrorfs.state.snapshots import SnapshotPhase

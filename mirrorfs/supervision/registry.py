@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 
 from mirrorfs import own_files
-from mirrorfs.chunkstore.store import InUse
+from mirrorfs.chunkstore.place import InUse
 from mirrorfs.database.directory import (
     RUNTIME_BASE,
     DirectoryLock,

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 
 from mirrorfs import own_files
 from mirrorfs.database.directory import StateDirectory
-from mirrorfs.replication.control import connect, listening_socket
+from mirrorfs.replication.control import listening_socket
+from mirrorfs.replication.questions import connect
 from mirrorfs.supervision.changes import Changes
 from mirrorfs.supervision.registry import RunningMount, is_served
 

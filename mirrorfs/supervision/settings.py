@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
-from mirrorfs.chunkstore.store import Choice
+from mirrorfs.chunkstore.place import Choice
 from mirrorfs.replication.settings import UploaderSettings
 
 

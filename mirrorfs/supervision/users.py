@@ -61,18 +61,22 @@ def users_of(device: str) -> list[MountUser]:
 def copies_of(device: str, besides: int | None = None) -> list[MountCopy]:
     """Find the mounts of the file system of a device, in every namespace that a process is in, besides one of them."""
     own = os.readlink("/proc/self/ns/mnt")
+    looked_into: set[tuple[str, str]] = set()
     seen, copies = {besides}, []
     for process in processes():
         try:
-            foreign = os.readlink(process / "ns" / "mnt") != own
+            view = view_of(process)
+            if view in looked_into:
+                continue
             entries = [entry for entry in mount_table(int(process.name)) if entry.device == device]
         except OSError:
             # It has ended meanwhile.
             continue
+        looked_into.add(view)
         for entry in entries:
             if entry.identifier not in seen:
                 seen.add(entry.identifier)
-                copies.append(MountCopy(os.fsdecode(entry.mountpoint), user_of(process) if foreign else None))
+                copies.append(MountCopy(os.fsdecode(entry.mountpoint), None if view[0] == own else user_of(process)))
     return copies
 
 
@@ -137,6 +141,14 @@ def named(users: list[MountUser]) -> str:
 def processes() -> list[Path]:
     """Return the directory of each process in /proc."""
     return sorted((path for path in Path("/proc").iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def view_of(process: Path) -> tuple[str, str]:
+    """Return what a process sees mounts by, for its mount table to be read once: its mount namespace, and its root.
+
+    Raises OSError, when it has ended too.
+    """
+    return os.readlink(process / "ns" / "mnt"), os.readlink(process / "root")
 
 
 def things_in_use(process: Path) -> Iterator[Path]:

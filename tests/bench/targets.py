@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from mirrorfs.database.directory import StateDirectory
-from mirrorfs.replication.control import ask
+from mirrorfs.replication.questions import ask
 from tests.bench.processes import BenchFailed, FileSystemDaemon, processor_seconds
 from tests.end_to_end.mirrors import PROGRAM, MirrorUnderTest
 from tests.harness.system_calls import SystemCalls

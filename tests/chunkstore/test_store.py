@@ -14,8 +14,9 @@ import trio
 import trio.testing
 
 from mirrorfs.chunkstore import attachment, store, watch
+from mirrorfs.chunkstore.place import Choice, InUse
 from mirrorfs.chunkstore.possibility import NativeImpossible
-from mirrorfs.chunkstore.store import Choice, ChunkStore, InUse
+from mirrorfs.chunkstore.store import ChunkStore
 from mirrorfs.chunkstore.watch import CHUNKS
 
 pytestmark = pytest.mark.trio

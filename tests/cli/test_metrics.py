@@ -22,7 +22,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from mirrorfs.chunkstore.store import InUse
+from mirrorfs.chunkstore.place import InUse
 from mirrorfs.cli import drilled, metrics
 from mirrorfs.filesystem.condition import Condition, NotAsked
 from mirrorfs.supervision import metrics as collection

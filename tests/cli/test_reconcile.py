@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from mirrorfs.cli import reconcile
 from mirrorfs.filesystem.condition import Condition
-from mirrorfs.replication.control import Answer
+from mirrorfs.replication.questions import Answer
 from mirrorfs.supervision import asking
 
 NOTHING = {"send": 0, "compare": 0, "delete": 0, "none": 0}

@@ -15,7 +15,8 @@ import trio
 import trio.testing
 
 from mirrorfs.database.errors import DatabaseCorrupt
-from mirrorfs.replication.control import Answer, Handler, Tell, ask, serve_control
+from mirrorfs.replication.control import Handler, Tell, serve_control
+from mirrorfs.replication.questions import Answer, ask
 
 pytestmark = pytest.mark.trio
 
