@@ -35,6 +35,7 @@ def test_a_mirror_survives_a_kill_of_everything_and_a_boot(pbs: PBS, debian: Deb
     with debian.service("store1") as manager:
         pbs.backup("vm/100", "host/web")
         pbs.assert_that_nothing_is_lost("vm/100", "host/web")
+        pbs.command("drill", "store1", "--group", "vm/100", "--scratch", "/var/tmp")
 
         pbs.backup("vm/101")
         debian.kill_everything()
