@@ -58,12 +58,12 @@ class PBS:
         """Wait until everything is published."""
         self.command("wait", "store1", "--timeout", "300")
 
-    def set_up(self) -> None:
-        """What docs/operating.md says, up to the start of the unit."""
+    def set_up(self, *settings: str) -> None:
+        """What docs/operating.md says, up to the start of the unit, with these settings too."""
         self.datastore.mkdir(parents=True)
         with DatastoreWriter(self.datastore) as writer:
             writer.create(chunk_directories="when needed")
-        self.command("config", "init", DATASTORE, "--to", *self._place, "--retry-ceiling", "1s")
+        self.command("config", "init", DATASTORE, "--to", *self._place, "--retry-ceiling", "1s", *settings)
         credentials = self.machine.path("/etc/mirrorfs/credentials")
         credentials.touch(mode=0o600)
         keys = f"aws_access_key_id = {self._store.access_key}\naws_secret_access_key = {self._store.secret_key}\n"

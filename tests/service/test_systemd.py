@@ -34,8 +34,6 @@ WantedBy=multi-user.target
 
 
 _MAILER = r"postfix postfix/main_mailer_type select Local only\npostfix postfix/mailname string pbs.test\n"
-# Told at once, so that nothing has to be so for minutes.
-_NOTIFY = '\n[notify]\nmail = "root"\nafter = "0s"\n'
 
 
 @pytest.fixture
@@ -50,9 +48,8 @@ def pbs(debian: Debian, package_for: Packages, own_store: StoreServer) -> PBS:
         debian.path(f"/etc/systemd/system/{unit}").write_text(_PBS_UNIT)
         debian.run("systemctl", "enable", unit)
     made = PBS(debian, own_store)
-    made.set_up()
-    settings = debian.path("/etc/mirrorfs/store1.toml")
-    settings.write_text(settings.read_text() + _NOTIFY)
+    # Told at once, so that nothing has to be so for minutes.
+    made.set_up("--notify-mail", "root", "--notify-after", "0s")
     return made
 
 
