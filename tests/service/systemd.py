@@ -69,6 +69,8 @@ class System:
 def booted(debian: Debian) -> Iterator[System]:
     """Boot a Debian that has systemd, and return when it is up; at the end its power is cut, if it still runs."""
     debian.leave()
+    # The name of a temporary directory may have what that of a machine may not.
+    name = debian.root.parent.name.replace("_", "0")
     notify = debian.root.with_name("notify")
     notify.unlink(missing_ok=True)
     manager = ServiceManager(notify)
@@ -76,7 +78,7 @@ def booted(debian: Debian) -> Iterator[System]:
         container = subprocess.Popen(
             [
                 *("systemd-nspawn", "--quiet", f"--directory={debian.root}", "--boot", "--register=no", "--keep-unit"),
-                *("--capability=all", f"--system-call-filter={_CALLS}", f"--machine={debian.root.parent.name}"),
+                *("--capability=all", f"--system-call-filter={_CALLS}", f"--machine={name}"),
                 *("--resolv-conf=off", "--bind=/dev/fuse", "--notify-ready=yes"),
                 # Newer ones run without it only where control groups have one hierarchy.
                 "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
