@@ -96,7 +96,8 @@ def uninstall(root: str, name: str) -> list[str]:
     Returns the paths that were there. What somebody has added stays, and the environment of the services if it was
     changed; units that were changed in place go. Raises OSError, NotOwn.
     """
-    taken = [path for path in units.paths_of(name) if _take_away(root, path)]
+    paths = [*units.paths_of(name), *units.stamps_of(name)]
+    taken = [path for path in paths if _take_away(root, path)]
     if not is_packaged(root) and not _installed_names(root):
         taken += [path for path in _common_paths(root) if _take_away(root, path)]
     return taken

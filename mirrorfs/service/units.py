@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 SYSTEM = "etc/systemd/system"
+STAMPS = "var/lib/systemd/timers"
 PACKAGED = "usr/lib/systemd/system"
 DEFAULTS = "etc/default/mirrorfs"
 MOUNT_HELPER = "usr/sbin/mount.mirrorfs"
@@ -66,6 +67,11 @@ def paths_of(name: str) -> list[str]:
     """Return the paths of all files and links of one datastore, below the root: those of PBS first."""
     links = links_of(Service(name, "/", has_page=True))
     return [*(_drop_in(unit, name) for unit in PBS_UNITS), *links, own_drop_in(name)]
+
+
+def stamps_of(name: str) -> list[str]:
+    """Return the paths of the files, below the root, in which systemd keeps when a timer of one datastore was up."""
+    return [f"{STAMPS}/stamp-{instance(timer, name)}" for timer in TIMERS]
 
 
 def links_of(service: Service) -> dict[str, str]:

@@ -144,6 +144,16 @@ def test_nothing_is_left_of_it(system: System) -> None:
     assert "there is no service store1" in again.output
 
 
+def test_when_a_timer_was_up_is_forgotten(system: System) -> None:
+    system.succeed("install", "store1")
+    stamps = system.root / "var/lib/systemd/timers"
+    stamps.mkdir(parents=True)
+    for name in ("drill@store1", "verify@store1", "verify@store2"):
+        (stamps / f"stamp-mirrorfs-{name}.timer").touch()
+    system.succeed("uninstall", "store1")
+    assert [path.name for path in stamps.iterdir()] == ["stamp-mirrorfs-verify@store2.timer"]
+
+
 def test_what_somebody_has_added_or_changed_stays(system: System) -> None:
     system.succeed("install", "store1")
     override = system.root / _SYSTEM / "mirrorfs@store1.service.d" / "override.conf"
