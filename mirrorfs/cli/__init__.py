@@ -14,5 +14,6 @@ retention_options, limit_options, notify_options, durations, rates and ranges ar
 option of a mount is, settings_file where it may stand too, settings_text how it is told, config (with config_check)
 the command for all that, and reload has a mount read them again. mounted is what those about a mount begin with,
 state_directories tells where one keeps what it knows, bucket_reading how those that read a whole bucket run, errors is
-how they end badly, screen what is drawn on a terminal.
+how they end badly, screen what is drawn on a terminal, now_and_then what is said of something that takes long where
+there is none.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,6 +17,7 @@ import trio
 from mirrorfs.cli.bucket_reading import parallel_option
 from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
+from mirrorfs.cli.now_and_then import NowAndThen
 from mirrorfs.cli.options import store_options
 from mirrorfs.cli.screen import Bar
 from mirrorfs.cli.selection_options import selection_options
@@ -45,7 +45,6 @@ NOTES_DIRECTORY = f"{DEFAULT_BASE}/drills"
 """Where it is noted what was drilled without --keep-report."""
 _LATEST = 1
 _SHOWN_PROBLEMS = 20
-_LINE_SECONDS = 30.0
 
 Result = TypeVar("Result")
 
@@ -307,7 +306,7 @@ class _ProgressLines(_Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._said_at = time.monotonic()
+        self._told = NowAndThen()
 
     def planned(self, plan: Plan, *, is_resumed: bool, references: int) -> None:
         super().planned(plan, is_resumed=is_resumed, references=references)
@@ -315,15 +314,10 @@ class _ProgressLines(_Progress):
 
     def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
         super().snapshot_finished(snapshot, problem)
-        self._say(f"{self.finished} of {self.snapshots} snapshots, {rich.filesize.decimal(self.bytes)}")
+        self._told.say(lambda: f"{self.finished} of {self.snapshots} snapshots, {rich.filesize.decimal(self.bytes)}")
 
     def read_back(self, size: int) -> None:
-        self._say(f"{rich.filesize.decimal(size)} read back")
-
-    def _say(self, line: str) -> None:
-        if time.monotonic() - self._said_at >= _LINE_SECONDS:
-            self._said_at = time.monotonic()
-            say(line, err=True)
+        self._told.say(lambda: f"{rich.filesize.decimal(size)} read back")
 
 
 class _ProgressBar(_Progress):

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import rich.filesize
 
+from mirrorfs.cli.now_and_then import NowAndThen
 from mirrorfs.cli.restore_progress import count
 from mirrorfs.cli.screen import Bar
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.output import say
 from mirrorfs.recovery.heal_report import HealedChunk, HealObserver, LostChunk
 
-_LINE_SECONDS = 30.0
 _SHORTEST_SECONDS = 0.001
 
 
@@ -76,7 +76,7 @@ class _ProgressLines(Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told_at = time.monotonic()
+        self._told = NowAndThen()
 
     def planned(self, snapshots: int) -> None:
         """See HealObserver."""
@@ -85,9 +85,7 @@ class _ProgressLines(Progress):
 
     def changed(self) -> None:
         """See Progress."""
-        if time.monotonic() - self._told_at >= _LINE_SECONDS:
-            self._told_at = time.monotonic()
-            say(self.state(), err=True)
+        self._told.say(self.state)
 
 
 class _ProgressBar(Progress):

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import rich.filesize
 
+from mirrorfs.cli.now_and_then import NowAndThen
 from mirrorfs.cli.screen import Bar
 from mirrorfs.datastore.names import SnapshotId
 from mirrorfs.output import say
@@ -15,7 +16,6 @@ from mirrorfs.recovery.progress import Problem, RestoreObserver
 from mirrorfs.recovery.selection import Plan
 
 _LINES_OF_CHECKING = 8
-_LINE_SECONDS = 30.0
 # Rates are those of the last minute, so that they follow what a store does.
 _RATE_SECONDS = 60.0
 _SAMPLE_SECONDS = 0.5
@@ -80,7 +80,7 @@ class ProgressLines(Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told_at = time.monotonic()
+        self._told = NowAndThen()
 
     def planned(self, plan: Plan, *, is_resumed: bool, references: int) -> None:
         """See RestoreObserver."""
@@ -96,15 +96,11 @@ class ProgressLines(Progress):
     def downloaded(self, size: int) -> None:
         """See RestoreObserver."""
         super().downloaded(size)
-        if time.monotonic() - self._told_at >= _LINE_SECONDS:
-            self._told_at = time.monotonic()
-            say(self.state(), err=True)
+        self._told.say(self.state)
 
     def waiting(self, snapshot: SnapshotId, reason: str) -> None:
         """See RestoreObserver."""
-        if time.monotonic() - self._told_at >= _LINE_SECONDS:
-            self._told_at = time.monotonic()
-            say(f"{snapshot.path} is ready, and waits: {reason}.", err=True)
+        self._told.say(lambda: f"{snapshot.path} is ready, and waits: {reason}.")
 
     def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
         """See RestoreObserver."""

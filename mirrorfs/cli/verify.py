@@ -13,6 +13,7 @@ import rich.filesize
 
 from mirrorfs.cli.bucket_reading import Stores, parallel_option, read_bucket
 from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
+from mirrorfs.cli.now_and_then import NowAndThen
 from mirrorfs.cli.options import store_options
 from mirrorfs.cli.ranges import FiniteRange
 from mirrorfs.cli.restore_progress import duration
@@ -31,7 +32,6 @@ from mirrorfs.recovery.verification import (
     verify_bucket,
 )
 
-_LINE_SECONDS = 30.0
 MOST_SHOWN = 100
 """How many of the damages are shown one by one; JSON has all of them."""
 _SHOWN_SNAPSHOTS = 5
@@ -262,7 +262,7 @@ class _ProgressLines(Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told_at = time.monotonic()
+        self._told = NowAndThen()
 
     def planned(self, snapshots: int) -> None:
         super().planned(snapshots)
@@ -275,9 +275,7 @@ class _ProgressLines(Progress):
 
     def chunk_finished(self, size: int) -> None:
         super().chunk_finished(size)
-        if time.monotonic() - self._told_at >= _LINE_SECONDS:
-            self._told_at = time.monotonic()
-            say(self.state(), err=True)
+        self._told.say(self.state)
 
 
 class _ProgressBar(Progress):
