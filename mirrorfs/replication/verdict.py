@@ -71,7 +71,7 @@ def _broken(answer: Mapping[str, Any]) -> Verdict | None:
         return Verdict(Word.BROKEN, why, f"Look at the store and the way to it; the request is: {hanging['request']}.")
     if answer["problems"]:
         count = sum(problem.get("count", 1) for problem in answer["problems"])
-        why = f"{count} {'name' if count == 1 else 'names'} cannot be mirrored as they are."
+        why = f"{count} {'name cannot be mirrored as it is' if count == 1 else 'names cannot be mirrored as they are'}."
         return Verdict(Word.BROKEN, why, f"Mend what 'mirrorfs status {path}' lists as problems, each with its reason.")
     return None
 

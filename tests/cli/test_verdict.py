@@ -80,6 +80,7 @@ def _uploader(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
         ({"uploader": _uploader(phase="waiting for the store")}, Word.WAITING, "has not answered yet"),
         ({"waiting": {**OUTAGE, "needs_an_administrator": True}}, Word.BROKEN, "Nothing gets into the bucket."),
         ({"problems": [PROBLEM], "waiting": OUTAGE}, Word.BROKEN, "2 names cannot be mirrored as they are."),
+        ({"problems": [{**PROBLEM, "count": 1}]}, Word.BROKEN, "1 name cannot be mirrored as it is."),
         ({"uploader": _uploader(refused="it is another's")}, Word.BROKEN, "Nothing is mirrored."),
         ({"journal_broken_since": 1.0}, Word.BROKEN, "The journal cannot be written"),
         (
