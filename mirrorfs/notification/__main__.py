@@ -51,8 +51,8 @@ def main() -> int:
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reopen_at_hang_up()
-    # The mount that starts us has them blocked.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
+    # The mount that starts us has them blocked; a program that is started from here may count on its SIGALRM.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     # When memory is short, the mount is to stay.
     yield_to_others(settings.uploader.nice, DiskPriority(settings.uploader.disk_priority))
     lock = DirectoryLock(StateDirectory(settings.uploader.state_directory), "notifier")

@@ -36,8 +36,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     uploader: Uploader | None = None
     reopen_at_hang_up(lambda: None if uploader is None else uploader.hang_up())
-    # The mount that starts us has them blocked.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
+    # The mount that starts us has them blocked; a program that is started from here may count on its SIGALRM.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     # Before any thread begins: each has the priority of the one that begins it.
     yield_to_others(settings.nice, DiskPriority(settings.disk_priority))
     try:

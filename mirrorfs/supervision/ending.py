@@ -20,8 +20,24 @@ _ORDERLY_SECONDS = 4.0
 # What is done by force may hang as well. The end is promised within 5 s.
 _LONGEST_SECONDS = 4.6
 _FORCED = 1
-_ENDING = (signal.SIGTERM, signal.SIGINT)
-_MEANINGLESS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE)
+# The third is Ctrl-\ on the terminal of a mount in the foreground.
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+# All else that would end or stop the process and can be caught, unless it tells of a fault of the process's own.
+_MEANINGLESS = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGPIPE,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPWR,
+    signal.SIGSTKFLT,
+    signal.SIGXCPU,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
 
 
 class Deadline:
@@ -73,10 +89,11 @@ def block_signals() -> None:
 
 
 def handle_signals(scope: trio.CancelScope, deadline: Deadline, hang_up: Callable[[], None]) -> None:
-    """Cancel `scope` at SIGTERM or SIGINT; a second one ends the process at once. Call `hang_up` at each SIGHUP.
+    """Cancel `scope` at a signal that asks for the end; a second one ends the process at once. Call `hang_up` at each
+    SIGHUP.
 
-    No other signal that has a name leaves a dead mount behind either: what nobody means is logged. A thread waits for
-    them all, in which `hang_up` is called: a handler would have to wait for whatever system call holds up the thread of
+    What nobody means is logged, and neither leaves a dead mount behind nor stops this process. A thread waits for them
+    all, in which `hang_up` is called: a handler would have to wait for whatever system call holds up the thread of
     trio.
     """
     token = trio.lowlevel.current_trio_token()
