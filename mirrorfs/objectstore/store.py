@@ -169,6 +169,13 @@ class ObjectStore:
         """
         return await self._reading.get_unsummed(key, maximum, check_beginning)
 
+    def get_at_once(self, key: str, maximum: int) -> Content:
+        """As `get_unsummed`, in the thread that calls it, and tried once: for who has another way if it does not work.
+
+        Raises StoreError. The limit of requests under way is the caller's to keep.
+        """
+        return self._client.get_unsummed(key, maximum)
+
     async def head(self, key: str) -> StoredObject | None:
         """What the store tells of an object, or None when there is none."""
         return await self._requests.read(lambda: self._client.head_object(key))

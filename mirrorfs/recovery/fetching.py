@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -17,6 +18,7 @@ from mirrorfs.datastore.errors import DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
 from mirrorfs.datastore.names import chunk_path
 from mirrorfs.objectstore.errors import ObjectMissing, StoreRejected
+from mirrorfs.recovery.chunk_batch import ChunkBatch, Chunks
 from mirrorfs.recovery.pace import Pace, Slots
 from mirrorfs.recovery.progress import Account, Damages, RestoreObserver
 from mirrorfs.recovery.source import Source
@@ -27,22 +29,8 @@ Referenced = Callable[[int], None]
 
 # So many digests of an index are in memory at a time.
 _DIGESTS_AT_ONCE = 16 * 1024
-
-
-class Chunks(Protocol):
-    """Where chunks come to; see Target and LivingDatastore. The methods block, and raise RestoreError."""
-
-    def to_look_at(self, digests: Iterable[bytes], *, are_encrypted: bool) -> list[bytes]:
-        """Which of these are not known to be there and good. Raises BlobError."""
-        ...
-
-    def has_chunk(self, digest: bytes, *, is_encrypted: bool) -> bool:
-        """Whether a chunk is there and good. Raises BlobError."""
-        ...
-
-    def write_chunk(self, digest: bytes, data: bytes, *, is_encrypted: bool) -> None:
-        """Put a chunk in place, unchecked."""
-        ...
+# Then a thread gives way, to what is more urgent or to an end.
+_BATCH_SECONDS = 0.1
 
 
 class Fetcher:
@@ -81,6 +69,18 @@ class Fetcher:
         await self._pace.keep()
         return await read_checked(self.source, key, limit, check_and_write, self._count)
 
+    async def bring_at_once(self, batch: ChunkBatch, threads: trio.CapacityLimiter) -> None:
+        """Run a batch in a thread and end it; to be called with a slot. Raises RestoreError."""
+        # A whole batch would be too much at once where there is a limit.
+        seconds = 0.0 if self._pace.is_limited else _BATCH_SECONDS
+        await self._pace.keep()
+        try:
+            await trio.to_thread.run_sync(batch.run, seconds, abandon_on_cancel=True, limiter=threads)
+        finally:
+            batch.end()
+        for size in batch.sizes:
+            self._count(size)
+
     def _count(self, size: int) -> None:
         self._pace.fetched(size)
         self._account.bytes_downloaded += size
@@ -97,6 +97,7 @@ class ChunkFetcher:
         self._account = account
         self._may_fetch = may_fetch
         self._in_flight: dict[bytes, trio.Event] = {}
+        self._threads = trio.CapacityLimiter(fetcher.parallelism)
 
     async def bring(
         self,
@@ -124,13 +125,40 @@ class ChunkFetcher:
             different = dict.fromkeys(part)
             look = partial(self._chunks.to_look_at, different, are_encrypted=are_encrypted)
             missing = await trio.to_thread.run_sync(look)
-            await for_each(missing, bring, min(self._fetcher.parallelism, max(1, len(missing))))
+            await self._bring_all(missing, rank, bring, are_encrypted=are_encrypted)
             referenced(len(part))
 
     async def bring_again(self, digests: Iterable[bytes], rank: int, *, are_encrypted: bool) -> None:
         """Have these there, although they were found to be. Raises DatastoreError, StoreError."""
         bring = partial(self._bring, rank=rank, is_encrypted=are_encrypted, anew=True)
         await for_each(dict.fromkeys(digests), bring, self._fetcher.parallelism)
+
+    async def _bring_all(
+        self, digests: Iterable[bytes], rank: int, bring: Callable[[bytes], Awaitable[None]], *, are_encrypted: bool
+    ) -> None:
+        """Have these there: in one go where that works, else by `bring`, one after the other."""
+        if not self._may_fetch:
+            return await for_each(digests, bring, self._fetcher.parallelism)
+        remaining = deque(digests)
+
+        async def work(_number: int) -> None:
+            while remaining:
+                for digest in await self._bring_at_once(remaining, rank, are_encrypted=are_encrypted):
+                    await bring(digest)
+
+        await for_each(range(min(self._fetcher.parallelism, len(remaining))), work, self._fetcher.parallelism)
+
+    async def _bring_at_once(self, remaining: deque[bytes], rank: int, *, are_encrypted: bool) -> list[bytes]:
+        """Bring some of what remains; returns what is left of those."""
+        async with self._fetcher.slots.taken(rank):
+            batch = ChunkBatch(remaining, self._in_flight, self._chunks, self._get_at_once, are_encrypted=are_encrypted)
+            await self._fetcher.bring_at_once(batch, self._threads)
+        self._account.chunks_kept += batch.kept
+        self._account.chunks_downloaded += len(batch.sizes)
+        return batch.left
+
+    def _get_at_once(self, digest: bytes) -> Content:
+        return self._fetcher.source.get_at_once(self._fetcher.layout.chunk_key(digest), CHUNK_LIMIT)
 
     async def _bring(self, digest: bytes, rank: int, *, is_encrypted: bool, anew: bool = False) -> None:
         def look() -> bool | None:

@@ -108,12 +108,14 @@ class Files:
 
     def enter_directory(self, parent: int, name: str, mode: int) -> int:
         """Open a directory in another one, made where it is missing. Raises OSError."""
-        is_new = True
+        is_new = False
         try:
-            os.mkdir(name, mode, dir_fd=parent)
-        except FileExistsError:
-            is_new = False
-        descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
+            descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, mode, dir_fd=parent)
+                is_new = True
+            descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
         try:
             if is_new or self._settles:
                 os.fchmod(descriptor, mode)

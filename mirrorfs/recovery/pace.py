@@ -60,6 +60,11 @@ class Pace:
         self._seconds_per_byte = 0.0 if bytes_per_second is None else 1.0 / bytes_per_second
         self._next = -math.inf
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._seconds_per_byte > 0
+
     async def keep(self) -> None:
         """Return when something more may be fetched."""
         await trio.sleep_until(max(self._next, 0.0))

@@ -40,8 +40,9 @@ from mirrorfs.recovery.catalog import (
     read_manifest_object,
     try_reading,
 )
+from mirrorfs.recovery.chunk_batch import Chunks
 from mirrorfs.recovery.errors import GroupBusy, RestoreError, SnapshotRefused
-from mirrorfs.recovery.fetching import ChunkFetcher, Chunks, Fetcher
+from mirrorfs.recovery.fetching import ChunkFetcher, Fetcher
 from mirrorfs.recovery.files import Files
 from mirrorfs.recovery.into import LivingDatastore, open_datastore
 from mirrorfs.recovery.ownership import Owner, default_owner

@@ -60,6 +60,10 @@ class Source(ObjectReader, Protocol):
     Every method raises StoreError, and RestoreError where the bucket cannot be looked at like this.
     """
 
+    def get_at_once(self, key: str, limit: Limit) -> Content:
+        """The object of a chunk, in the thread that calls it and tried once: `get` may find what this does not."""
+        ...
+
     def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         """All objects whose key begins with the prefix, in no order."""
         ...
@@ -78,6 +82,10 @@ class PresentSource(StoreReader):
     def __init__(self, store: ObjectStore, listing_store: ObjectStore | None = None) -> None:
         super().__init__(store)
         self._listing_store = listing_store or store
+
+    def get_at_once(self, key: str, limit: Limit) -> Content:
+        """See Source."""
+        return self._store.get_at_once(key, limit.maximum)
 
     def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         """See Source."""
@@ -113,6 +121,10 @@ class PastSource:
             return await _read(self._store, key, limit)
         except (ObjectMissing, ObjectTooLarge):
             return await self._get_former_chunk(key, limit)
+
+    def get_at_once(self, key: str, limit: Limit) -> Content:
+        """See Source."""
+        return self._store.get_at_once(key, limit.maximum)
 
     async def get_again(self, key: str, limit: Limit) -> Content:
         """See Source: what stands there now may have been put in its place since."""
@@ -211,6 +223,10 @@ class DeletedSource:
         if key in self._group_files:
             return self._group_files[key]
         return await self._source.get_again(self._actual_key(key), limit)
+
+    def get_at_once(self, key: str, limit: Limit) -> Content:
+        """See Source: chunks are where published snapshots have them."""
+        return self._source.get_at_once(key, limit)
 
     async def list(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         """See Source. Keys that belong to no deleted snapshot are given as they are."""

@@ -39,6 +39,13 @@ class Target:
         self.files = Files(path, descriptor, owner, settles=is_resumed)
         self._root = descriptor
         self._marker = marker
+        self._chunks: int | None = None
+
+    def close(self) -> None:
+        """Nothing can be done with it after that."""
+        if self._chunks is not None:
+            os.close(self._chunks)
+            self._chunks = None
 
     def prepare(self, snapshots: Iterable[SnapshotId]) -> None:
         """Note what is going to be restored, and make `.lock`. What an interrupted restore left of other snapshots is
@@ -56,6 +63,8 @@ class Target:
         for snapshot in sorted(abandoned):
             self.files.remove_snapshot(snapshot)
         self.files.write(".lock", b"")
+        with self.files.explaining(CHUNKS_NAME):
+            self._chunks = self.files.open_directory(CHUNKS_NAME, _CHUNK_DIRECTORY_MODE)
 
     def add_namespace(self, namespace: NamespaceId) -> None:
         """Make a namespace."""
@@ -85,10 +94,9 @@ class Target:
 
     def write_chunk(self, digest: bytes, data: bytes, *, is_encrypted: bool) -> None:
         """Put a chunk in place, unchecked."""
-        path = chunk_path(digest)
-        parent, _, name = path.rpartition("/")
-        with self.files.explaining(path):
-            directory = self.files.open_directory(parent, _CHUNK_DIRECTORY_MODE)
+        name = digest.hex()
+        with self.files.explaining(chunk_path(digest)):
+            directory = self.files.enter_directory(self._opened_chunks(), name[:4], _CHUNK_DIRECTORY_MODE)
             try:
                 self.files.replace(directory, name, data)
             finally:
@@ -99,7 +107,8 @@ class Target:
         resumed; but perhaps for another backup, so raises BlobError where one is encrypted that must not be, or the
         reverse.
         """
-        with self.files.explaining(CHUNKS_NAME), self._opened_chunks() as chunks:
+        with self.files.explaining(CHUNKS_NAME):
+            chunks = self._opened_chunks()
             return [digest for digest in digests if not _has_chunk(chunks, digest, is_encrypted=are_encrypted)]
 
     def has_chunk(self, digest: bytes, *, is_encrypted: bool) -> bool:
@@ -110,7 +119,8 @@ class Target:
         """Read and check the chunks that an interrupted restore left in these directories of `.chunks`;
         removes damaged ones and leftover temporaries. Returns how many chunks are good.
         """
-        with self.files.explaining(CHUNKS_NAME), self._opened_chunks() as chunks:
+        with self.files.explaining(CHUNKS_NAME):
+            chunks = self._opened_chunks()
             return sum(self._check_chunk_directory(chunks, number) for number in numbers)
 
     def finish(self) -> None:
@@ -122,9 +132,9 @@ class Target:
 
     def make_chunk_directories(self) -> None:
         """Make `.chunks` with all its directories; those that chunks have come into meanwhile are there."""
-        with self.files.explaining(CHUNKS_NAME), self._opened_chunks() as chunks:
+        with self.files.explaining(CHUNKS_NAME):
             names = (f"{number:04x}" for number in range(CHUNK_DIRECTORIES))
-            self.files.make_directories(chunks, names, _CHUNK_DIRECTORY_MODE)
+            self.files.make_directories(self._opened_chunks(), names, _CHUNK_DIRECTORY_MODE)
 
     def _check_chunk_directory(self, chunks: int, number: int) -> int:
         directory = self.files.enter_directory(chunks, f"{number:04x}", _CHUNK_DIRECTORY_MODE)
@@ -143,13 +153,9 @@ class Target:
         finally:
             os.close(directory)
 
-    @contextlib.contextmanager
-    def _opened_chunks(self) -> Iterator[int]:
-        chunks = self.files.open_directory(CHUNKS_NAME, _CHUNK_DIRECTORY_MODE)
-        try:
-            yield chunks
-        finally:
-            os.close(chunks)
+    def _opened_chunks(self) -> int:
+        assert self._chunks is not None, "prepare() comes first"
+        return self._chunks
 
 
 @contextlib.contextmanager
@@ -168,7 +174,11 @@ def open_target(path: Path, url: str, owner: Owner, view: View) -> Iterator[Targ
         _check_own(descriptor, path, owner)
         _lock(descriptor, path)
         marker = marker_in(descriptor, path, Marker(url, view))
-        yield Target(path, descriptor, owner, marker or Marker(url, view), is_resumed=marker is not None)
+        target = Target(path, descriptor, owner, marker or Marker(url, view), is_resumed=marker is not None)
+        try:
+            yield target
+        finally:
+            target.close()
     finally:
         os.close(descriptor)
 

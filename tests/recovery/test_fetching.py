@@ -11,6 +11,7 @@ import trio
 
 from mirrorfs.datastore.errors import BlobError, DatastoreError
 from mirrorfs.datastore.layout import BucketLayout
+from mirrorfs.objectstore.errors import StoreReason, StoreUnavailable
 from mirrorfs.recovery.fetching import ChunkFetcher, Fetcher
 from mirrorfs.recovery.pace import Pace
 from mirrorfs.recovery.progress import Account, Damages, RestoreObserver
@@ -123,3 +124,28 @@ def test_nothing_is_fetched_where_that_is_not_wanted(shared_mirror: Mirror) -> N
 
     with pytest.raises(DatastoreError, match="missing or damaged in the datastore"):
         trio.run(run)
+
+
+def test_what_is_not_had_at_once_is_asked_for_again(own_mirror: Mirror) -> None:
+    content = [bytes([number]) * 100 for number in range(20)]
+    blobs = {hashlib.sha256(data).digest(): plain_blob(data) for data in content}
+    keys = {f".chunks/{digest.hex()[:4]}/{digest.hex()}": data for digest, data in blobs.items()}
+    upload(own_mirror.access, own_mirror.bucket, own_mirror.prefix, keys)
+    seen: set[str] = set()
+
+    def fails_once(key: str, body: bytes) -> bytes:
+        if key not in seen:
+            seen.add(key)
+            raise StoreUnavailable(f"read {key}", "it was unplugged", StoreReason.UNREACHABLE)
+        return body
+
+    target, tampering, account = Chunks(lambda digest: False), Tampering(on_get=fails_once), Account()
+
+    async def run() -> None:
+        chunks = ChunkFetcher(fetcher_of(own_mirror, tampering, account), target, account, may_fetch=True)
+        await chunks.bring(blobs, 0, None, lambda _: None, are_encrypted=False)
+
+    trio.run(run)
+    assert sorted(target.written) == sorted(blobs)
+    assert sorted(tampering.gets) == sorted(2 * [f"{own_mirror.prefix}/{key}" for key in keys])
+    assert account.chunks_downloaded == len(blobs)
