@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC
 from pathlib import Path
 
 import pytest
@@ -120,16 +121,18 @@ def locked_mirror(base: Path, store: StoreServer, prefix: str) -> Iterator[Mirro
 
 def test_a_locked_bucket_has_what_was_deleted(locked_mirror: MirrorUnderTest, memory: Path) -> None:
     mirror = locked_mirror
-    mirror.mount("--retention-lock-for", "1d")
+    mirror.mount("--verbose", "--retention-lock-for", "1d")
     with writer_of(mirror) as writer:
         made = writer.backup("vm/1")
     mirror.wait()
     wait_for_locks(mirror)
+    # Each lock gives its version a new date here (docs/disaster-recovery.md), so the moment must be after the last one.
+    deadline = time.monotonic() + 60
+    while f"{made.path} is locked until" not in mirror.log:
+        assert time.monotonic() < deadline, mirror.log[-4000:]
+        time.sleep(0.1)
     shutil.copytree(mirror.datastore, memory / "before", symlinks=True)
-    # Stores tell whole seconds.
-    time.sleep(1.1)
-    moment = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"
-    time.sleep(1.1)
+    moment = moment_of_the_newest_version(mirror)
     with writer_of(mirror) as writer:
         writer.forget_group("vm/1")
         writer.collect_garbage(age_seconds=0, safety_seconds=0)
@@ -140,6 +143,15 @@ def test_a_locked_bucket_has_what_was_deleted(locked_mirror: MirrorUnderTest, me
     assert listed(mirror, "--as-of", moment) == [made.path]
     mirror.restore(memory / "after", "--as-of", moment)
     assert compare_datastores(memory / "before", memory / "after").differences == ()
+
+
+def moment_of_the_newest_version(mirror: MirrorUnderTest) -> str:
+    """A moment as of which all is there that is there now; returns when it is over, since stores tell whole seconds."""
+    pages = mirror.store.access.client().get_paginator("list_object_versions").paginate(Bucket=mirror.bucket)
+    newest = max(version["LastModified"] for page in pages for version in page["Versions"])
+    while time.time() < newest.timestamp() + 1.1:
+        time.sleep(0.1)
+    return f"{newest.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def wait_for_locks(mirror: MirrorUnderTest) -> None:

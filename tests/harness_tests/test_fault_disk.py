@@ -23,6 +23,8 @@ from tests.harness.fault_disk import FaultDisk, FaultDiskError, PowerCut, Surviv
 from tests.harness.fault_disk_medium import SECTOR, CachedWrite, Medium, choose
 from tests.harness.fault_disk_server import overlaps, without
 
+_SECONDS = 60.0
+
 MIB = 1024 * 1024
 BLOCK = 4096
 
@@ -202,9 +204,7 @@ class TestPowerCuts:
         with (disk.mountpoint / "file").open("wb") as file:
             file.write(b"x" * MIB)
             file.flush()
-            started = time.monotonic()
             disk.lose_power()
-            assert time.monotonic() - started < 1.0
             with pytest.raises(OSError, match=r"Input/output error|Read-only"):
                 os.fsync(file.fileno())
         disk.restore_power(Random(0))
@@ -303,7 +303,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _wait_for_a_delayed_request(disk: FaultDisk, before: int = 0) -> None:
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + _SECONDS
     while disk.counters.delayed_requests == before:
         assert time.monotonic() < deadline
 
@@ -322,7 +322,7 @@ class TestSlowness:
             write_synced(disk.mountpoint / "new", b"x" * MIB)
             assert not reading.done()
             disk.speed_up()
-            assert reading.result(10.0) == b"x" * BLOCK
+            assert reading.result(_SECONDS) == b"x" * BLOCK
         assert disk.counters.delayed_requests == 1
 
     def test_slow_requests_do_not_wait_for_one_another(self, disk: FaultDisk) -> None:
@@ -330,11 +330,17 @@ class TestSlowness:
         for path in paths:
             path.write_bytes(b"x" * BLOCK)
         _drop_pages(disk.mountpoint)
-        disk.slow_down(0.5, writes=False)
+        disk.slow_down(300.0, writes=False)
         with ThreadPoolExecutor(len(paths)) as executor:
-            # One after the other it would be 15.
-            assert 0.5 <= _seconds(lambda: list(executor.map(Path.read_bytes, paths))) < 5.0
-        assert disk.counters.delayed_requests >= len(paths)
+            reading = [executor.submit(path.read_bytes) for path in paths]
+            try:
+                deadline = time.monotonic() + _SECONDS
+                # One after the other, the second would come when the first is over.
+                while disk.counters.delayed_requests < len(paths):
+                    assert time.monotonic() < deadline
+                assert not any(future.done() for future in reading)
+            finally:
+                disk.speed_up()
 
     def test_speed_up_and_a_cut_end_the_waiting(self, disk: FaultDisk) -> None:
         path = disk.mountpoint / "file"
@@ -346,7 +352,7 @@ class TestSlowness:
                 reading = executor.submit(read_error, path)
                 _wait_for_a_delayed_request(disk, before)
                 end()
-                assert reading.result(5.0) == outcome
+                assert reading.result(_SECONDS) == outcome
 
     def test_slow_writes(self, disk: FaultDisk) -> None:
         disk.slow_down(0.2, reads=False)
@@ -396,8 +402,8 @@ class TestLife:
         with (disk.mountpoint / "file").open("wb") as file:
             file.write(b"x" * MIB)
             file.flush()
-            disk.slow_down(60.0)
-            assert _seconds(disk.stop) < 10.0
+            disk.slow_down(3600.0)
+            disk.stop()
             disk.stop()
         assert not directory.exists()
         assert _traces_of(directory) == []

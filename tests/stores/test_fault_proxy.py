@@ -148,14 +148,13 @@ def test_a_lost_put_looks_like_one_that_was_stored(
 def test_a_delay_ends_when_the_weather_clears(
     fault_proxy: FaultProxy, client: S3Client, shared_bucket: str, prefix: str
 ) -> None:
-    rule = fault_proxy.delay(30.0)
-    started = time.monotonic()
+    # Longer than the client waits.
+    rule = fault_proxy.delay(50.0)
     with ThreadPoolExecutor() as pool:
         putting = pool.submit(client.put_object, Bucket=shared_bucket, Key=f"{prefix}/a", Body=BODY)
         assert rule.reached.wait(10)
         fault_proxy.clear()
         putting.result()
-    assert time.monotonic() - started < 10
 
 
 def test_a_stale_head_tells_what_was(
