@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pyfuse3
 import pytest
 import trio
 
@@ -91,10 +93,17 @@ async def test_beside_another_handle_it_is_opened_at_once(operations: PassThroug
 
 async def test_what_is_never_read_is_never_opened(operations: PassThrough) -> None:
     handle = await _open(operations, os.O_RDONLY)
-    await operations.flush(handle)
     assert not _is_open(handle)
     await operations.release(handle)
     assert operations.statistics()["files"] == 0
+
+
+async def test_the_kernel_is_told_not_to_ask_when_something_is_closed(operations: PassThrough) -> None:
+    handle = await _open(operations, os.O_RDWR)
+    with pytest.raises(pyfuse3.FUSEError) as answer:
+        await operations.flush(handle)
+    assert answer.value.errno == errno.ENOSYS
+    await operations.release(handle)
 
 
 async def test_a_file_system_that_asks_somebody_is_asked_at_once(
@@ -104,8 +113,11 @@ async def test_a_file_system_that_asks_somebody_is_asked_at_once(
     (tmp_path / "file").write_bytes(b"content")
     descriptor = os.open(tmp_path, os.O_RDONLY)
     operations = PassThrough(descriptor)
-    handle = await _open(operations, os.O_RDONLY)
-    assert _is_open(handle)
-    await operations.release(handle)
+    for flags in (os.O_RDONLY, os.O_RDWR):
+        handle = await _open(operations, flags)
+        assert _is_open(handle)
+        # It may have late errors to report: it is asked at each close.
+        await operations.flush(handle)
+        await operations.release(handle)
     operations.close()
     os.close(descriptor)
