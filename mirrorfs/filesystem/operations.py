@@ -19,9 +19,10 @@ from mirrorfs.filesystem.callers import Caller
 from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
 from mirrorfs.filesystem.extended_attributes import has_access_control_lists, names_for, set_attribute
 from mirrorfs.filesystem.files import FileHandle, Files
-from mirrorfs.filesystem.inodes import Inode
+from mirrorfs.filesystem.inodes import ROOT_NUMBER, Inode
 from mirrorfs.filesystem.listing import Directories, DirectoryHandle
 from mirrorfs.filesystem.observer import Observer
+from mirrorfs.filesystem.root_attributes import RootAttributes
 from mirrorfs.filesystem.shares import owners_of, shares_of_descriptors, shares_of_names
 from mirrorfs.filesystem.system_calls import RENAME_EXCHANGE, RENAME_NOREPLACE, ActingAs, renameat2
 from mirrorfs.filesystem.threads import Threads
@@ -90,6 +91,7 @@ class PassThrough(pyfuse3.Operations):
         descriptors = shares_of_descriptors(owners)
         self._tree = Tree(root_descriptor, self._threads, descriptors.unlinked)
         self._caching = Caching(self._tree.inodes, shared)
+        self._root_attributes = RootAttributes()
         self._files = Files(self._threads, descriptors.handles, root_descriptor)
         names, keeps = shares_of_names(owners), self._caching.keeps_names
         self._directories = Directories(self._tree, self._threads, descriptors.handles, names, keeps)
@@ -229,7 +231,8 @@ class PassThrough(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         record = self._tree.inodes[inode]
         opened = None if fh is None else self._files[fh].number
-        with await self._reference(record) as descriptor:
+        # A change of the mode is one of the access control list too.
+        with self._root_attributes.changing(inode == ROOT_NUMBER), await self._reference(record) as descriptor:
             call = partial(set_attributes, descriptor, attr, fields, opened, ctx.uid, ctx.gid)
             status = await self._threads.run(record, call, briefly=not fields.update_size)
         if fields.update_size and self._observer is not None and self._files.writers(record) == 0:
@@ -239,11 +242,17 @@ class PassThrough(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._by_path(inode, lambda path: os.getxattr(path, name))
+        def get(path: bytes) -> bytes:
+            return os.getxattr(path, name)
+
+        if inode == ROOT_NUMBER:
+            return await self._root_attributes.get(name, partial(self._by_path, inode, get))
+        return await self._by_path(inode, get)
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._by_path(inode, lambda path: set_attribute(path, name, value, _caller(ctx)))
+        with self._root_attributes.changing(inode == ROOT_NUMBER):
+            await self._by_path(inode, lambda path: set_attribute(path, name, value, _caller(ctx)))
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
@@ -251,7 +260,8 @@ class PassThrough(pyfuse3.Operations):
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._by_path(inode, lambda path: os.removexattr(path, name))
+        with self._root_attributes.changing(inode == ROOT_NUMBER):
+            await self._by_path(inode, lambda path: os.removexattr(path, name))
 
     @_answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
