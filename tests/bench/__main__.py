@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import many_chunks, picture, restoring, retention, snapshots, table
+from tests.bench import many_chunks, picture, restoring, retention, snapshots, table, why
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Meter
 from tests.bench.operations import OPERATIONS
@@ -37,6 +37,7 @@ _RESTORE = "restore"
 _SNAPSHOTS = "snapshots"
 _TABLE = "table"
 _MEMORY = "memory"
+_WHY = "why"
 _NAMES = {
     "cost": _COST_NAMES,
     _RETENTION: retention.SUBJECTS,
@@ -44,6 +45,7 @@ _NAMES = {
     _SNAPSHOTS: snapshots.SUBJECTS,
     _TABLE: tuple(table.SECTIONS),
     _MEMORY: many_chunks.SUBJECTS,
+    _WHY: why.SUBJECTS,
 }
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -61,6 +63,8 @@ def main() -> int:
             _bench_restore(arguments)
         elif arguments.subject == _MEMORY:
             _bench_memory(arguments)
+        elif arguments.subject == _WHY:
+            _bench_why(arguments)
         elif arguments.subject == _SNAPSHOTS:
             _bench_snapshots(arguments)
         elif arguments.subject == _TABLE:
@@ -114,6 +118,16 @@ def _bench_memory(arguments: argparse.Namespace) -> None:
         _write_json(many_chunks.memory_as_json(results), arguments.json)
 
 
+def _bench_why(arguments: argparse.Namespace) -> None:
+    scale = why.QUICK if arguments.quick else why.FULL
+    say = _narrator()
+    with _scratch_directory(Path(arguments.directory)) as base:
+        results = why.measure_why(base, scale, arguments.only or why.SUBJECTS, say)
+        print_report(results)
+        _write_json(as_json(results), arguments.json)
+        say("taking everything away")
+
+
 def _bench_snapshots(arguments: argparse.Namespace) -> None:
     scale = snapshots.QUICK if arguments.quick else snapshots.FULL
     say = _narrator()
@@ -162,7 +176,8 @@ def _arguments() -> argparse.Namespace:
         default="cost",
         help="what to measure: the cost of the mount and of uploads (default), publishing and removing in bulk, "
         "restoring beside rclone, listing snapshots and rewriting their manifests, the memory of verify and restore "
-        "beside the number of chunks, or the table: something of all of these, each beside its target",
+        "beside the number of chunks, why inserts and backups are slower while they are mirrored, "
+        "or the table: something of all of these, each beside its target",
     )
     parser.add_argument(
         "--quick", action="store_true", help="smaller and fewer: two to four minutes, figures are rougher"

@@ -78,6 +78,7 @@ class Meter:
         daemon = target.daemon_seconds() - daemon_before
         publication = target.drain()
         uploader = target.uploader_seconds() - uploader_before
+        target.rest()
         self.parts[part.name] = part
         series = self._samples.setdefault((part.name, target.name), [])
         series.append(Sample(elapsed, count, daemon, uploader, publication))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from mirrorfs.database.directory import StateDirectory
+from mirrorfs.replication.priority import DEFAULT_NICE
 from mirrorfs.replication.questions import ask
 from tests.bench.processes import BenchFailed, FileSystemDaemon, processor_seconds
 from tests.end_to_end.mirrors import PROGRAM, MirrorUnderTest
@@ -50,6 +51,9 @@ class Target:
     def drain(self) -> float | None:
         """Wait until nothing is left to be mirrored: seconds that this took, None where nothing is mirrored."""
         return None
+
+    def rest(self) -> None:
+        """Called when a sample has been taken: what goes on beside it may rest."""
 
     def daemon_seconds(self) -> float:
         """Processor time of the process that answers the system calls, so far."""
@@ -129,6 +133,7 @@ class Mirror(_Mounted):
     title = "mirrorfs"
 
     chunk_store = "auto"
+    nice = DEFAULT_NICE
 
     def __init__(self, base: Path, store: StoreServer, bucket: str, name: str = "bench") -> None:
         super().__init__(base)
@@ -139,7 +144,8 @@ class Mirror(_Mounted):
 
     def mount(self) -> None:
         """See Target; what is in the datastore already begins to be mirrored. Raises BenchFailed."""
-        options = ("--mountpoint", str(self.path), "--chunk-store", self.chunk_store, "--workers", str(self.workers))
+        processes = ("--workers", str(self.workers), "--nice", str(self.nice))
+        options = ("--mountpoint", str(self.path), "--chunk-store", self.chunk_store, *processes)
         done = self._mirror.run(*self._mirror.mount_arguments(*options))
         if done.returncode != 0:
             raise BenchFailed(f"mirrorfs does not mount: {done.stderr.strip()}")
@@ -153,6 +159,19 @@ class Mirror(_Mounted):
         finally:
             self._mirror.tear_down()
             self._pids = None
+
+    @property
+    def state(self) -> Path:
+        """The state directory."""
+        return self._mirror.state
+
+    def put_state(self, directory: Path) -> None:
+        """Have it there from the next mount on."""
+        self._mirror.state = directory
+
+    def uploader_pid(self) -> int | None:
+        """The uploader's process, while this is mounted."""
+        return None if self._pids is None else self._pids[1]
 
     def change_name(self, name: str) -> None:
         """Forget all of the mirroring, and mirror to another name from the next mount on."""
