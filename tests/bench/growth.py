@@ -42,8 +42,11 @@ def measure_growth(
     base: Path, stub: RunningStub, bucket: str, *, counts: Sequence[int], rounds: int, say: Say
 ) -> list[Growth]:
     """Measure with each of these numbers of chunks, which grow. `base` is made, and stays. Raises BenchFailed."""
-    mirror = Mirror(base, cast(StoreServer, stub), bucket, name=base.name)
-    with file_system_in_a_file(base / "disk", mirror.backing, files=max(counts)):
+    disk = base / "disk"
+    disk.mkdir(parents=True)
+    with file_system_in_a_file(base / "image", disk, files=max(counts)):
+        mirror = Mirror(disk / "mirror", cast(StoreServer, stub), bucket, name=base.name)
+        mirror.put_state(base / "state")
         # A state that has a claim in the bucket, and then all chunks, as if they had been sent.
         image = Image(mirror.backing, 0)
         with killing_mounts_after(HUNG_SECONDS):
@@ -63,7 +66,7 @@ def _grow(image: Image, mirror: Mirror, stub: RunningStub, beginning: str, chunk
     image.path = mirror.backing
     image.digests += image.make_chunks(chunks - before)
     new = list(image.blobs(before))
-    state = State(StateDirectory(str(mirror.base / "state")).state)
+    state = State(StateDirectory(str(mirror.state)).state)
     confirm_all(state, new)
     state.close()
     stub.take_in((f"{beginning}/{chunk_path(digest.hex())}", blob) for digest, blob in new)
