@@ -24,9 +24,9 @@ from mirrorfs.filesystem.listing import Directories, DirectoryHandle
 from mirrorfs.filesystem.observer import Observer
 from mirrorfs.filesystem.root_attributes import RootAttributes
 from mirrorfs.filesystem.shares import owners_of, shares_of_descriptors, shares_of_names
-from mirrorfs.filesystem.system_calls import RENAME_EXCHANGE, RENAME_NOREPLACE, ActingAs, renameat2
+from mirrorfs.filesystem.system_calls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 from mirrorfs.filesystem.threads import Threads
-from mirrorfs.filesystem.tree import Departure, Tree
+from mirrorfs.filesystem.tree import Departure, Tree, link_name, make_name
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class PassThrough(pyfuse3.Operations):
         source = self._tree.inodes[inode]
         parent = self._tree.inodes[new_parent_inode]
         with await self._reference(source) as descriptor, await self._tree.directory(parent) as directory:
-            status = await self._threads.run(parent, partial(_link, descriptor, directory, new_name))
+            status = await self._threads.run(parent, partial(link_name, descriptor, directory, new_name))
         return await self._made(parent, new_name, status)
 
     @_answered
@@ -371,7 +371,7 @@ class PassThrough(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         parent = self._tree.inodes[parent_inode]
         with await self._tree.directory(parent) as directory:
-            status = await self._threads.run(parent, partial(_make, make, directory, name, ctx.uid, ctx.gid))
+            status = await self._threads.run(parent, partial(make_name, make, directory, name, ctx.uid, ctx.gid))
         return await self._made(parent, name, status)
 
     async def _made(self, parent: Inode, name: bytes, status: os.stat_result) -> pyfuse3.EntryAttributes:
@@ -491,18 +491,6 @@ class PassThrough(pyfuse3.Operations):
 
 def _nothing() -> None:
     """Nothing is to be done then."""
-
-
-def _make(make: Callable[..., None], directory: int, name: bytes, uid: int, gid: int) -> os.stat_result:
-    with ActingAs(uid, gid):
-        make(dir_fd=directory)
-    return os.stat(name, dir_fd=directory, follow_symlinks=False)
-
-
-def _link(source: int, directory: int, name: bytes) -> os.stat_result:
-    # What is followed is the link of proc(5), which leads to the file itself, also if that is a symbolic link.
-    os.link(descriptor_path(source), name, dst_dir_fd=directory, follow_symlinks=True)
-    return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

@@ -4,16 +4,16 @@ import errno
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-from mirrorfs.filesystem.descriptors import Descriptor
+from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
 from mirrorfs.filesystem.inodes import Inode, InodeTable
 from mirrorfs.filesystem.shares import Shares
-from mirrorfs.filesystem.system_calls import open_cached
+from mirrorfs.filesystem.system_calls import ActingAs, open_cached
 from mirrorfs.filesystem.threads import OUT_OF_DESCRIPTORS, Threads
 
 log = logging.getLogger(__name__)
@@ -402,6 +402,20 @@ class Tree:
         parent.entry_changes += 1
         for watch in self._watches.get((parent, name), ()):
             watch.changed = True
+
+
+def make_name(make: Callable[..., None], directory: int, name: bytes, uid: int, gid: int) -> os.stat_result:
+    """Makes a name in an open directory, as this user, and returns its status. It may wait."""
+    with ActingAs(uid, gid):
+        make(dir_fd=directory)
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def link_name(source: int, directory: int, name: bytes) -> os.stat_result:
+    """Gives one more name to what is open, and returns its status. It may wait."""
+    # What is followed is the link of proc(5), which leads to the file itself, also if that is a symbolic link.
+    os.link(descriptor_path(source), name, dst_dir_fd=directory, follow_symlinks=True)
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
 def status_in_memory(directory: int, name: bytes) -> os.stat_result | None:
