@@ -297,7 +297,7 @@ async def test_a_directory_moved_while_a_file_is_made_in_it(
 ) -> None:
     (tmp_path / "d").mkdir()
     directory = await _number(operations, b"d")
-    async with stops.at("_make", lambda: operations.mkdir(directory, b"new", 0o755, CALLER)):
+    async with stops.at("make_name", lambda: operations.mkdir(directory, b"new", 0o755, CALLER)):
         await operations.rename(ROOT, b"d", ROOT, b"e", 0, CALLER)
     assert (tmp_path / "e/new").is_dir()
     assert recorder.events == [("renamed", b"d", b"e", 0), ("created", b"e/new")]
