@@ -25,7 +25,7 @@ _AUTHORIZATION = re.compile(r"(?i)\b((?:proxy-)?authorization[\"']?\s*[:=]\s*).*
 _ACCESS_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 # A signature of any version (hex of SHA-256), or a secret key (40 characters of base64).
 # Nearly all: with nothing in it that would be left out or changed.
-_HARMLESS_URL = re.compile(r"https?://[A-Za-z0-9.:-]{1,100}/[A-Za-z0-9._/-]{0,190}")
+_HARMLESS_URL = re.compile(r"https?://[A-Za-z0-9.:-]{1,100}(?:/[A-Za-z0-9._/-]{0,190})?")
 _LOOKS_SECRET = re.compile(r"(?<![A-Za-z0-9+/=])(?:[0-9a-fA-F]{64}|[A-Za-z0-9+/]{40})(?![A-Za-z0-9+/=])")
 
 

@@ -51,6 +51,7 @@ class _Way:
 
     base: str
     path: str
+    host: str
     user_agent: str
     signer: Signer
 
@@ -105,7 +106,7 @@ class ObjectRequests:
         frozen = self._credentials.get_frozen_credentials()
         by_botocore = S3SigV4Auth(frozen, signed[2], signed[1]).headers_to_sign(AWSRequest("GET", base))
         signer = Signer(by_botocore["host"], signed[1], signed[2])
-        self._way = _Way(base, urlsplit(base).path, headers["User-Agent"], signer)
+        self._way = _Way(base, urlsplit(base).path, by_botocore["host"], headers["User-Agent"], signer)
 
     def _send(self, way: _Way, operation: _Operation, parameters: Mapping[str, Any]) -> None:
         headers = {_HEADERS[name]: value for name, value in parameters.items() if name in _HEADERS}
@@ -117,7 +118,7 @@ class ObjectRequests:
         if has_body:
             # Botocore does not sign it either.
             signed["Content-Length"] = str(len(body))
-        self._transport.exchange(PlainRequest(method, way.base + quoted, signed, body), operation)
+        self._transport.exchange(PlainRequest(method, way.base + quoted, way.host, signed, body), operation)
 
     def _signs_payload(self, way: _Way, headers: Mapping[str, str], *, has_body: bool) -> bool:
         """As botocore does, for which a checksum in its header is as good over https."""

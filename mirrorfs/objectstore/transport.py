@@ -38,6 +38,7 @@ from mirrorfs.objectstore.errors import StoreReason
 from mirrorfs.objectstore.masking import shown_url
 from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.objectstore.url import StoreOptions
+from mirrorfs.objectstore.wire import exchange
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -90,10 +91,11 @@ class BodyLimit:
 
 @dataclass(frozen=True, slots=True)
 class PlainRequest:
-    """A request that is complete but for what the connection adds."""
+    """A request that is complete but for what the connection adds; `host` is what its signature has for Host."""
 
     method: str
     url: str
+    host: str
     headers: Mapping[str, str]
     body: Content
 
@@ -198,7 +200,7 @@ class Transport:
 
     def _send_and_receive(
         self, request: AWSPreparedRequest | PlainRequest, body: Content, under_way: RequestUnderWay
-    ) -> tuple[int, dict[str, str], Content]:
+    ) -> tuple[int, Mapping[str, str], Content]:
         headers = {name: _text(value) for name, value in request.headers.items()}
         # A store that refuses, or never answers, "Expect: 100-continue" is not rare; a body sent in vain is.
         headers.pop("Expect", None)
@@ -208,6 +210,11 @@ class Transport:
             target = request.url
         if body:
             headers["Content-Length"] = str(len(body))
+        if isinstance(request, PlainRequest) and request.method != "GET" and proxy is None:
+            connection = _open_connection(pool)
+            if connection is not None:
+                headers["Host"] = request.host
+                return self._send_over(connection, pool, request.method, target, headers, body, under_way)
         response = pool.urlopen(
             request.method,
             target,
@@ -239,6 +246,33 @@ class Transport:
             response.release_conn()
         found = {name.lower(): value for name, value in response.headers.itermerged()}
         return response.status, found, received
+
+    def _send_over(
+        self,
+        connection: _Breakable,
+        pool: urllib3.HTTPConnectionPool,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Content,
+        under_way: RequestUnderWay,
+    ) -> tuple[int, Mapping[str, str], Content]:
+        """A request of which no large answer is expected, over a connection that is open."""
+        may_be_reused = False
+        try:
+            _attach(connection.breakable)
+            answer = exchange(connection.sock, method, target, headers, body, under_way.sending)
+            under_way.progress()
+            received: Content = b""
+            if answer.unread is not None and method != "HEAD":
+                announced = number(answer.headers.get("content-length", ""))
+                received = _read_body(answer.unread, announced, None, under_way)
+            may_be_reused = answer.may_be_reused
+            return answer.status, answer.headers, received
+        finally:
+            if not may_be_reused:
+                connection.close()
+            pool._put_conn(connection if may_be_reused else None)
 
     def _seconds_for(self, size: int) -> float:
         return self._options.request_timeout + self._seconds_to_move(size)
@@ -294,6 +328,15 @@ class Transport:
 
 
 _FAILURES = (urllib3.exceptions.HTTPError, OSError, ValueError, TypeError)
+
+
+def _open_connection(pool: urllib3.HTTPConnectionPool) -> _Breakable | None:
+    """A connection of the pool's that is open, to be given back to it; None where there is none."""
+    connection = pool._get_conn()
+    if isinstance(connection, _Breakable) and not connection.is_closed:
+        return connection
+    pool._put_conn(connection)
+    return None
 
 
 def _origin(url: str) -> str:
