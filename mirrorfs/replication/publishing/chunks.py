@@ -154,10 +154,15 @@ class ChunkMirror:
             CannotMirror: see `ensure`.
         """
         async with self._busy.hold(digest):
-            if self._is_new(digest) and await self._send_in_one_go(digest):
+            known, since = self._state.view(
+                lambda transaction: (transaction.chunks.get(digest), transaction.quarantine.since(digest))
+            )
+            if known is None and since is None and await self._send_in_one_go(digest):
                 return True
             file = await trio.to_thread.run_sync(self._tree.chunk, digest)
-            is_noted = await self._note_quarantine(digest, file.is_quarantined)
+            is_noted = file.is_quarantined != (since is not None)
+            if is_noted:
+                await self._note_quarantine(digest, file.is_quarantined)
             known = self._known(digest)
             if file.size is not None:
                 if is_noted or not (at_a_glance and _is_confirmed(known, file.size)):
@@ -218,12 +223,6 @@ class ChunkMirror:
     def _known(self, digest: bytes) -> ChunkState | None:
         return self._state.view(lambda transaction: transaction.chunks.get(digest))
 
-    def _is_new(self, digest: bytes) -> bool:
-        """Tell whether nothing at all is known of a chunk."""
-        return self._state.view(
-            lambda transaction: transaction.chunks.get(digest) is None and transaction.quarantine.since(digest) is None
-        )
-
     async def _send_in_one_go(self, digest: bytes) -> bool:
         """Send a chunk of which no object is known to be there; False where it has to be done step by step."""
         sender = self._sender
@@ -242,17 +241,13 @@ class ChunkMirror:
         reach("chunk.before-intention")
         await self._state.apply(lambda transaction: transaction.chunks.intend([digest]))
 
-    async def _note_quarantine(self, digest: bytes, is_quarantined: bool) -> bool:
-        """Note whether a chunk is in quarantine; tells whether that was not known."""
-        since = self._state.view(lambda transaction: transaction.quarantine.since(digest))
-        if (since is not None) == is_quarantined:
-            return False
+    async def _note_quarantine(self, digest: bytes, is_quarantined: bool) -> None:
+        """Note that a chunk came into quarantine, or left it."""
         now = time.time() if is_quarantined else None
         await self._state.apply(lambda transaction: transaction.quarantine.set_since(digest, now))
         reach("chunk.quarantine-recorded")
         if is_quarantined:
             log.warning("%s is in quarantine: PBS has found it corrupt; its object is kept", chunk_path(digest))
-        return True
 
     async def _upload(self, digest: bytes, known: ChunkState | None) -> None:
         async with self._in_memory:
