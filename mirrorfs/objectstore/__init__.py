@@ -12,8 +12,9 @@ Below that, synchronous, is client (one bucket, each request tried once) with li
 asks through connection (boto3, which makes and signs requests; object_requests does so for single objects with signing,
 as boto3 has shown it, and costs less) and transport (which sends them, under deadlines, and as fast as a throttle says,
 for which rate_schedule has what an administrator wants; wire does it for most requests that carry no large answer,
-urllib3 for all others; causes has why it fails). Every answer passes examination, the one boundary; refusals says what
-an answer that is no success means, documents and listings read the XML, answers has the values that come out, masking
-keeps secrets out of what is quoted. trial tries each right alone, for who stands beside a store.
+urllib3 for all others; causes has why it fails, bodies what is sent). Every answer passes examination, the one
+boundary; refusals says what an answer that is no success means, documents and listings read the XML, answers has the
+values that come out, masking keeps secrets out of what is quoted. trial tries each right alone, for who stands beside a
+store.
 checksums calculates what is compared, url has where the bucket is and how it is reached, errors what a caller can meet.
 """

@@ -13,6 +13,7 @@ from typing import Any
 from mirrorfs.datastore.content import Content
 from mirrorfs.objectstore import documents, listings
 from mirrorfs.objectstore.answers import MD5_ETAG, CheckBeginning, Precondition, PutReceipt, StoredObject
+from mirrorfs.objectstore.bodies import body_of
 from mirrorfs.objectstore.checksums import calculate_crc32c, calculate_md5
 from mirrorfs.objectstore.errors import (
     BodyDamaged,
@@ -29,7 +30,7 @@ from mirrorfs.objectstore.listing_requests import announced_size, described, eta
 from mirrorfs.objectstore.lock_requests import LockRequests
 from mirrorfs.objectstore.refusals import MISSING_CODES, UNSUPPORTED_CODES, Asked, Refusal, translated
 from mirrorfs.objectstore.throttle import Throttle
-from mirrorfs.objectstore.transport import Answer, BodyLimit, body_of
+from mirrorfs.objectstore.transport import Answer, BodyLimit
 from mirrorfs.objectstore.url import StoreOptions
 
 log = logging.getLogger(__name__)

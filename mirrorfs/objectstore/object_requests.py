@@ -19,8 +19,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.utils import percent_encode
 
 from mirrorfs.datastore.content import Content, pieces_of
+from mirrorfs.objectstore.bodies import content_of
 from mirrorfs.objectstore.signing import UNSIGNED_PAYLOAD, Credentials, Signer
-from mirrorfs.objectstore.transport import PlainRequest, Transport, content_of
+from mirrorfs.objectstore.transport import PlainRequest, Transport
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest

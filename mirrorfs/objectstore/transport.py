@@ -15,9 +15,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import botocore.awsrequest
 import botocore.httpsession
@@ -28,9 +28,10 @@ import urllib3.connectionpool
 import urllib3.exceptions
 import urllib3.util
 
-from mirrorfs.datastore.content import Content, Spool, copy_of
+from mirrorfs.datastore.content import Content, Spool
 from mirrorfs.datastore.errors import TooMuch
 from mirrorfs.objectstore.answers import CheckBeginning
+from mirrorfs.objectstore.bodies import ContentReader, content_of
 from mirrorfs.objectstore.causes import innermost_cause
 from mirrorfs.objectstore.deadlines import Deadlines, RequestUnderWay
 from mirrorfs.objectstore.documents import number
@@ -475,61 +476,12 @@ def _attach(connection: socket.socket | None) -> None:
         under_way.attach(connection)
 
 
-class ContentReader(io.BufferedIOBase):
-    """A content as a file, which boto3 takes and urllib3 sends.
-
-    `allowed` is called for each piece that is to be read, and tells how many bytes of it may be.
-    """
-
-    def __init__(self, content: Content, allowed: Callable[[int], int] = lambda size: size) -> None:
-        super().__init__()
-        self.content = content
-        self._allowed = allowed
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        start, length = self._position, len(self.content)
-        end = length if size is None or size < 0 else min(length, start + size)
-        self._position = start + self._allowed(end - start)
-        return copy_of(self.content, start, self._position)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self.content)}[whence]
-        self._position = min(len(self.content), max(0, base + offset))
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-
-def body_of(content: Content) -> bytes | IO[bytes]:
-    """What to give boto3 as the body of a request."""
-    return content if isinstance(content, bytes) else cast(IO[bytes], ContentReader(content))
-
-
 class _Placeholder(io.BytesIO):
     def __init__(self) -> None:
         super().__init__(_PLACEHOLDER)
 
     def stream(self, *_: object, **__: object) -> list[bytes]:
         return [self.read()]
-
-
-def content_of(body: Any) -> Content:  # noqa: ANN401
-    """What boto3 was given as the body of a request, or has made of it."""
-    if body is None:
-        return b""
-    if isinstance(body, ContentReader):
-        return body.content
-    if isinstance(body, str):
-        return body.encode()
-    return body if isinstance(body, (bytes, memoryview)) else bytes(body.read())
 
 
 def _text(value: str | bytes) -> str:
