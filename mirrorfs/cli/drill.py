@@ -19,6 +19,7 @@ from mirrorfs.cli.errors import Failure
 from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
 from mirrorfs.cli.now_and_then import NowAndThen
 from mirrorfs.cli.options import store_options
+from mirrorfs.cli.restore_progress import count
 from mirrorfs.cli.screen import Bar
 from mirrorfs.cli.selection_options import selection_options
 from mirrorfs.database.directory import DEFAULT_BASE
@@ -310,7 +311,7 @@ class _ProgressLines(_Progress):
 
     def planned(self, plan: Plan, *, is_resumed: bool, references: int) -> None:
         super().planned(plan, is_resumed=is_resumed, references=references)
-        say(f"Restoring {self.snapshots} snapshots for a trial.", err=True)
+        say(f"Restoring {count(self.snapshots, 'snapshot')} for a trial.", err=True)
 
     def snapshot_finished(self, snapshot: SnapshotId, problem: Problem | None) -> None:
         super().snapshot_finished(snapshot, problem)

@@ -16,7 +16,7 @@ from mirrorfs.cli.mirror_of import MirrorCommand, MirrorURL
 from mirrorfs.cli.now_and_then import NowAndThen
 from mirrorfs.cli.options import store_options
 from mirrorfs.cli.ranges import FiniteRange
-from mirrorfs.cli.restore_progress import duration
+from mirrorfs.cli.restore_progress import count, duration
 from mirrorfs.cli.screen import Bar, Column, Row, show_table
 from mirrorfs.cli.selection_options import selection_options
 from mirrorfs.datastore.names import SnapshotId
@@ -169,7 +169,7 @@ def _show(report: VerificationReport, depth: Depth) -> None:
     if more > 0:
         say(f"and {more} more; --json lists {len(report.damages)} of them", err=True)
     snapshots = sum(found.snapshots for found in report.groups)
-    say(f"{snapshots} snapshots, {len(report.damaged_snapshots)} of them damaged. {_chunks(report, depth)}")
+    say(f"{count(snapshots, 'snapshot')}, {len(report.damaged_snapshots)} of them damaged. {_chunks(report, depth)}")
 
 
 def _chunks(report: VerificationReport, depth: Depth) -> str:
@@ -266,7 +266,7 @@ class _ProgressLines(Progress):
 
     def planned(self, snapshots: int) -> None:
         super().planned(snapshots)
-        say(f"Looking at {snapshots} snapshots.", err=True)
+        say(f"Looking at {count(snapshots, 'snapshot')}.", err=True)
 
     def chunks_begin(self, done: int, total: int, total_bytes: float) -> None:
         super().chunks_begin(done, total, total_bytes)
