@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -35,8 +35,18 @@ def launched(temporary: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())
     finally:
-        process.kill()
+        process.terminate()
         process.communicate()
+
+
+def sockets_of(pid: int) -> list[Path]:
+    """The Unix sockets of a process that have a name."""
+    own = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            own.add(os.readlink(link))
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return [Path(row[7]) for row in rows if len(row) > 7 and f"socket:[{row[6]}]" in own]
 
 
 def wait_for_end(pid: int, seconds: float) -> bool:
@@ -70,8 +80,11 @@ def test_the_program_ends_in_good_order_and_keeps_the_data(tmp_path: Path) -> No
 
 def test_the_store_dies_with_a_killed_launcher(tmp_path: Path) -> None:
     with launched(tmp_path, tmp_path / "d") as (process, ready):
+        sockets = sockets_of(int(ready["pid"]))
         process.kill()
-        assert wait_for_end(int(ready["pid"]), 10)
+        assert wait_for_end(int(ready["pid"]), 60)
+    for path in sockets:
+        path.unlink(missing_ok=True)
 
 
 def test_a_held_request_waits_for_its_release(fault_proxy: FaultProxy, store: StoreServer, shared_bucket: str) -> None:
