@@ -36,6 +36,13 @@ def parts(answer: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(first.split(" ")[1]), headers, body
 
 
+async def everything_was_read(port: int) -> None:
+    """Return when the answers change no more by themselves."""
+    while json.loads(parts(await exchanged(port, request("/live.json")))[2])["history_at"] is None:
+        # Each answer is waited for.
+        continue
+
+
 @pytest.mark.parametrize(
     ("target", "kind"),
     [
@@ -51,6 +58,7 @@ def parts(answer: bytes) -> tuple[int, dict[str, str], bytes]:
 )
 async def test_each_answer_has_every_security_header(target: str, kind: str) -> None:
     async with serving_page(Mirror(), OPEN) as port:
+        await everything_was_read(port)
         status, headers, body = parts(await exchanged(port, request(target)))
         assert status == (404 if target == "/nothing" else 200)
         assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
