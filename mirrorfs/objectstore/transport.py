@@ -39,7 +39,7 @@ from mirrorfs.objectstore.errors import StoreReason
 from mirrorfs.objectstore.masking import shown_url
 from mirrorfs.objectstore.throttle import Throttle
 from mirrorfs.objectstore.url import StoreOptions
-from mirrorfs.objectstore.wire import exchange
+from mirrorfs.objectstore.wire import Unread, exchange
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -211,7 +211,7 @@ class Transport:
             target = request.url
         if body:
             headers["Content-Length"] = str(len(body))
-        if isinstance(request, PlainRequest) and request.method != "GET" and proxy is None:
+        if isinstance(request, PlainRequest) and proxy is None:
             connection = _open_connection(pool)
             if connection is not None:
                 headers["Host"] = request.host
@@ -229,23 +229,13 @@ class Transport:
         )
         try:
             under_way.progress()
-            limit: BodyLimit | None = getattr(self._answers, "limit", None)
-            announced = number(response.headers.get("Content-Length", ""))
-            if announced is not None and request.method != "HEAD":
-                under_way.extend(
-                    self._seconds_to_move(min(announced, _LARGEST_DOCUMENT if limit is None else limit.maximum))
-                )
-            received: Content = (
-                b""
-                if request.method == "HEAD"
-                else _read_body(response, announced, limit if response.status == 200 else None, under_way)
-            )
+            found = {name.lower(): value for name, value in response.headers.itermerged()}
+            received = b"" if request.method == "HEAD" else self._read(response, response.status, found, under_way)
         except BaseException:
             response.close()
             raise
         finally:
             response.release_conn()
-        found = {name.lower(): value for name, value in response.headers.itermerged()}
         return response.status, found, received
 
     def _send_over(
@@ -258,7 +248,7 @@ class Transport:
         body: Content,
         under_way: RequestUnderWay,
     ) -> tuple[int, Mapping[str, str], Content]:
-        """A request of which no large answer is expected, over a connection that is open."""
+        """A request over a connection that is open."""
         may_be_reused = False
         try:
             _attach(connection.breakable)
@@ -266,14 +256,22 @@ class Transport:
             under_way.progress()
             received: Content = b""
             if answer.unread is not None and method != "HEAD":
-                announced = number(answer.headers.get("content-length", ""))
-                received = _read_body(answer.unread, announced, None, under_way)
+                received = self._read(answer.unread, answer.status, answer.headers, under_way)
             may_be_reused = answer.may_be_reused
             return answer.status, answer.headers, received
         finally:
             if not may_be_reused:
                 connection.close()
             pool._put_conn(connection if may_be_reused else None)
+
+    def _read(self, unread: Unread, status: int, headers: Mapping[str, str], under_way: RequestUnderWay) -> Content:
+        limit: BodyLimit | None = getattr(self._answers, "limit", None)
+        announced = number(headers.get("content-length", ""))
+        if announced is not None:
+            most = _LARGEST_DOCUMENT if limit is None else limit.maximum
+            under_way.extend(self._seconds_to_move(min(announced, most)))
+        is_encoded = headers.get("content-encoding", "identity") != "identity"
+        return _read_body(unread, announced, limit if status == 200 else None, under_way, is_encoded=is_encoded)
 
     def _seconds_for(self, size: int) -> float:
         return self._options.request_timeout + self._seconds_to_move(size)
@@ -389,21 +387,25 @@ def _make_manager(proxy: str | None, settings: Mapping[str, Any]) -> urllib3.Poo
 
 
 def _read_body(
-    response: urllib3.BaseHTTPResponse, announced: int | None, limit: BodyLimit | None, under_way: RequestUnderWay
+    unread: Unread,
+    announced: int | None,
+    limit: BodyLimit | None,
+    under_way: RequestUnderWay,
+    *,
+    is_encoded: bool,
 ) -> Content:
     limit = limit or BodyLimit(_LARGEST_DOCUMENT)
-    is_compressed = response.headers.get("Content-Encoding", "identity") != "identity"
-    if announced is not None and announced > limit.maximum and not is_compressed:
+    if announced is not None and announced > limit.maximum and not is_encoded:
         raise BodyTooLong(announced)
     spool = Spool(announced=announced)
     checks_beginning = limit.check_beginning is not None and announced is not None
     piece_size = under_way.piece_to_receive(_PIECE)
-    stream = response.stream(_BEGINNING_SIZE if checks_beginning else piece_size, decode_content=True)
+    stream = unread.stream(_BEGINNING_SIZE if checks_beginning else piece_size, decode_content=True)
     if checks_beginning:
         for piece in itertools.islice(stream, 1):
             _take(piece, spool, limit, announced, under_way)
             _check_beginning(piece, announced or 0, limit)
-        stream = response.stream(piece_size, decode_content=True)
+        stream = unread.stream(piece_size, decode_content=True)
     for piece in stream:
         _take(piece, spool, limit, announced, under_way)
     try:

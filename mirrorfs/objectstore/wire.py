@@ -1,7 +1,8 @@
 """One request over a connection that is open already: written and read here, since it is made for every small chunk.
 
 http.client and urllib3 would take as long for it as all else that a small chunk needs. What is understood here is what
-nearly every request is answered: a head without anything unusual, and no body. Whatever else comes is read by them.
+nearly every request is answered: a head without anything unusual, and a body, if any, of the length that it tells.
+Whatever else comes is read by them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import io
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import urllib3
 import urllib3.exceptions
@@ -29,19 +30,37 @@ _PLAIN_HEAD = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [^\r\n\0]*)?\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n"
 )
 _WITHOUT_BODY = 204
+_LENGTH = re.compile(r"[0-9]{1,18}")
+
+
+class Unread(Protocol):
+    """The body of an answer, as urllib3 gives one."""
+
+    def stream(self, amt: int, decode_content: bool) -> Iterator[bytes]:
+        """What has not been read yet, in pieces of so many bytes; decoded, if so, from what Content-Encoding names.
+
+        Raises what a pool of urllib3 would, or a plain OSError.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class WireAnswer:
     """Status and headers, their names in lower case. `unread` has the body, where there may be one.
 
-    `may_be_reused`: the connection is where the next answer begins.
+    `ends_plainly`: after the body the connection is where the next answer begins.
     """
 
     status: int
     headers: Mapping[str, str]
-    unread: urllib3.HTTPResponse | None
-    may_be_reused: bool
+    unread: Unread | None
+    ends_plainly: bool
+
+    @property
+    def may_be_reused(self) -> bool:
+        """Whether the connection is where the next answer begins already."""
+        is_read = self.unread is None or (isinstance(self.unread, _PlainBody) and self.unread.remaining == 0)
+        return self.ends_plainly and is_read
 
 
 def exchange(
@@ -102,11 +121,14 @@ def _receive(connection: socket.socket, method: str) -> WireAnswer:
         received += piece
     plain = None if end is None else _PLAIN_HEAD.fullmatch(received, 0, end.end())
     if plain is not None:
-        headers = _headers(plain[2])
-        if _has_no_body(method, int(plain[1]), headers):
+        status, headers = int(plain[1]), _headers(plain[2])
+        length = _plain_length(method, status, headers)
+        if length is not None:
+            begun = received[plain.end() :]
             # What comes unasked is nobody's answer.
-            is_all = len(received) == plain.end() and "close" not in headers.get("connection", "").lower()
-            return WireAnswer(int(plain[1]), headers, None, is_all)
+            ends_plainly = len(begun) <= length and "close" not in headers.get("connection", "").lower()
+            body = _PlainBody(connection, begun[:length], length) if length else None
+            return WireAnswer(status, headers, body, ends_plainly)
     return _by_urllib3(connection, method, received)
 
 
@@ -119,10 +141,48 @@ def _headers(lines: bytes) -> dict[str, str]:
     return headers
 
 
-def _has_no_body(method: str, status: int, headers: Mapping[str, str]) -> bool:
+def _plain_length(method: str, status: int, headers: Mapping[str, str]) -> int | None:
+    """How many bytes of body follow; None where that is not told by a length alone, or they are to be decoded."""
     if method == "HEAD" or status == _WITHOUT_BODY:
-        return True
-    return headers.get("content-length") == "0" and "transfer-encoding" not in headers
+        return 0
+    if "transfer-encoding" in headers or headers.get("content-encoding", "identity") != "identity":
+        return None
+    length = headers.get("content-length", "")
+    return int(length) if _LENGTH.fullmatch(length) else None
+
+
+class _PlainBody:
+    """A body of an announced length, of which the beginning has come with the head."""
+
+    def __init__(self, connection: socket.socket, begun: bytes, length: int) -> None:
+        self.remaining = length
+        self._connection = connection
+        self._begun = begun
+        self._length = length
+
+    def stream(self, amt: int, decode_content: bool) -> Iterator[bytes]:
+        """See Unread; nothing is encoded."""
+        while self.remaining:
+            yield self._piece(min(amt, self.remaining))
+
+    def _piece(self, size: int) -> bytes:
+        pieces = [self._begun[:size]]
+        self._begun = self._begun[size:]
+        missing = size - len(pieces[0])
+        while missing:
+            pieces.append(self._receive(missing))
+            missing -= len(pieces[-1])
+        self.remaining -= size
+        return b"".join(pieces)
+
+    def _receive(self, size: int) -> bytes:
+        try:
+            received = self._connection.recv(size)
+        except ssl.SSLError as error:
+            raise urllib3.exceptions.SSLError(error) from error
+        if not received:
+            raise urllib3.exceptions.ProtocolError(f"the body ends before its {self._length} bytes")
+        return received
 
 
 def _by_urllib3(connection: socket.socket, method: str, received: bytes) -> WireAnswer:
@@ -140,7 +200,7 @@ def _by_urllib3(connection: socket.socket, method: str, received: bytes) -> Wire
         request_method=method,
     )
     headers = {name.lower(): value for name, value in unread.headers.itermerged()}
-    return WireAnswer(answer.status, headers, unread, may_be_reused=False)
+    return WireAnswer(answer.status, headers, unread, ends_plainly=False)
 
 
 class _Begun(io.RawIOBase):

@@ -111,7 +111,9 @@ async def test_the_law_of_reading(body: bytes, maximum: int, is_announced: bool,
     limit = BodyLimit(maximum, (lambda beginning, length: seen.append((beginning, length))) if looks else None)
     under_way = RequestUnderWay("GetObject", 60.0, time.monotonic)
     try:
-        read: Content | None = transport._read_body(response, len(body) if is_announced else None, limit, under_way)
+        read: Content | None = transport._read_body(
+            response, len(body) if is_announced else None, limit, under_way, is_encoded=False
+        )
     except BodyTooLong:
         read = None
     assert read == (body if len(body) <= maximum else None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -70,7 +72,7 @@ def test_a_body_is_sent_in_the_pieces_that_are_allowed(ends: Ends) -> None:
 
 def test_the_head_of_an_answer_is_read_whatever_pieces_it_comes_in(ends: Ends) -> None:
     answer = ends.ask(b'HTTP/1.1 200 OK\r\nETag:  "a" \r\nX-Meta: 1\r\nx-meta: 2\r\n', b"Content-Length: 0\r\n\r\n")
-    assert answer == WireAnswer(200, {"etag": '"a"', "x-meta": "1, 2", "content-length": "0"}, None, True)
+    assert answer == WireAnswer(200, {"etag": '"a"', "x-meta": "1, 2", "content-length": "0"}, None, ends_plainly=True)
 
 
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "412"])
@@ -98,7 +100,6 @@ def test_a_connection_is_not_used_again_after_its_end_or_what_nobody_has_asked_f
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\n\r\n%b" % (len(XML), XML),
         b"HTTP/1.1 503 Slow Down\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(XML), XML),
         b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
         % (len(XML), XML),
@@ -108,14 +109,56 @@ def test_a_connection_is_not_used_again_after_its_end_or_what_nobody_has_asked_f
         b"HTTP/1.1 503 Slow Down\r\nX-Folded: a\r\n b\r\nContent-Length: %d\r\n\r\n%b" % (len(XML), XML),
         b"HTTP/1.1 503 Slow Down\nContent-Length: %d\n\n%b" % (len(XML), XML),
     ],
-    ids=["length", "chunked", "both", "old", "until-its-end", "continued", "folded", "bare-line-breaks"],
+    ids=["chunked", "both", "old", "until-its-end", "continued", "folded", "bare-line-breaks"],
 )
 def test_what_is_not_plain_is_read_by_others_from_its_beginning(ends: Ends, answer: bytes) -> None:
     found = ends.ask(answer, is_over=True)
     assert found.status == 503
     assert found.unread is not None
-    assert found.unread.read() == XML
+    assert _read(found, 1024) == [XML]
     assert not found.may_be_reused
+
+
+@pytest.mark.parametrize("comes", [1, 50, 7919, 100_000])
+def test_a_body_of_a_told_length_is_given_in_whole_pieces_however_it_comes(ends: Ends, comes: int) -> None:
+    body = bytes(range(256)) * 40
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    sends = threading.Thread(target=_send, args=(ends.theirs, answer, comes))
+    sends.start()
+    found = ends.ask(method="GET")
+    assert not found.may_be_reused
+    assert _read(found, 4096) == [body[:4096], body[4096:8192], body[8192:]]
+    assert found.may_be_reused
+    sends.join()
+
+
+def test_what_comes_after_a_body_is_nobodys_answer(ends: Ends) -> None:
+    found = ends.ask(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbodymore", method="GET")
+    assert _read(found, 100) == [b"body"]
+    assert not found.may_be_reused
+
+
+def test_a_body_that_ends_too_early_is_none(ends: Ends) -> None:
+    found = ends.ask(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbody", method="GET", is_over=True)
+    with pytest.raises(urllib3.exceptions.ProtocolError, match="before its 5 bytes"):
+        _read(found, 100)
+    assert not found.may_be_reused
+
+
+def test_what_is_compressed_on_its_way_is_given_as_it_was(ends: Ends) -> None:
+    body = gzip.compress(BODY)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert b"".join(_read(ends.ask(head, body, method="GET"), 1024)) == BODY
+
+
+def _read(answer: WireAnswer, size: int) -> list[bytes]:
+    assert answer.unread is not None
+    return list(answer.unread.stream(size, decode_content=True))
+
+
+def _send(end: socket.socket, content: bytes, size: int) -> None:
+    for at in range(0, len(content), size):
+        end.sendall(content[at : at + size])
 
 
 @pytest.mark.parametrize(
