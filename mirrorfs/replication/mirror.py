@@ -113,6 +113,7 @@ class Mirror:
             removal,
             self.problems,
             ownership,
+            handle_if_listed=self._handle_if_listed,
             parallel=self.chunks_at_once,
         )
 
@@ -183,6 +184,12 @@ class Mirror:
             if await self._settle(item):
                 for other in await self.problems.clear(name):
                     self._look_at(other, self._worklist.inherited())
+
+    async def _handle_if_listed(self, digest: bytes) -> None:
+        item = ChunkItem(digest)
+        with self._worklist.taken(item) as is_taken:
+            if is_taken:
+                await self.handle(item)
 
     async def _settle(self, item: Item) -> bool:
         match item:

@@ -7,7 +7,7 @@ import random
 import time
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -95,9 +95,12 @@ class SnapshotPublication:
         problems: Problems,
         ownership: Ownership,
         *,
+        handle_if_listed: Callable[[bytes], Awaitable[None]],
         parallel: int,
     ) -> None:
-        """`parallel` is how many chunks of one snapshot are sent at once."""
+        """`handle_if_listed` is called with each chunk that is needed: one that waits to be handled is handled first,
+        so that nobody has to look at it once more. `parallel` is how many chunks of one snapshot are sent at once.
+        """
         self._tree = tree
         self._replica = replica
         self._state = state
@@ -108,6 +111,7 @@ class SnapshotPublication:
         self._removal = removal
         self._problems = problems
         self._ownership = ownership
+        self._handle_if_listed = handle_if_listed
         self._parallel = parallel
         self._readers = trio.CapacityLimiter(_READ_AT_ONCE)
         self._alone = Exclusion[SnapshotId]()
@@ -332,6 +336,7 @@ class SnapshotPublication:
 
         async def send(digest: bytes) -> None:
             try:
+                await self._handle_if_listed(digest)
                 await self._chunks.ensure(digest)
             except CannotMirror as failure:
                 # At once: the chunk may be repaired while others are still being sent.

@@ -18,7 +18,8 @@ import heapq
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -241,11 +242,35 @@ class Worklist:
 
     async def take_chunk(self) -> ChunkItem:
         """Wait for the next chunk and mark it as being handled."""
-        item = self._begin(self._chunks, await self._chunks.take())
+        item = await self._chunks.take()
         assert isinstance(item, ChunkItem)
+        self._begin_chunk(item)
+        return item
+
+    @contextmanager
+    def taken(self, item: ChunkItem) -> Iterator[bool]:
+        """Take a chunk out of turn, if it waits, as being handled within the with statement; tells whether it is.
+
+        It waits again if that ends with an exception.
+        """
+        if item not in self._chunks.waiting:
+            yield False
+            return
+        before, at_a_glance = _handling.get(), item in self._at_a_glance
+        self._begin_chunk(item)
+        try:
+            yield True
+        except BaseException:
+            self.add(item, self._active[item], at_a_glance=at_a_glance)
+            raise
+        finally:
+            _handling.set(before)
+            self.done(item)
+
+    def _begin_chunk(self, item: ChunkItem) -> None:
+        self._begin(self._chunks, item)
         if not self._chunks.waiting:
             self._chunk_removals.changed.set()
-        return item
 
     async def take_tree(self, *, only_told: bool = False) -> Item:
         """Wait for the next item that is not a chunk and mark it as being handled.

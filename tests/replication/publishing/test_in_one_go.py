@@ -13,6 +13,7 @@ import trio
 from mirrorfs.replication.sending.attempt import LOST, NOT_BEGUN, Attempt
 from mirrorfs.replication.sending.sender import ChunkSender
 from mirrorfs.replication.work.items import ChunkItem
+from mirrorfs.replication.work.worklist import Worklist
 from mirrorfs.state.chunks import ChunkState
 from tests.replication.datastore import FIRST, PREFIX, chunk_key, chunk_path, digest_of
 from tests.replication.world import Running, World
@@ -66,6 +67,24 @@ async def test_new_chunks_are_sent_once_each_and_confirmed(world: World) -> None
         assert running.problems() == {}
     assert sorted(sender.asked) == sorted(digest_of(label) for label in "abc")
     assert not {key for key in world.store.keys_of("put") if "/.chunks/" in key}
+    world.check()
+
+
+async def test_what_waits_is_handled_by_the_publication_that_needs_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = sending(world)
+    world.datastore.back_up(FIRST, ["a", "b"])
+
+    async def take_none(_: Worklist) -> None:
+        await trio.sleep_forever()
+
+    # Nobody else is there to handle a chunk.
+    monkeypatch.setattr(Worklist, "take_chunk", take_none)
+    async with world.running() as running:
+        await running.settled()
+        assert running.problems() == {}
+    assert sorted(sender.asked) == sorted(digest_of(label) for label in "ab")
     world.check()
 
 

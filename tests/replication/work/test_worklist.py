@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -23,6 +24,10 @@ GROUPS = [GroupId.parse(f"vm/{number}") for number in range(2)]
 SNAPSHOTS = [SnapshotId.parse(FIRST), SnapshotId.parse(SECOND)]
 REMOVABLE: list[Item] = [*SNAPSHOTS, *CHUNKS]
 ITEMS: list[Item] = [*CHUNKS, *GROUPS, *SNAPSHOTS]
+
+
+class _Stopped(Exception):
+    pass
 
 
 @dataclass(slots=True)
@@ -76,6 +81,19 @@ class WorklistModel(RuleBasedStateMachine):
     @rule()
     def take_chunk(self) -> None:
         self.taken(trio.run(self.worklist.take_chunk))
+
+    @precondition(lambda self: self.takeable(ChunkItem))
+    @rule(fails=st.booleans(), data=st.data())
+    def take_out_of_turn(self, fails: bool, data: st.DataObject) -> None:
+        """Whoever needs a chunk handles it, or has to stop in the middle of it."""
+        takeable = [item for item in CHUNKS if item in self.waiting and item not in self.active]
+        item = data.draw(st.sampled_from(takeable))
+        with suppress(_Stopped), self.worklist.taken(item) as is_taken:
+            assert is_taken
+            if fails:
+                raise _Stopped
+        if not fails:
+            del self.waiting[item]
 
     @precondition(lambda self: self.takeable(GroupId, SnapshotId))
     @rule()
@@ -228,6 +246,36 @@ async def test_a_full_worklist_makes_room_when_work_is_done(monkeypatch: pytest.
         nursery.start_soon(worklist.room)
         await trio.testing.wait_all_tasks_blocked()
         worklist.done(await worklist.take_tree())
+
+
+def test_what_is_taken_out_of_turn_stands_for_its_own_record() -> None:
+    worklist = Worklist()
+    worklist.add(CHUNKS[0], 5, at_a_glance=True)
+    worklist.add(CHUNKS[1], 7)
+    assert worklist.inherited() == 7
+    with worklist.taken(CHUNKS[0]) as is_taken:
+        assert is_taken
+        assert worklist.inherited() == 5
+        assert worklist.handles_at_a_glance()
+        with worklist.taken(CHUNKS[0]) as is_taken_again:
+            assert not is_taken_again
+        # It changes meanwhile.
+        worklist.add(CHUNKS[0], 8)
+    assert worklist.inherited() == 8
+    assert not worklist.handles_at_a_glance()
+    assert worklist.is_listed(CHUNKS[0])
+    assert worklist.oldest_sequence() == 7
+
+
+def test_what_is_taken_out_of_turn_and_not_handled_waits_again_as_before() -> None:
+    worklist = Worklist()
+    worklist.add(CHUNKS[0], 5, at_a_glance=True)
+    with suppress(_Stopped), worklist.taken(CHUNKS[0]):
+        raise _Stopped
+    with worklist.taken(CHUNKS[0]) as is_taken:
+        assert is_taken
+        assert worklist.inherited() == 5
+        assert worklist.handles_at_a_glance()
 
 
 def test_chunks_that_wait_or_are_under_way() -> None:
