@@ -37,7 +37,9 @@ class Unread(Protocol):
     """The body of an answer, as urllib3 gives one."""
 
     def stream(self, amt: int, decode_content: bool) -> Iterator[bytes]:
-        """What has not been read yet, in pieces of so many bytes; decoded, if so, from what Content-Encoding names.
+        """What has not been read yet, in pieces of at most so many bytes, the first of as many as there are.
+
+        If so it is decoded from what Content-Encoding names.
 
         Raises what a pool of urllib3 would, or a plain OSError.
         """
@@ -162,18 +164,19 @@ class _PlainBody:
 
     def stream(self, amt: int, decode_content: bool) -> Iterator[bytes]:
         """See Unread; nothing is encoded."""
-        while self.remaining:
-            yield self._piece(min(amt, self.remaining))
-
-    def _piece(self, size: int) -> bytes:
-        pieces = [self._begun[:size]]
-        self._begun = self._begun[size:]
+        size = min(amt, self.remaining)
+        pieces, self._begun = [self._begun[:size]], self._begun[size:]
         missing = size - len(pieces[0])
         while missing:
             pieces.append(self._receive(missing))
             missing -= len(pieces[-1])
         self.remaining -= size
-        return b"".join(pieces)
+        yield b"".join(pieces)
+        while self.remaining:
+            piece, self._begun = self._begun[:amt], self._begun[amt:]
+            piece = piece or self._receive(min(amt, self.remaining))
+            self.remaining -= len(piece)
+            yield piece
 
     def _receive(self, size: int) -> bytes:
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tests.bench.processes import remove_all
+from tests.bench.file_systems import new_file_system
 from tests.bench.rounds import HUNG_SECONDS
 from tests.bench.targets import Mirror, Target, sync_file_system
 from tests.bench.uploads import Say
@@ -27,20 +29,24 @@ class Creations:
 def measure_creations(
     base: Path, store: StoreServer, bucket: str, *, directories: int, rounds: int, say: Say
 ) -> Creations:
-    """Make so many chunk directories in each round, in turns. `base` is made, and stays. Raises BenchFailed."""
-    base.mkdir()
+    """Make so many chunk directories in each round, in turns, on a new file system each time.
+
+    `base` is made, and stays. Raises BenchFailed.
+    """
+    disk = base / "disk"
+    disk.mkdir(parents=True)
     backing: list[float] = []
     mirrorfs: list[float] = []
     for number in range(rounds):
         say(f"creation, round {number + 1} of {rounds}")
-        pairs: list[tuple[list[float], Target]] = [
-            (backing, Target(base / f"backing-{number}")),
-            (mirrorfs, Mirror(base / f"mirrorfs-{number}", store, bucket, name=f"creation-{number}")),
+        mirror = partial(Mirror, disk / "mirrorfs", store, bucket, name=f"creation-{number}")
+        pairs: list[tuple[list[float], Callable[[], Target]]] = [
+            (backing, partial(Target, disk / "backing")),
+            (mirrorfs, mirror),
         ]
-        for seconds, target in pairs if number % 2 == 0 else reversed(pairs):
-            with killing_mounts_after(HUNG_SECONDS):
-                seconds.append(_create(target, directories))
-            remove_all(target.base)
+        for seconds, make in pairs if number % 2 == 0 else reversed(pairs):
+            with new_file_system(base / "image", disk), killing_mounts_after(HUNG_SECONDS):
+                seconds.append(_create(make(), directories))
     return Creations(tuple(backing), tuple(mirrorfs))
 
 

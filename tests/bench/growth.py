@@ -16,7 +16,7 @@ from typing import cast
 
 from mirrorfs.database.directory import StateDirectory
 from mirrorfs.state.state import State
-from tests.bench.file_systems import file_system_in_a_file
+from tests.bench.file_systems import file_system_for_small_files
 from tests.bench.publication import Image, confirm_all
 from tests.bench.rounds import HUNG_SECONDS
 from tests.bench.stub_store import RunningStub
@@ -44,7 +44,7 @@ def measure_growth(
     """Measure with each of these numbers of chunks, which grow. `base` is made, and stays. Raises BenchFailed."""
     disk = base / "disk"
     disk.mkdir(parents=True)
-    with file_system_in_a_file(base / "image", disk, files=max(counts)):
+    with file_system_for_small_files(base / "image", disk, files=max(counts)):
         mirror = Mirror(disk / "mirror", cast(StoreServer, stub), bucket, name=base.name)
         mirror.put_state(base / "state")
         # A state that has a claim in the bucket, and then all chunks, as if they had been sent.

@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.bench.file_systems import new_file_system
 from tests.bench.grid import Grid, duration, print_facts, print_grid
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.processes import BenchFailed
+from tests.bench.targets import sync_file_system
 from tests.bench.uploads import Say
 from tests.harness.bulk import generate_bulk
 from tests.harness.content import MEBIBYTE, BackupPlan, ImagePlan
@@ -49,9 +51,11 @@ SMALLEST = RestoreScale(large_chunks=2, small_chunks=10, tiny_chunks=20, rounds=
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of one program: seconds, processor seconds, and the most memory that it had, in bytes."""
+    """One run of one program: seconds until it ended, and until all was on the disk; processor seconds, and the most
+    memory that it had, in bytes."""
 
     seconds: float
+    seconds_until_safe: float
     processor_seconds: float
     memory: int
 
@@ -122,27 +126,26 @@ def _measure(
     make(base / "datastore")
     objects = objects_of(base / "datastore")
     upload(store.access, bucket, _NAME, objects)
-    shutil.rmtree(base / "datastore")
+    disk = base / "disk"
+    disk.mkdir()
     environment = {**os.environ, **store.environment()}
     restore = [sys.executable, "-m", "mirrorfs.cli", "restore", f"s3://{bucket}/{_NAME}"]
     options = ["--endpoint-url", store.endpoint_url, "--parallel", str(_PARALLEL)]
     copy = [program, "copy", f"store:{bucket}/{_NAME}", "--transfers", str(_PARALLEL), "--checkers", str(_PARALLEL)]
-    ours: list[Sample] = []
-    theirs: list[Sample] = []
+    target = str(disk / "datastore")
+    programs: list[tuple[list[Sample], Sequence[str], dict[str, str]]] = [
+        ([], [*restore, target, *options], environment),
+        ([], [*copy, target], {**environment, **_rclone_settings(store)}),
+    ]
     for number in range(rounds):
         say(f"{name}, round {number + 1} of {rounds}")
-        programs = [
-            (ours, [*restore, str(base / "mirrorfs"), *options], environment),
-            (theirs, [*copy, str(base / "rclone")], {**environment, **_rclone_settings(store)}),
-        ]
         # In turns: none is always the one after a busy neighbour.
         for samples, command, variables in programs if number % 2 == 0 else reversed(programs):
-            samples.append(_run(command, variables))
-        for target in ("mirrorfs", "rclone"):
-            # rm is several times as quick about 65,536 directories as shutil.
-            subprocess.run(["rm", "--recursive", str(base / target)], check=True)
+            with new_file_system(base / "image", disk):
+                samples.append(_run(command, variables, disk))
+    ours, theirs = (tuple(samples) for samples, _, _ in programs)
     size = sum(len(data) for data in objects.values())
-    return RestoreSeries(name, len(objects), size, tuple(ours), tuple(theirs))
+    return RestoreSeries(name, len(objects), size, ours, theirs)
 
 
 def _rclone_settings(store: StoreServer) -> dict[str, str]:
@@ -156,7 +159,7 @@ def _rclone_settings(store: StoreServer) -> dict[str, str]:
     }
 
 
-def _run(command: Sequence[str], environment: dict[str, str]) -> Sample:
+def _run(command: Sequence[str], environment: dict[str, str], disk: Path) -> Sample:
     began = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
@@ -168,7 +171,9 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> Sample:
         if process.returncode != 0:
             said.seek(0)
             raise BenchFailed(f"{command[0]} has failed: {said.read().decode(errors='replace')[-500:]}")
-    return Sample(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, memory)
+    seconds = time.perf_counter() - began
+    sync_file_system(disk)
+    return Sample(seconds, time.perf_counter() - began, usage.ru_utime + usage.ru_stime, memory)
 
 
 def _most_memory(pid: int) -> int:
@@ -213,13 +218,14 @@ def print_restores(results: RestoreResults) -> None:
                     f"{series.objects} objects ({series.name})",
                     program,
                     duration(seconds),
+                    duration(statistics.median(sample.seconds_until_safe for sample in samples)),
                     f"{series.size / seconds / 1e6:.1f} MB/s",
                     duration(statistics.median(sample.processor_seconds for sample in samples)),
                     f"{max(sample.memory for sample in samples) / 1e6:.0f} MB",
                     f"{statistics.median(sample.seconds for sample in series.rclone) / seconds:.2f}",
                 ]
             )
-    head = ["what", "program", "time", "rate", "processor", "memory", "speed beside rclone"]
+    head = ["what", "program", "time", "until on disk", "rate", "processor", "memory", "speed beside rclone"]
     print_grid(Grid("Bringing a datastore back: medians", head, rows))
 
 

@@ -20,7 +20,7 @@ from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Meter, Part, Spread
 from tests.bench.operations import MEBIBYTE, OPERATIONS, Backup, InsertChunks, Mark, ReadChunks, Sweep
 from tests.bench.processes import BenchFailed, remove_all
-from tests.bench.restoring import RestoreScale
+from tests.bench.restoring import RestoreScale, RestoreSeries
 from tests.bench.rounds import HUNG_SECONDS, measure_operations
 from tests.bench.scale import FULL as WHOLE_SCALE
 from tests.bench.scale import Scale
@@ -314,14 +314,21 @@ def _upload_rows(series: UploadSeries) -> list[Row]:
 
 def _restores(base: Path, run: Run) -> list[Row]:
     found = restoring.measure_restores(base, run.scale.restores, ["4MiB", "64KiB"], run.say)
-    rows = []
-    for series in found.series:
-        ours, theirs = ([sample.seconds for sample in samples] for samples in (series.mirrorfs, series.rclone))
-        chunks = run.scale.restores.large_chunks if series.name == "4MiB" else run.scale.restores.small_chunks
-        workload = f"restore {chunks} chunks of {series.name.replace('4M', '4 M').replace('K', ' K')}"
-        speed = f"{Spread.of([series.size / seconds / 1e6 for seconds in ours]).median:.0f} MB/s"
-        rows.append(Row(workload, f"{_COPY} back", "of its speed", at_least(0.9), _over(theirs, ours), speed))
-    return rows
+    return [row for series in found.series for row in _restore_rows(series, run.scale.restores)]
+
+
+def _restore_rows(series: RestoreSeries, scale: RestoreScale) -> list[Row]:
+    ours = [sample.seconds for sample in series.mirrorfs]
+    theirs = [sample.seconds for sample in series.rclone]
+    # What mirrorfs has brought when it ends is on the disk.
+    safe = [sample.seconds_until_safe for sample in series.rclone]
+    chunks, size = (scale.large_chunks, "4 MiB") if series.name == "4MiB" else (scale.small_chunks, "64 KiB")
+    workload = f"restore {chunks} chunks of {size}"
+    speed = f"{Spread.of([series.size / seconds / 1e6 for seconds in ours]).median:.0f} MB/s"
+    return [
+        Row(workload, f"{_COPY} back", "of its speed", at_least(0.9), _over(theirs, ours), speed),
+        Row(workload, f"{_COPY} back, and syncfs", "of its speed", at_least(0.9), _over(safe, ours)),
+    ]
 
 
 def _lag(base: Path, run: Run) -> list[Row]:

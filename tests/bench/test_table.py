@@ -29,7 +29,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("4MiB", "4MiB-stub", "64KiB", "64KiB-stub")
     ]
     brought = tuple(
-        RestoreSeries(name, 8, 8 << 22, (restoring.Sample(2.0, 1.0, 1),), (restoring.Sample(1.0, 1.0, 1),))
+        RestoreSeries(name, 8, 8 << 22, (restoring.Sample(2.0, 2.0, 1.0, 1),), (restoring.Sample(1.0, 1.5, 1.0, 1),))
         for name in ("4MiB", "64KiB")
     )
     results = RestoreResults({}, SMALLEST.restores, 0.0, 0.0, brought)
