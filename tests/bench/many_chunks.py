@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.bench.file_systems import file_system_for_small_files
 from tests.bench.generated_store import BUCKET, NAME, running_generated_store
 from tests.bench.grid import Grid, duration, print_facts, print_grid
 from tests.bench.machine import load_average, machine_facts
@@ -69,13 +71,22 @@ def measure_memory(base: Path, scale: MemoryScale, names: Sequence[str], say: Sa
     for command in names:
         for chunks in scale.restored if command == "restore" else scale.referenced:
             say(f"{command}: {chunks} chunks")
-            with running_generated_store(chunks) as store:
-                samples.append(_measure(base, command, chunks, store))
+            files = chunks if command == "restore" else 0
+            with running_generated_store(chunks) as store, _disk(base, files) as disk:
+                samples.append(_measure(disk, command, chunks, store))
     return MemoryResults(machine_facts(base), scale, load_before, load_average(), tuple(samples))
 
 
-def _measure(base: Path, command: str, chunks: int, store: StoreAccess) -> MemorySample:
-    target = base / "restored"
+@contextmanager
+def _disk(base: Path, files: int) -> Iterator[Path]:
+    disk = base / "disk"
+    disk.mkdir(exist_ok=True)
+    with file_system_for_small_files(base / "image", disk, files=files):
+        yield disk
+
+
+def _measure(disk: Path, command: str, chunks: int, store: StoreAccess) -> MemorySample:
+    target = disk / "restored"
     words = {
         "verify": ["verify", f"s3://{BUCKET}/{NAME}"],
         "dry-run": ["restore", f"s3://{BUCKET}/{NAME}", str(target), "--dry-run"],
@@ -98,9 +109,6 @@ def _measure(base: Path, command: str, chunks: int, store: StoreAccess) -> Memor
             said.seek(0)
             raise BenchFailed(f"{command} has failed: {said.read().decode(errors='replace')[-500:]}")
     seconds = time.perf_counter() - began
-    if target.exists():
-        # rm is several times as quick about 65,536 directories as shutil.
-        subprocess.run(["rm", "--recursive", str(target)], check=True)
     return MemorySample(command, chunks, seconds, usage.ru_utime + usage.ru_stime, memory, with_files)
 
 
