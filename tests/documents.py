@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ _SPAN = re.compile(r"`([^`]+)`")
 _HEADING = re.compile(r"#+ (.*)")
 _ANCHOR = re.compile(r'<a id="([^"]+)"></a>')
 _LIST_ITEM = re.compile(r" *([-*]|\d+\.) ")
+# How blocks begin that nobody types: settings, formats, and what a program has answered.
+_SHOWN = re.compile(r"\[|\{|ok |without |healthy: |location |NAME/|PBS ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,30 @@ class Document:
             before = text
 
     @cached_property
+    def blocks(self) -> list[str]:
+        """The blocks of code, their lines without what they are indented by, joined where a backslash ends them."""
+        # A blank line within a block is no code by itself; what follows says whether it was within one.
+        code = "\n".join(
+            "\0" if _FENCE.match(line.text) else line.text if line.is_code else "\0" * bool(line.text)
+            for line in self.lines
+        )
+        found = [textwrap.dedent(part).strip("\n") for part in code.split("\0")]
+        return [re.sub(r" *\\\n *", " ", block) for block in found if block]
+
+    @cached_property
+    def typed(self) -> list[str]:
+        """The lines that are to be typed: those behind a prompt where a block has one, else all of it."""
+        lines: list[str] = []
+        for block in self.blocks:
+            prompted = re.findall(r"^# (.*)", block, re.MULTILINE)
+            if prompted or not _SHOWN.match(block):
+                lines += prompted or block.splitlines()
+        return lines
+
+    @cached_property
     def commands(self) -> list[str]:
-        """The lines in blocks of code that call mirrorfs, without a prompt, joined where a backslash ends them."""
-        code = "\n".join(line.text.strip() if line.is_code else "" for line in self.lines)
-        typed = re.sub(r"\\\n", "", code).splitlines()
-        return [line.removeprefix("# ") for line in typed if re.match(r"(# )?mirrorfs ", line)]
+        """The lines to be typed that call mirrorfs."""
+        return [line for line in self.typed if line.startswith("mirrorfs ")]
 
     @cached_property
     def spans(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Iterator
 
@@ -38,7 +39,7 @@ def command(datastore: str | None, listen: tuple[str, int] | None) -> None:
       mirrorfs metrics > mirrorfs.new && mv mirrorfs.new /var/lib/prometheus/node-exporter/mirrorfs.prom
       mirrorfs metrics --listen 127.0.0.1:9860
 
-    Exit codes: 0 they were printed, 1 ADDRESS:PORT cannot be used, 2 wrong usage.
+    Exit codes: 0 they were printed, or served until Ctrl-C; 1 ADDRESS:PORT cannot be used; 2 wrong usage.
     """
     require_root("ask a mirror for its metrics")
     path = None if datastore is None else real_path(datastore)
@@ -53,8 +54,10 @@ def command(datastore: str | None, listen: tuple[str, int] | None) -> None:
     except OSError as error:
         raise Failure(f"cannot listen on {address}, port {port}: {error.strerror}") from error
     say(f"serving metrics on {address}, port {port}, at /metrics", err=True)
-    while True:
-        signal.pause()
+    # That is how whoever has called it by hand ends it.
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            signal.pause()
 
 
 def _drilled(answer: Answer) -> Iterator[Drilled]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.service.debian import ROOT, Debian, Packages, directory_for, fresh_debian, release_of_this_machine, run
+from tests.service.typed import Typist
 
 # Debian 12 and 13. Each gets a package of its own, as each has another version of Python.
 _RELEASES = ("bookworm", "trixie")
@@ -18,10 +19,11 @@ _RELEASES = ("bookworm", "trixie")
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What scripts/package makes of the commit that is checked out."""
-    directory = tmp_path_factory.mktemp("dist")
-    run(ROOT / "scripts" / "package", directory)
-    return directory
+    """What scripts/package makes in a clone of the commit that is checked out."""
+    clone = tmp_path_factory.mktemp("clone") / "mirrorfs"
+    run("git", "clone", "--quiet", ROOT, clone)
+    Typist(run, directory=str(clone)).literally("scripts/package")
+    return clone / "dist"
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from tests.service_manager import ServiceManager, Unit, clean_environment, envir
 
 ROOT = Path(__file__).parents[2]
 _NOTIFY = "/run/notify"
+# apt asks nobody, and installs what is named and what that depends on.
+_ANSWERS = 'APT::Get::Assume-Yes "true";\nAPT::Install-Recommends "false";\n'
 # What newer_than() says that it was built from.
 NEWER_COMMIT = "f" * 40
 Packages = Callable[[str], Path]
@@ -176,6 +178,7 @@ def fresh_debian(release: str, made: Path) -> Iterator[Debian]:
             run("mount", "-t", "devpts", "devpts", root / "dev/pts")
             run("mount", "-t", "tmpfs", "tmpfs", root / "run")
             run("mknod", root / "dev/fuse", "c", "10", "229")
+            (root / "etc/apt/apt.conf.d/answers").write_text(_ANSWERS)
             yield debian
         finally:
             debian.kill_everything()

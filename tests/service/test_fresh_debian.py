@@ -12,6 +12,7 @@ import pytest
 
 from tests.service.debian import NEWER_COMMIT, Debian, Packages, newer_than
 from tests.service.server import DATASTORE, PBS, STATE, backing_up
+from tests.service.typed import Typist
 from tests.stores.seaweedfs import StoreServer
 
 pytestmark = [
@@ -60,18 +61,21 @@ def test_a_mirror_survives_a_kill_of_everything_and_a_boot(pbs: PBS, debian: Deb
 
 
 def test_mount_of_util_linux_takes_it_from_fstab(pbs: PBS, debian: Debian) -> None:
-    debian.path("/etc/fstab").write_text(f"store1 {DATASTORE} mirrorfs _netdev,nofail 0 0\n")
-    keys = ("env", "AWS_SHARED_CREDENTIALS_FILE=/etc/mirrorfs/credentials")
-    debian.run(*keys, "mount", DATASTORE)
+    shell = Typist(debian.run)
+    shell.literally("export AWS_SHARED_CREDENTIALS_FILE=/etc/mirrorfs/credentials")
+    line = "store1  /mnt/datastore/store1  mirrorfs  _netdev,nofail  0  0"
+    debian.path("/etc/fstab").write_text(f"{line}\n")
+    shell.literally(f"mount {DATASTORE}")
     pbs.backup("vm/100")
     pbs.assert_that_nothing_is_lost("vm/100")
     said = debian.run("sh", "-c", f"mount -o remount,noatime {DATASTORE} 2>&1; echo code $?")
     assert "mirrorfs cannot be remounted" in said
     assert said.endswith("code 32\n")
-    pbs.command("umount", "store1")
-    debian.run(*keys, "mount", "-t", "mirrorfs", "store1", DATASTORE)
+    shell.literally("mirrorfs umount store1", "mount -t mirrorfs store1 /mnt/datastore/store1")
     pbs.backup("vm/101")
     pbs.assert_that_nothing_is_lost("vm/101")
+    shell.literally("umount -R /mnt/datastore/store1")
+    assert "fuse.mirrorfs" not in debian.run("cat", "/proc/self/mounts")
 
 
 def test_an_upgrade_while_backups_run_is_noticed_by_nobody(

@@ -14,6 +14,7 @@ import pytest
 from mirrorfs.cli.main import main
 from mirrorfs.service import units
 from tests.service.debian import NEWER_COMMIT, ROOT, Debian, Packages, newer_than, run
+from tests.service.typed import Typist
 
 pytestmark = [
     pytest.mark.long,
@@ -96,11 +97,12 @@ def test_a_fresh_debian_takes_it_and_gets_rid_of_it(debian: Debian, package_for:
     assert debian.traces() == enabled
     assert debian.text("etc/default/mirrorfs") == "AWS_PROFILE=mine\n"
 
-    debian.run("apt-get", "remove", "-y", "-q", "mirrorfs")
+    shell = Typist(debian.run)
+    shell.literally("apt remove mirrorfs")
     left = debian.traces() - before
     assert left == {"/etc/mirrorfs", "/etc/default/mirrorfs", "/var/lib/mirrorfs"}, "PBS would wait for what is gone"
     assert (debian.root / "var/lib/mirrorfs/srv-store1/journal").is_dir()
-    debian.run("apt-get", "purge", "-y", "-q", "mirrorfs")
+    shell.literally("apt purge mirrorfs")
     assert debian.traces() == before
 
 
@@ -124,18 +126,22 @@ def test_shells_complete_and_man_shows(debian: Debian, package_for: Packages) ->
         zpty -r -m shell shown '*mirrorfs uninstall*' && echo completed
     """
     assert "completed" in debian.run("timeout", "60", "zsh", "-f", "-c", script)
-    assert "--keep-state" in debian.run("man", "mirrorfs-uninstall")
+    assert "--into" in Typist(debian.run).literally("man mirrorfs-restore")
 
 
 def test_pipx_takes_the_wheel_and_the_sources(debian: Debian, dist: Path) -> None:
-    """With what docs/operating.md says has to be installed before."""
-    documented = re.search(r"`apt install (pipx [^`]+)` first", (ROOT / "docs/operating.md").read_text())
-    assert documented is not None
-    debian.get(*documented[1].split())
-    for number, built in enumerate((*dist.glob("*.whl"), *dist.glob("*.tar.gz"))):
-        shutil.copy(built, debian.root)
-        home, programs = f"/opt/pipx{number}", f"/usr/local/bin{number}"
-        debian.run("env", f"PIPX_HOME={home}", f"PIPX_BIN_DIR={programs}", "pipx", "install", f"/{built.name}")
-        commit = run("git", "-C", ROOT, "rev-parse", "HEAD").strip()
+    debian.path("/root/dist").mkdir()
+    (wheel,), (sources,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    for built in (wheel, sources):
+        shutil.copy(built, debian.path("/root/dist"))
+    shell = Typist(debian.run)
+    shell.literally("apt install pipx fuse3 libfuse3-dev pkg-config gcc python3-dev")
+    shell.literally(
+        "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install ./dist/mirrorfs-0.1.0-py3-none-any.whl"
+    )
+    others = ("env", "PIPX_HOME=/opt/pipx1", "PIPX_BIN_DIR=/usr/local/bin1")
+    debian.run(*others, "pipx", "install", f"/root/dist/{sources.name}")
+    commit = run("git", "-C", ROOT, "rev-parse", "HEAD").strip()
+    for programs in ("/usr/local/bin", "/usr/local/bin1"):
         assert f"commit {commit}" in debian.run(f"{programs}/mirrorfs", "--version")
         assert "DATASTORE" in debian.run(f"{programs}/mount.mirrorfs", "--help")

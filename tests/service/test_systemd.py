@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 _MIRROR = "mirrorfs@store1.service"
-_PBS_UNIT = """
+PBS_UNIT = """
 [Service]
 ExecStart=/bin/sleep infinity
 Restart=on-failure
@@ -45,7 +45,7 @@ def pbs(debian: Debian, package_for: Packages, own_store: StoreServer) -> PBS:
     debian.run("postconf", "-e", "master_service_disable = inet")
     debian.install(package_for(debian.release))
     for unit in units.PBS_UNITS:
-        debian.path(f"/etc/systemd/system/{unit}").write_text(_PBS_UNIT)
+        debian.path(f"/etc/systemd/system/{unit}").write_text(PBS_UNIT)
         debian.run("systemctl", "enable", unit)
     made = PBS(debian, own_store)
     # Told at once, so that nothing has to be so for minutes.
