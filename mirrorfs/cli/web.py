@@ -100,10 +100,13 @@ async def _serve(datastore: str, listen: tuple[str, int], require_token: bool) -
     token = None if is_local and not require_token else _token()
     overview = Overview(partial(_read, datastore, settings_file(datastore)))
     begin_log("web")
-    say(f"the page is at http://{shown_address(address, port)}/", err=True)
-    if token is not None:
-        say(f"its password is the token in {TOKEN_FILE}, with any user name", err=True)
-    await serving.serve(listeners, overview, Pages(overview, Gate(token, is_local)))
+
+    def tell() -> None:
+        say(f"the page is at http://{shown_address(address, port)}/", err=True)
+        if token is not None:
+            say(f"its password is the token in {TOKEN_FILE}, with any user name", err=True)
+
+    await serving.serve(listeners, overview, Pages(overview, Gate(token, is_local)), tell)
 
 
 def _token() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -40,8 +41,8 @@ def are_local(listeners: Listeners) -> bool:
     return all(is_loopback(listener.socket.getsockname()[0]) for listener in listeners)
 
 
-async def serve(listeners: Listeners, overview: Overview, pages: Pages) -> None:
-    """Serve the page until SIGINT or SIGTERM."""
+async def serve(listeners: Listeners, overview: Overview, pages: Pages, tell: Callable[[], None]) -> None:
+    """Serve the page until SIGINT or SIGTERM. `tell` is called when these end it in good order."""
     slots = trio.CapacityLimiter(MOST_CONNECTIONS)
 
     async def converse(stream: trio.SocketStream) -> None:
@@ -60,6 +61,7 @@ async def serve(listeners: Listeners, overview: Overview, pages: Pages) -> None:
             log.exception("a request could not be answered")
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        tell()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(overview.sample)
             nursery.start_soon(partial(trio.serve_listeners, converse, listeners, handler_nursery=nursery))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,16 @@ def test_wrong_settings_are_wrong_usage(settings: Path, wrong: str) -> None:
     assert "Error: " in done.output
 
 
+def test_who_ends_it_as_soon_as_it_tells_where_it_is_ends_it_in_good_order(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "begin_log", lambda _: None)
+    monkeypatch.setattr(web, "say", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    assert CliRunner().invoke(web.command, ["/srv/store1", "--listen", f"127.0.0.1:{port}"]).exit_code == 0
+
+
 def test_an_address_that_is_taken_or_not_here_is_told(settings: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -107,7 +119,8 @@ def test_a_token_is_demanded_off_loopback_and_where_it_is_wanted(
 ) -> None:
     gates = []
 
-    async def serve(_listeners: object, _overview: object, pages: Any) -> None:  # noqa: ANN401
+    async def serve(_listeners: object, _overview: object, pages: Any, tell: Callable[[], None]) -> None:  # noqa: ANN401
+        tell()
         gates.append(pages._gate)
 
     monkeypatch.setattr(serving, "serve", serve)

@@ -34,12 +34,12 @@ def _free_port() -> int:
         return port
 
 
-def _await_line(process: subprocess.Popen[str], text: str) -> None:
+def _await_line(process: subprocess.Popen[bytes], text: str) -> None:
     assert process.stderr is not None
     while select.select([process.stderr], [], [], _SECONDS)[0]:
         line = process.stderr.readline()
         assert line, f"it has ended with {process.wait()}"
-        if text in line:
+        if text in line.decode():
             return
     raise AssertionError(f"it does not say {text!r}")
 
@@ -47,7 +47,12 @@ def _await_line(process: subprocess.Popen[str], text: str) -> None:
 @contextmanager
 def _running(*command: str, said: str, environment: dict[str, str] | None = None) -> Iterator[None]:
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1
+        # Not buffered: what has been read is not seen by select(2) any more.
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        bufsize=0,
     )
     try:
         _await_line(process, said)

@@ -96,8 +96,9 @@ def test_getting_started_and_the_end(server: Debian, own_store: StoreServer) -> 
         shell.literally("systemctl restart proxmox-backup proxmox-backup-proxy")
 
         # docs/web.md
-        with system.path("/etc/mirrorfs/store1.toml").open("a") as settings:
-            settings.write('[web]\nlisten = "127.0.0.1:9861"\n')
+        settings = system.path("/etc/mirrorfs/store1.toml")
+        assert "[web]\n" in settings.read_text()
+        settings.write_text(settings.read_text().replace("[web]\n", '[web]\nlisten = "127.0.0.1:9861"\n'))
         shell.literally("mirrorfs install store1", "systemctl start mirrorfs-web@store1")
         page = "curl -sS --retry 30 --retry-connrefused --retry-delay 1 http://127.0.0.1:9861/live.json"
         assert json.loads(system.run("sh", "-c", page))

@@ -105,7 +105,7 @@ async def _serve(mirror: MirrorUnderTest, directory: Path, base: Path) -> None:
     listeners = await serving.listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serving.serve, listeners, told, Pages(told, Gate(None, is_local=True)))
+        nursery.start_soon(serving.serve, listeners, told, Pages(told, Gate(None, is_local=True)), lambda: None)
         await trio.sleep_until(ends)
         await trio.to_thread.run_sync(_take, url, directory, base)
         nursery.cancel_scope.cancel()

@@ -86,7 +86,7 @@ async def serving_page(mirror: Mirror, gate: Gate) -> AsyncIterator[int]:
     assert serving.are_local(listeners)
     overview = Overview(mirror.read)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serving.serve, listeners, overview, Pages(overview, gate))
+        nursery.start_soon(serving.serve, listeners, overview, Pages(overview, gate), lambda: None)
         yield int(listeners[0].socket.getsockname()[1])
         nursery.cancel_scope.cancel()
 
