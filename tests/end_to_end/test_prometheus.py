@@ -98,8 +98,10 @@ def test_panels_and_alerts_are_answered(mirror: MirrorUnderTest) -> None:
         _running(*prometheus, f"--web.listen-address=127.0.0.1:{there}", said=_READY),
     ):
         # Nothing tells when it has looked often enough (a rate needs two looks), so it is asked each second.
-        unanswered = [(title, expression) for title, expressions in _panels().items() for expression in expressions]
-        assert len(unanswered) > 10
+        asked = [(title, expression) for title, expressions in _panels().items() for expression in expressions]
+        # Nothing was drilled here: a drill would leave its note on this machine.
+        unanswered = [entry for entry in asked if "mirrorfs_drill_last_timestamp_seconds" not in entry[1]]
+        assert len(asked) - 1 == len(unanswered) > 10
         while unanswered:
             time.sleep(1)
             unanswered = [
