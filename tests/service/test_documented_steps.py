@@ -110,9 +110,9 @@ def test_getting_started_and_the_end(server: Debian, own_store: StoreServer) -> 
             "aws --endpoint-url https://s3.example.com s3 sync s3://backups/store1/.cnt /mnt/datastore/back",
             "aws --endpoint-url https://s3.example.com s3 sync s3://backups/store1/.chunks /mnt/datastore/back/.chunks",
             "find /mnt/datastore/back -name .namespace -delete",
-            "for i in $(seq 0 65535); do mkdir -p /mnt/datastore/back/.chunks/$(printf %04x $i); done",
+            "printf '/mnt/datastore/back/.chunks/%04x\\n' $(seq 0 65535) | xargs mkdir -p",
             "touch /mnt/datastore/back/.lock",
-            "chmod 750 /mnt/datastore/back/.chunks /mnt/datastore/back/.chunks/????",
+            "find /mnt/datastore/back/.chunks -type d -exec chmod 750 {} +",
             "chown -R backup:backup /mnt/datastore/back",
         )
         compare_datastores(system.path(DATASTORE), system.path("/mnt/datastore/back"))
