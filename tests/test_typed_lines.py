@@ -42,18 +42,16 @@ NOT_RUN = {
     "proxmox-backup-manager s3 endpoint create store1 --access-key ACCESS_KEY --secret-key SECRET_KEY "
     "--endpoint s3.example.com --path-style true --region eu-central-1": _OF_PROXMOX,
     "scripts/package --release trixie": "service/conftest.py has it put the package elsewhere",
-    "scripts/demo": "it takes minutes, judges itself, and leaves nothing that a test could look at",
     "scripts/setup --test": "each script begins with it",
     "scripts/test": "the suite itself",
     "scripts/test --ceph": "the suite itself, with a cluster that it installs",
     "scripts/test --long": "the suite itself",
     "scripts/test --long tests/service": "the suite itself",
-    "apt install debootstrap": "the tests of the package are skipped without what it installs",
     "modprobe fuse": "the kernel is that of the machine",
     "rclone serve s3 /srv/s3 --addr 127.0.0.1:29871 --auth-key KEY,SECRET --vfs-cache-mode writes": (
         "docs/stores.md says what came of it"
     ),
-    "ssh -L 9861:127.0.0.1:9861 root@pbs.example.com": "it needs two machines",
+    "ssh -L 9861:127.0.0.1:9861 root@pbs.example.com": "it needs two machines; it was seen with two networks of one",
 }
 """Each with the reason, as it stands in the document but for a comment."""
 _NOT_RUN_SCRIPTS = {"scripts/bench": _MEASURES, "scripts/soak": _LASTS}

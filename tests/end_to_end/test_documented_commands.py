@@ -7,11 +7,12 @@ tests/test_typed_lines.py holds that no line is forgotten.
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
+from tests.documents import ROOT
 from tests.end_to_end.namespace import MAIN, NEEDS, STATE, STORE1, Namespace, hours_since_the_harness_began, namespace
 from tests.recovery.mirror import objects_of, upload
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs
@@ -30,7 +31,15 @@ FAILING = {
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
-def test_every_command_of_the_documents_does_what_it_is_there_for(tmp_path: Path) -> None:
+def test_the_demonstration_brings_everything_back() -> None:
+    done = subprocess.run(["bash", "-c", "scripts/demo"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("All of it came back from the bucket: ")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_every_command_of_the_documents_does_what_it_is_there_for() -> None:
     with running_seaweedfs() as store, namespace(store, FAILING) as shell:
         store.create_bucket("backups", versioned=True)
         shell.do("mkdir -p /mnt/datastore /mnt/big")
@@ -80,7 +89,7 @@ def _day_to_day(shell: Namespace) -> None:
         pass
     with shell.literally_meanwhile("mirrorfs log store1 --follow", "mounted"):
         pass
-    shell.do(f"cp -r {Path(__file__).parents[2]}/docs /root/docs")
+    shell.do(f"cp -r {ROOT}/docs /root/docs")
     policy = shell.literally("sed 's/BUCKET/backups/; s/NAME/store1/' docs/policies/mirror.json")
     assert json.loads(policy)["Statement"]
     assert "BUCKET" not in policy

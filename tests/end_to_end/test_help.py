@@ -6,8 +6,6 @@ and so on is empty there, and gone at the end. Nothing in a line is replaced but
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.cli.command_lines import COMMANDS
@@ -48,7 +46,7 @@ def examples() -> set[str]:
 # All that there is of commands, each a process or more: it takes minutes.
 @pytest.mark.long
 @pytest.mark.timeout(1500)
-def test_every_example_does_what_it_is_an_example_of(tmp_path: Path) -> None:
+def test_every_example_does_what_it_is_an_example_of() -> None:
     with running_seaweedfs() as store, namespace(store, FAILING) as shell:
         for bucket in ("backups", "elsewhere"):
             store.create_bucket(bucket, versioned=True)

@@ -123,12 +123,14 @@ def test_getting_started_and_the_end(server: Debian, own_store: StoreServer) -> 
         assert json.loads(manifest)["backup-id"] == "100"
 
         shell.literally("mirrorfs umount --drain store1", "mirrorfs uninstall store1")
-        assert [path for path in server.traces() if "mirrorfs@store1" in path and "override" not in path] == []
+        left = {f"/etc/systemd/system/{unit}.service.d" for unit in ("mirrorfs@store1", "mirrorfs-drill@store1")}
+        assert {path for path in server.traces() if "@store1" in path} == left, "what systemctl edit has added stays"
         assert not system.path("/etc/systemd/system/multi-user.target.wants/mirrorfs@store1.service").is_symlink()
 
 
 def test_a_clone_is_installed(debian: Debian) -> None:
     debian.get("git")
+    Typist(debian.run).literally("apt install debootstrap")
     run("git", "clone", "--quiet", "--bare", ROOT, debian.path("/srv/mirrorfs.git"))
     shell = Typist(debian.run)
     clone = "git clone URL /opt/mirrorfs"
