@@ -132,16 +132,20 @@ class Tree:
     ) -> Content:
         """As `read`, for what may be too large for memory; raises also what ``check_beginning`` does."""
         maximum = longest_file(path) if maximum_size is None else maximum_size
-        with self._parent(path) as (directory, name), _reporting(path), contained(f"{path} takes too much memory"):
-            descriptor = _open(name, _FILE_FLAGS, directory)
-            try:
-                return _read_regular(descriptor, path, maximum, check_beginning)
-            finally:
-                os.close(descriptor)
+        with self._parent(path) as (directory, name):
+            return _read_in(directory, name, path, maximum, check_beginning)
 
     def read_chunk(self, digest: bytes) -> bytes:
         """The chunk with this digest, unchecked; raises as `read` does, also when it is larger than any chunk."""
         return self.read(chunk_path(digest), maximum_size=LONGEST_CHUNK)
+
+    def read_chunk_unless_quarantined(self, digest: bytes) -> bytes | None:
+        """As `read_chunk`, but None where a copy of the chunk stands in quarantine."""
+        path = chunk_path(digest)
+        with self._parent(path) as (directory, name):
+            data = _read_in(directory, name, path, LONGEST_CHUNK)
+            # In this order: what is being quarantined is seen under one name at least.
+            return None if _is_quarantined(directory, name) else bytes(data)
 
     def chunk_size(self, digest: bytes) -> int | None:
         """The size in bytes of the chunk's file; None when there is none."""
@@ -159,9 +163,8 @@ class Tree:
         try:
             with self._parent(path) as (directory, name):
                 size = _size_of_file(directory, name)
-                # In this order: what is being quarantined is seen under one name at least.
-                copies = (_size_of_file(directory, f"{name}.{number}.bad") for number in QUARANTINE_NUMBERS)
-                return ChunkFile(size, any(copy is not None for copy in copies))
+                # In this order, see above.
+                return ChunkFile(size, _is_quarantined(directory, name))
         except (FileNotFoundError, WrongKindError):
             return ChunkFile(None, is_quarantined=False)
 
@@ -290,14 +293,17 @@ class Tree:
 
     def _open_directory(self, path: str) -> int:
         """Open ``path`` component by component; the descriptor returned is the caller's to close."""
-        descriptor = _open(".", _DIRECTORY_FLAGS, self._root)
-        for component in path.split("/") if path else ():
+        if not path:
+            return _open(".", _DIRECTORY_FLAGS, self._root)
+        descriptor = self._root
+        for component in path.split("/"):
             try:
                 _check_component(component, path)
                 with _reporting(path):
                     following = _open(component, _DIRECTORY_FLAGS, descriptor)
             finally:
-                os.close(descriptor)
+                if descriptor != self._root:
+                    os.close(descriptor)
             descriptor = following
         return descriptor
 
@@ -310,6 +316,11 @@ def _size_of_file(directory: int, name: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
+def _is_quarantined(directory: int, name: str) -> bool:
+    copies = (_size_of_file(directory, f"{name}.{number}.bad") for number in QUARANTINE_NUMBERS)
+    return any(size is not None for size in copies)
+
+
 def _open(name: str, flags: int, directory: int) -> int:
     """Open without moving the access time, by which PBS's garbage collection tells used chunks from unused ones."""
     try:
@@ -317,6 +328,17 @@ def _open(name: str, flags: int, directory: int) -> int:
     except PermissionError:
         # O_NOATIME is for the owner and root only.
         return os.open(name, flags, dir_fd=directory)
+
+
+def _read_in(
+    directory: int, name: str, path: str, maximum: int, check_beginning: CheckBeginning | None = None
+) -> Content:
+    with _reporting(path), contained(f"{path} takes too much memory"):
+        descriptor = _open(name, _FILE_FLAGS, directory)
+        try:
+            return _read_regular(descriptor, path, maximum, check_beginning)
+        finally:
+            os.close(descriptor)
 
 
 def _read_regular(descriptor: int, path: str, maximum: int, check_beginning: CheckBeginning | None) -> Content:

@@ -40,9 +40,10 @@ _HELPER_SECONDS = 60.0
 
 @dataclass(slots=True, eq=False)
 class _Made:
-    """One boto3 client and what belongs to it. `secrets` are what must never be shown."""
+    """One boto3 client and what belongs to it. `secrets` are what must never be shown, `endpoint` is fit to be."""
 
     boto: BotoClient
+    endpoint: str
     transport: Transport
     objects: ObjectRequests
     credentials: Any
@@ -104,7 +105,7 @@ class Connection:
         """The endpoint as far as it is known, for messages."""
         made = self._made
         if made is not None:
-            return shown_url(made.boto.meta.endpoint_url)
+            return made.endpoint
         return self.options.endpoint_url or "the default endpoint"
 
     @property
@@ -134,7 +135,7 @@ class Connection:
         """
         made: _Made | None = None
         try:
-            made = self._client(f"{action} {self.place}")
+            made = self._client(action)
             made.transport.limit_next_body(limit)
             yield Request(made, Asked(f"{action} {self.place}", key, writes))
         except BodyRefused as refused:
@@ -175,10 +176,10 @@ class Connection:
     def _client(self, action: str) -> _Made:
         with self._lock:
             if self._made is None:
-                self._made = self._make(action)
+                self._made = self._make(f"{action} {self.place}")
             made = self._made
         if isinstance(made.credentials, RefreshableCredentials):
-            self._within_time(action, made.refresh)
+            self._within_time(f"{action} {self.place}", made.refresh)
         return made
 
     def _forget(self, made: _Made | None) -> None:
@@ -268,7 +269,8 @@ def _make(bucket: str, options: StoreOptions, parallelism: int, throttle: Thrott
     events.register("before-call.s3.DeleteObjects", _add_content_md5)
     events.register("before-call.s3.PutObjectRetention", _add_content_md5)
     events.register("before-send.s3", cast(Any, transport.send))
-    made = _Made(boto, transport, ObjectRequests(boto, transport, credentials), credentials)
+    endpoint = shown_url(boto.meta.endpoint_url)
+    made = _Made(boto, endpoint, transport, ObjectRequests(boto, transport, credentials), credentials)
     made.refresh()
     return made
 

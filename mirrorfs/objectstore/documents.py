@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import email.utils
 import functools
@@ -139,7 +138,7 @@ def crc32c(headers: Mapping[str, str]) -> int | None:
 def crc32c_of(value: str) -> int | None:
     """A CRC32C as S3 writes it: four bytes, the highest first, in base64."""
     try:
-        decoded = base64.b64decode(value.strip(), validate=True)
+        decoded = binascii.a2b_base64(value.strip(), strict_mode=True)
     except (binascii.Error, ValueError):
         return None
     return int.from_bytes(decoded, "big") if len(decoded) == 4 else None

@@ -40,7 +40,7 @@ _HEADERS = {
     "ServerSideEncryption": "x-amz-server-side-encryption",
     "StorageClass": "x-amz-storage-class",
 }
-_NOT_HEADERS = {"Bucket", "Key", "Body"}
+_KNOWN = {"Bucket", "Key", "Body", *_HEADERS}
 
 _Operation = Literal["PutObject", "HeadObject", "GetObject"]
 _METHODS = {"PutObject": "PUT", "HeadObject": "HEAD", "GetObject": "GET"}
@@ -85,7 +85,7 @@ class ObjectRequests:
         self._call("GetObject", self._boto.get_object, parameters)
 
     def _call(self, operation: _Operation, by_boto: Any, parameters: Mapping[str, Any]) -> None:  # noqa: ANN401
-        if self._way is None or not parameters.keys() <= _HEADERS.keys() | _NOT_HEADERS:
+        if self._way is None or not parameters.keys() <= _KNOWN:
             by_boto(**parameters)
             if self._way is None and self._is_usual:
                 self._learn(parameters["Key"])

@@ -195,7 +195,7 @@ class Transport:
         if under_way.is_overdue:
             # The end of a connection that was broken is also the end of a body without an announced length.
             raise self._overdue(under_way)
-        if status == _PROXY_WANTS_A_PASSWORD and (proxy := self._proxy_for(request.url)) is not None:
+        if status == _PROXY_WANTS_A_PASSWORD and (proxy := self._proxy_for(_origin(request.url))) is not None:
             raise _stopped_by(proxy, _IS_CLOSED)
         return Answer(operation, status, headers, received, time.monotonic() - began, sent_at)
 
@@ -205,8 +205,9 @@ class Transport:
         headers = {name: _text(value) for name, value in request.headers.items()}
         # A store that refuses, or never answers, "Expect: 100-continue" is not rare; a body sent in vain is.
         headers.pop("Expect", None)
-        proxy = self._proxy_for(request.url)
-        pool, target = self._pool(proxy, request.url), _target(request.url)
+        origin = _origin(request.url)
+        proxy = self._proxy_for(origin)
+        pool, target = self._pool(proxy, origin), _target(request.url, origin)
         if proxy is not None and request.url.startswith("http:"):
             target = request.url
         if body:
@@ -279,21 +280,20 @@ class Transport:
     def _seconds_to_move(self, size: int) -> float:
         return size / self._options.slowest_rate
 
-    def _proxy_for(self, url: str) -> str | None:
+    def _proxy_for(self, origin: str) -> str | None:
         if self._options.proxy is not None:
             return self._options.proxy
-        origin = _origin(url)
         if origin not in self._proxies:
             # What the environment says is looked up once, as by boto3: it costs a third of a request.
             proxies = botocore.utils.get_environ_proxies(origin)
             self._proxies[origin] = botocore.httpsession.ProxyConfiguration(proxies=proxies).proxy_url_for(origin)
         return self._proxies[origin]
 
-    def _pool(self, proxy: str | None, url: str) -> urllib3.HTTPConnectionPool:
+    def _pool(self, proxy: str | None, origin: str) -> urllib3.HTTPConnectionPool:
         """The connections to a host; urllib3 takes as long to find them again as to send something small."""
-        pool = self._pools.get(_origin(url))
+        pool = self._pools.get(origin)
         if pool is None:
-            pool = self._pools[_origin(url)] = self._manager(proxy).connection_from_url(url)
+            pool = self._pools[origin] = self._manager(proxy).connection_from_url(origin)
         return pool
 
     def _manager(self, proxy: str | None) -> urllib3.PoolManager:
@@ -310,7 +310,7 @@ class Transport:
         cause = innermost_cause(error)
         if isinstance(error, urllib3.exceptions.ProxyError):
             is_closed = str(_PROXY_WANTS_A_PASSWORD) in str(error)
-            return _stopped_by(self._proxy_for(url) or "", _IS_CLOSED if is_closed else cause)
+            return _stopped_by(self._proxy_for(_origin(url)) or "", _IS_CLOSED if is_closed else cause)
         if isinstance(error, urllib3.exceptions.SSLError):
             fingerprint = _FINGERPRINT_SEEN.search(str(error))
             if self._options.fingerprint is not None and fingerprint is not None:
@@ -342,9 +342,9 @@ def _origin(url: str) -> str:
     return "/".join(url.split("/", 3)[:3]) + "/"
 
 
-def _target(url: str) -> str:
+def _target(url: str, origin: str) -> str:
     """What of a URL is sent, as urllib3 writes it."""
-    path = url[len(_origin(url)) - 1 :]
+    path = url[len(origin) - 1 :]
     return path if _PLAIN_PATH.fullmatch(path) else urllib3.util.parse_url(url).request_uri
 
 

@@ -90,6 +90,20 @@ def test_chunk_directory_lists_well_named_files_only(tree: Tree, root: Path) -> 
     assert tree.chunk(bytes(32)) == ChunkFile(None, is_quarantined=False)
 
 
+def test_a_chunk_is_read_unless_a_copy_of_it_is_in_quarantine(tree: Tree, root: Path) -> None:
+    path = root / chunk_path(DIGEST)
+    assert tree.read_chunk_unless_quarantined(DIGEST) == path.read_bytes()
+    copy = path.with_name(f"{path.name}.9.bad")
+    copy.symlink_to(path)
+    assert tree.read_chunk_unless_quarantined(DIGEST) == path.read_bytes()
+    copy.unlink()
+    copy.touch()
+    assert tree.read_chunk_unless_quarantined(DIGEST) is None
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        tree.read_chunk_unless_quarantined(DIGEST)
+
+
 @pytest.mark.parametrize("path", ["../secret", "vm/../../secret", "/etc/passwd", "vm//100", ".", "..", "", "a\0b"])
 def test_malformed_paths_are_refused(tree: Tree, root: Path, path: str) -> None:
     (root.parent / "secret").write_text("secret")

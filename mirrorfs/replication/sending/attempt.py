@@ -65,10 +65,9 @@ class Way:
 
     def _send(self, digest: bytes, capabilities: StoreCapabilities) -> Attempt:
         try:
-            file = self.tree.chunk(digest)
-            if file.size is None or file.is_quarantined:
+            data = self.tree.read_chunk_unless_quarantined(digest)
+            if data is None:
                 return NOT_BEGUN
-            data = self.tree.read_chunk(digest)
             # Also the content: a store would confirm wrong content under a good name.
             check_chunk(data, digest, content=True)
         except (DatastoreError, OSError, *_ASKS_FOR_TOO_MUCH) as error:
