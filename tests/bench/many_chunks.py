@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import select
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,12 +13,11 @@ from tests.bench.file_systems import file_system_for_small_files
 from tests.bench.generated_store import BUCKET, NAME, running_generated_store
 from tests.bench.grid import Grid, duration, print_facts, print_grid
 from tests.bench.machine import load_average, machine_facts
-from tests.bench.processes import BenchFailed
 from tests.bench.uploads import Say
+from tests.bench.watched import run_watched
 from tests.stores.server import StoreAccess
 
 SUBJECTS = ("verify", "dry-run", "metadata-only", "restore")
-_SAMPLE_MILLISECONDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,43 +87,11 @@ def _measure(disk: Path, command: str, chunks: int, store: StoreAccess) -> Memor
         "metadata-only": ["restore", f"s3://{BUCKET}/{NAME}", str(target), "--metadata-only"],
         "restore": ["restore", f"s3://{BUCKET}/{NAME}", str(target)],
     }[command]
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mirrorfs.cli", *words, "--endpoint-url", store.endpoint_url],
-            env={**os.environ, **store.environment()},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-        )
-        memory, with_files = _most_memory(process.pid)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            said.seek(0)
-            raise BenchFailed(f"{command} has failed: {said.read().decode(errors='replace')[-500:]}")
-    seconds = time.perf_counter() - began
-    return MemorySample(command, chunks, seconds, usage.ru_utime + usage.ru_stime, memory, with_files)
-
-
-def _most_memory(pid: int) -> tuple[int, int]:
-    """Look at a process until it ends: its own memory, and all that it has mapped."""
-    ended, own, everything = select.poll(), 0, 0
-    process = os.pidfd_open(pid)
-    try:
-        ended.register(process, select.POLLIN)
-        while not ended.poll(_SAMPLE_MILLISECONDS):
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            sizes = {
-                name: int(rest.split()[0]) * 1024
-                for name, _, rest in (line.partition(":") for line in lines)
-                if name in ("RssAnon", "VmHWM")
-            }
-            own = max(own, sizes.get("RssAnon", 0))
-            everything = max(everything, sizes.get("VmHWM", 0))
-    finally:
-        os.close(process)
-    return own, everything
+    program = [sys.executable, "-m", "mirrorfs.cli", *words, "--endpoint-url", store.endpoint_url]
+    found = run_watched(program, store.environment())
+    return MemorySample(
+        command, chunks, found.seconds, found.processor_seconds, found.own_memory, with_files=found.memory
+    )
 
 
 def print_memory(results: MemoryResults) -> None:

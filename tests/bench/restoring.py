@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
-import select
 import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +17,7 @@ from tests.bench.machine import load_average, machine_facts
 from tests.bench.processes import BenchFailed
 from tests.bench.targets import sync_file_system
 from tests.bench.uploads import Say
+from tests.bench.watched import run_watched
 from tests.harness.bulk import generate_bulk
 from tests.harness.content import MEBIBYTE, BackupPlan, ImagePlan
 from tests.harness.writer import DatastoreWriter
@@ -31,7 +27,6 @@ from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 SUBJECTS = ("4MiB", "64KiB", "tiny")
 _PARALLEL = 8
 _NAME = "bench"
-_SAMPLE_MILLISECONDS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +123,7 @@ def _measure(
     upload(store.access, bucket, _NAME, objects)
     disk = base / "disk"
     disk.mkdir()
-    environment = {**os.environ, **store.environment()}
+    environment = store.environment()
     restore = [sys.executable, "-m", "mirrorfs.cli", "restore", f"s3://{bucket}/{_NAME}"]
     options = ["--endpoint-url", store.endpoint_url, "--parallel", str(_PARALLEL)]
     copy = [program, "copy", f"store:{bucket}/{_NAME}", "--transfers", str(_PARALLEL), "--checkers", str(_PARALLEL)]
@@ -159,35 +154,12 @@ def _rclone_settings(store: StoreServer) -> dict[str, str]:
     }
 
 
-def _run(command: Sequence[str], environment: dict[str, str], disk: Path) -> Sample:
+def _run(command: Sequence[str], environment: Mapping[str, str], disk: Path) -> Sample:
+    found = run_watched(command, environment)
     began = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
-        )
-        memory = _most_memory(process.pid)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            said.seek(0)
-            raise BenchFailed(f"{command[0]} has failed: {said.read().decode(errors='replace')[-500:]}")
-    seconds = time.perf_counter() - began
     sync_file_system(disk)
-    return Sample(seconds, time.perf_counter() - began, usage.ru_utime + usage.ru_stime, memory)
-
-
-def _most_memory(pid: int) -> int:
-    """Look at a process until it ends; what the kernel tells afterwards begins with what we had when we forked."""
-    ended, most = select.poll(), 0
-    process = os.pidfd_open(pid)
-    try:
-        ended.register(process, select.POLLIN)
-        while not ended.poll(_SAMPLE_MILLISECONDS):
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-            most = max(most, int(found[1]) * 1024 if found else 0)
-    finally:
-        os.close(process)
-    return most
+    until_safe = found.seconds + time.perf_counter() - began
+    return Sample(found.seconds, until_safe, found.processor_seconds, found.memory)
 
 
 def _make_large(datastore: Path, chunks: int) -> None:
