@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from tests.bench import report, uploads
+from tests.bench import report, small_chunk, uploads
 from tests.bench.scale import QUICK
 from tests.bench.stub_store import running_stub_store
 from tests.stores.seaweedfs import StoreServer
@@ -37,3 +37,15 @@ def test_it_runs(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {sample.objects for rounds in series.samples.values() for sample in rounds} == {20}
     rows = {(row[0], row[1]) for row in report._uploads([series]).rows}
     assert rows == {("20 chunks of 64 KiB, to a stub", sender) for sender in uploads.SENDERS}
+
+
+def test_the_parts_of_a_small_chunk_are_measured(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = replace(QUICK, uploaded_small_chunks=16)
+    with running_stub_store() as stub:
+        stub.access.create_bucket("bench")
+        for name, value in stub.environment().items():
+            monkeypatch.setenv(name, value)
+        found = small_chunk.measure_small_chunk(memory, stub, scale)
+    parts = dict(found)
+    assert parts.pop(small_chunk.WHOLE) == pytest.approx(sum(parts.values()))
+    assert parts[small_chunk.READ] > 0
