@@ -29,7 +29,7 @@ _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _PLAIN_HEAD = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [^\r\n\0]*)?\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n"
 )
-_WITHOUT_BODY = 204
+_WITHOUT_BODY = (204, 304)
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 
@@ -145,7 +145,7 @@ def _headers(lines: bytes) -> dict[str, str]:
 
 def _plain_length(method: str, status: int, headers: Mapping[str, str]) -> int | None:
     """How many bytes of body follow; None where that is not told by a length alone, or they are to be decoded."""
-    if method == "HEAD" or status == _WITHOUT_BODY:
+    if method == "HEAD" or status in _WITHOUT_BODY:
         return 0
     if "transfer-encoding" in headers or headers.get("content-encoding", "identity") != "identity":
         return None

@@ -83,6 +83,13 @@ def test_the_answer_to_a_head_has_no_body_whatever_length_it_tells(ends: Ends, s
     assert answer.may_be_reused
 
 
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_an_answer_that_never_has_a_body_has_none_whatever_length_it_tells(ends: Ends, status: str) -> None:
+    answer = ends.ask(f"HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n".encode(), method="GET")
+    assert answer.unread is None
+    assert answer.may_be_reused
+
+
 @pytest.mark.parametrize(
     ("method", "answer"),
     [
