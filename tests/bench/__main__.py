@@ -133,7 +133,7 @@ def _bench_snapshots(arguments: argparse.Namespace) -> None:
     say = _narrator()
     with _scratch_directory(Path(arguments.directory)) as base:
         names = arguments.only or snapshots.SUBJECTS
-        results = snapshots.measure_snapshots(base, scale, names, arguments.against, say)
+        results = snapshots.measure_snapshots(base, scale, names, arguments.against, say, floor=True)
         snapshots.print_snapshots(results)
         _write_json(snapshots.snapshots_as_json(results), arguments.json)
         say("taking everything away")

@@ -3,16 +3,19 @@ manifests as a verify job does, and to hear of chunks."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.bench.bare import REQUESTS
 from tests.bench.grid import Grid, duration, print_facts, print_grid
 from tests.bench.machine import load_average, machine_facts
 from tests.bench.meter import Spread
@@ -28,6 +31,7 @@ from tests.watchdog import killing_mounts_after
 
 SUBJECTS = ("list", "rewrite", "events")
 LISTED = "list once more"
+BARE = "pyfuse3 alone"
 EVENTS = "make a chunk, or remove it"
 _SNAPSHOTS_OF_A_GROUP = 50
 _HUNG_SECONDS = 600.0
@@ -59,11 +63,13 @@ SMALLEST = SnapshotScale(snapshots=6, rewritten=2, chunks=20, rounds=1)
 @dataclass(frozen=True, slots=True)
 class SnapshotSample:
     """Seconds for one snapshot or change of a chunk: of time, and of processor time (user and system) of the
-    filesystem process; and the bytes of memory of its own that this had more afterwards, in all."""
+    filesystem process; the bytes of memory of its own that this had more afterwards, in all; and of which kinds how
+    many requests, where that is counted."""
 
     seconds: float
     daemon_seconds: float
     memory: int
+    requests: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ class _Datastore:
 
     def used(self) -> tuple[float, int]:
         """Processor time and memory of the filesystem process so far, once it is at rest."""
-        pid = None if self._mirror is None else self._mirror.mount_pid()
+        pid = self._pid()
         if pid is None:
             return 0.0, 0
         os.statvfs(self.path)
@@ -138,16 +144,48 @@ class _Datastore:
             before, now = now, processor_seconds(pid)
         return now, own_memory(pid)
 
+    def requests(self) -> Counter[str]:
+        """How many of each kind there have been, where that is counted."""
+        return Counter()
+
+    def _pid(self) -> int | None:
+        return None if self._mirror is None else self._mirror.mount_pid()
+
+
+class _Bare(_Datastore):
+    """A datastore below the plainest file system that pyfuse3 can serve."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base, BARE, None)
+        self._daemon: FileSystemDaemon | None = None
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """See _Datastore."""
+        self._daemon = FileSystemDaemon([sys.executable, "-m", "tests.bench.bare", str(self.path)], self.path)
+        try:
+            yield
+        finally:
+            self._daemon.stop()
+
+    def requests(self) -> Counter[str]:
+        """See _Datastore."""
+        return Counter(json.loads(os.getxattr(self.path, REQUESTS)))
+
+    def _pid(self) -> int | None:
+        return None if self._daemon is None else self._daemon.pid
+
 
 def measure_snapshots(
-    base: Path, scale: SnapshotScale, names: Sequence[str], against: Path | None, say: Say
+    base: Path, scale: SnapshotScale, names: Sequence[str], against: Path | None, say: Say, *, floor: bool = False
 ) -> SnapshotResults:
     """Measure each passage on the backing directory, on this mirrorfs, and on that of another checkout, in turns.
 
-    `against` is such a checkout, with a virtual environment of its own in .venv. Raises BenchFailed.
+    `against` is such a checkout, with a virtual environment of its own in .venv; `floor` adds what pyfuse3 needs by
+    itself. Raises BenchFailed.
     """
     load_before = load_average()
-    targets = _targets(base, against)
+    targets = [*_targets(base, against), *([_Bare(base / "bare")] if floor else [])]
     samples: dict[tuple[str, str], list[SnapshotSample]] = {}
     for target in targets:
         say(f"{scale.snapshots} snapshots for: {target.title}")
@@ -198,7 +236,8 @@ def _round(
         chosen = _list_all(target.path)[: scale.rewritten]
         with DatastoreWriter(target.path) as writer:
             yield "rewrite a manifest", _sample(target, len(chosen), lambda: _rewrite(writer, chosen))
-    if "events" in names:
+    # Without mirrorfs, chunks would pass through FUSE.
+    if "events" in names and not isinstance(target, _Bare):
         names_of_chunks = _names_of_chunks(scale.chunks, number)
         yield EVENTS, _sample(target, 2 * scale.chunks, lambda: _make_and_remove(target.path, names_of_chunks))
 
@@ -206,12 +245,15 @@ def _round(
 def _sample(target: _Datastore, count: int, passage: Callable[[], object]) -> SnapshotSample:
     sync_file_system(target.path)
     processor_before, memory_before = target.used()
+    requests_before = target.requests()
     with Identity.for_datastore(str(target.path)).acting():
         began = time.perf_counter()
         passage()
         seconds = time.perf_counter() - began
+    made = target.requests() - requests_before
+    requests = {kind: number / count for kind, number in sorted(made.items())}
     processor, memory = target.used()
-    return SnapshotSample(seconds / count, (processor - processor_before) / count, memory - memory_before)
+    return SnapshotSample(seconds / count, (processor - processor_before) / count, memory - memory_before, requests)
 
 
 def _list_all(datastore: Path) -> list[str]:
@@ -265,6 +307,13 @@ def print_snapshots(results: SnapshotResults) -> None:
     title = f"{results.scale.snapshots} snapshots; for each, or for each change of a chunk: median (least–most)"
     head = ["passage", "on", "time", "processor time of the filesystem process", "memory more, at most"]
     print_grid(Grid(title, head, rows))
+    counted = [
+        [series.passage, f"{sum(requests.values()):.2f}", ", ".join(f"{kind} {n:.2f}" for kind, n in requests.items())]
+        for series in results.series
+        if (requests := series.samples[-1].requests)
+    ]
+    if counted:
+        print_grid(Grid("requests for each, of which kinds", ["passage", "requests", "of which"], counted))
 
 
 def _text(spread: Spread) -> str:

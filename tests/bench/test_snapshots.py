@@ -18,9 +18,13 @@ def test_it_runs(tmp_path: Path, memory: Path, capsys: pytest.CaptureFixture[str
     (checkout / "python").chmod(0o755)
     said: list[str] = []
     scale = snapshots.SMALLEST
-    results = snapshots.measure_snapshots(memory, scale, snapshots.SUBJECTS, tmp_path / "checkout", said.append)
+    results = snapshots.measure_snapshots(
+        memory, scale, snapshots.SUBJECTS, tmp_path / "checkout", said.append, floor=True
+    )
     snapshots.print_snapshots(results)
-    assert {series.target for series in results.series} == {"backing directory", "mirrorfs", "mirrorfs checkout"}
+    assert {series.target for series in results.series} == {
+        *("backing directory", "mirrorfs", "mirrorfs checkout", snapshots.BARE)
+    }
     assert {series.passage for series in results.series} == {
         "list, new to the mount",
         "rewrite a manifest",
@@ -29,7 +33,8 @@ def test_it_runs(tmp_path: Path, memory: Path, capsys: pytest.CaptureFixture[str
     for series in results.series:
         for sample in series.samples:
             assert sample.seconds > 0
-            assert (sample.daemon_seconds > 0) == series.target.startswith("mirrorfs")
+            assert (sample.daemon_seconds > 0) == (series.target != "backing directory")
+            assert bool(sample.requests) == (series.target == snapshots.BARE)
             assert sample.memory < 100 << 20
     assert "mirrorfs checkout" in capsys.readouterr().out
     assert snapshots.snapshots_as_json(results)["series"]
