@@ -110,8 +110,10 @@ class Bare(pyfuse3.Operations):
         return FileInfo(fh=os.open(self._paths[inode], flags), keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        with open(self._paths[fh - _READING], "rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, off)
+        descriptor = os.open(self._paths[fh - _READING], os.O_RDONLY)
+        data = os.pread(descriptor, size, off)
+        os.close(descriptor)
+        return data
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         return os.pwrite(fh, buf, off)
