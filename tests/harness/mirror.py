@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ class Mirror:
     def is_alive(self) -> bool:
         """Whether the filesystem process runs and is mounted."""
         pid = self.mount_pid()
-        return pid is not None and _is_mirrorfs(pid) and _answers(self.datastore)
+        return pid is not None and self._holds(_MOUNT_LOCK, pid) and _answers(self.datastore)
 
     def mount_pid(self) -> int | None:
         """The filesystem process, if there has been one."""
@@ -126,21 +127,20 @@ class Mirror:
 
     def kill_mount(self) -> None:
         """SIGKILL for the filesystem process; returns when it is gone."""
-        _kill(self.mount_pid())
+        self._kill_holder(_MOUNT_LOCK)
 
     def kill_uploader(self) -> None:
         """SIGKILL for the uploader; returns when it is gone."""
-        _kill(self.uploader_pid())
+        self._kill_holder(_UPLOADER_LOCK)
 
     def worker_pids(self) -> set[int]:
         """The worker processes of the uploader."""
-        uploader = self.uploader_pid()
-        return {pid for pid in self.processes_of(_WORKER_MODULE) if _parent_of(pid) == uploader}
+        return {pid for pid in self.processes_of(_WORKER_MODULE) if self._is_worker(pid)}
 
     def kill_workers(self) -> None:
         """SIGKILL for those that there are; returns when they are gone."""
         for pid in self.worker_pids():
-            _kill(pid)
+            _kill(pid, self._is_worker)
 
     @staticmethod
     def processes_of(module: str) -> set[int]:
@@ -154,12 +154,30 @@ class Mirror:
     def kill_all(self) -> None:
         """SIGKILL for whichever of both there is, the one that would start the other first."""
         for lock in (_MOUNT_LOCK, _UPLOADER_LOCK):
-            _kill(self._pid(lock))
+            self._kill_holder(lock)
 
     def detach_dead(self) -> None:
         """Take a killed mount away, as an administrator would."""
         if not _answers(self.datastore):
             subprocess.run(["umount", "--lazy", str(self.datastore)], check=True, capture_output=True, timeout=30)
+
+    def _is_worker(self, pid: int) -> bool:
+        uploader = self.uploader_pid()
+        return uploader is not None and _parent_of(pid) == uploader and self._holds(_UPLOADER_LOCK, uploader)
+
+    def _kill_holder(self, lock: str) -> None:
+        pid = self._pid(lock)
+        if pid is not None:
+            _kill(pid, lambda found: self._holds(lock, found))
+
+    def _holds(self, lock: str, pid: int) -> bool:
+        # A killed process leaves its number in the file, and the kernel gives numbers again: only who has the file open
+        # is the one that wrote it.
+        try:
+            wanted = os.stat(self.state / lock)
+            return any(os.path.samestat(wanted, found) for found in _open_files(pid, lock))
+        except OSError:
+            return False
 
     def _pid(self, lock: str) -> int | None:
         try:
@@ -176,8 +194,14 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _is_mirrorfs(pid: int) -> bool:
-    return "mirrorfs" in _command_line(pid)
+def _open_files(pid: int, name: str) -> Iterator[os.stat_result]:
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        # Others may be on a disk or a mount that answers no more.
+        try:
+            if descriptor.readlink().name == name:
+                yield descriptor.stat()
+        except FileNotFoundError:
+            continue
 
 
 def _command_line(pid: int) -> str:
@@ -194,16 +218,14 @@ def _parent_of(pid: int) -> int | None:
         return None
 
 
-def _kill(pid: int | None) -> None:
-    if pid is None:
-        return
+def _kill(pid: int, is_it: Callable[[int], bool]) -> None:
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
         # The number may be another's by now; this descriptor never is.
-        if not _is_mirrorfs(pid):
+        if not is_it(pid):
             return
         signal.pidfd_send_signal(process, signal.SIGKILL)
         poll = select.poll()
