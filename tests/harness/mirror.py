@@ -129,6 +129,20 @@ class Mirror:
         """SIGKILL for the filesystem process; returns when it is gone."""
         self._kill_holder(_MOUNT_LOCK)
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether there is no filesystem process any more, or it ends by itself within so many seconds."""
+        pid = self.mount_pid()
+        if pid is None:
+            return True
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return True
+        try:
+            return not self._holds(_MOUNT_LOCK, pid) or _is_over(process, seconds)
+        finally:
+            os.close(process)
+
     def kill_uploader(self) -> None:
         """SIGKILL for the uploader; returns when it is gone."""
         self._kill_holder(_UPLOADER_LOCK)
@@ -218,6 +232,13 @@ def _parent_of(pid: int) -> int | None:
         return None
 
 
+def _is_over(process: int, seconds: float) -> bool:
+    """Whether the process with this pidfd ends within so many seconds."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def _kill(pid: int, is_it: Callable[[int], bool]) -> None:
     try:
         process = os.pidfd_open(pid)
@@ -228,9 +249,7 @@ def _kill(pid: int, is_it: Callable[[int], bool]) -> None:
         if not is_it(pid):
             return
         signal.pidfd_send_signal(process, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        if not poll.poll(_END_SECONDS * 1000):
+        if not _is_over(process, _END_SECONDS):
             raise TimeoutError(f"process {pid} does not end {_END_SECONDS:.0f} s after SIGKILL")
     except ProcessLookupError:
         return

@@ -44,3 +44,19 @@ def test_only_who_holds_the_lock_is_killed(tmp_path: Path, lock: str, kill: Call
         assert process.poll() is None
         kill(mirrors[1])
         assert process.wait() == -9
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path, tmp_path / "state", "s3://x/x", "http://127.0.0.1:1", {})
+    mirror.state.mkdir()
+    assert mirror.ends_within(0)
+    lock = mirror.state / "mount.lock"
+    lock.touch()
+    with process_with(lock) as process:
+        lock.write_text(f"{process.pid}\n")
+        assert not mirror.ends_within(0)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert mirror.ends_within(60)
+        assert process.wait() == 0
+        assert mirror.ends_within(0)
