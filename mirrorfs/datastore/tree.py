@@ -197,19 +197,14 @@ class Tree:
                     digests.append(name.digest)
         return digests
 
-    def chunk_files(self, number: int, *, sizes: bool = True) -> ChunkFiles:
-        """What stands in ``.chunks/<number as four hexadecimal digits>``. Looks at the inode of each chunk, unless
-        their ``sizes`` are not asked for: then they are None.
-        """
+    def chunk_files(self, number: int) -> ChunkFiles:
+        """What stands in ``.chunks/<number as four hexadecimal digits>``. Looks at the inode of each chunk."""
         prefix = f"{CHUNKS_NAME}/{number:04x}/".encode()
         files = ChunkFiles()
         with self._scan(prefix.decode().rstrip("/")) as entries:
             for entry in entries:
                 match classify(prefix + os.fsencode(entry.name)):
                     case ChunkName(digest=digest) if entry.is_file(follow_symlinks=False):
-                        if not sizes:
-                            files.sizes[digest] = None
-                            continue
                         try:
                             files.sizes[digest] = entry.stat(follow_symlinks=False).st_size
                         except FileNotFoundError:

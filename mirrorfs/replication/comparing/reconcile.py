@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
@@ -119,13 +118,14 @@ class Reconciler:
         await self._note(Found(unreadable=found.unreadable | foreign.unreadable), own=path)
 
     async def _compare_chunk_names(self, sequence: int) -> None:
-        """List the chunks that have come or gone, or that are in quarantine now or no more, wherever nobody told of it.
+        """List the chunks that have come or gone, that have another size, or that are in quarantine now or no more,
+        wherever nobody told of it.
 
-        Costs a listing of each directory, and looks at no chunk. Waits for room, which is made by who handles chunks.
+        Reads no chunk. Waits for room, which is made by who handles chunks.
         """
         reach("reconcile.chunk-names-begun")
         for numbers in await trio.to_thread.run_sync(self.chunk_directories):
-            await self._reconcile_chunks(numbers, sequence, sizes=False)
+            await self._reconcile_chunks(numbers, sequence)
         reach("reconcile.chunk-names-ended")
 
     def _look_again_at_what_is_handled(self, path: str, sequence: int) -> None:
@@ -197,27 +197,25 @@ class Reconciler:
                 snapshots = sorted(self._tree.snapshots(group, unreadable), reverse=True)
                 yield from (snapshot for snapshot in snapshots if _touches(snapshot.path, path))
 
-    async def _reconcile_chunks(
-        self, numbers: Iterable[int], sequence: int, own: str | None = None, *, sizes: bool = True
-    ) -> None:
-        found = await trio.to_thread.run_sync(partial(self.differing_chunks, numbers, sizes=sizes))
+    async def _reconcile_chunks(self, numbers: Iterable[int], sequence: int, own: str | None = None) -> None:
+        found = await trio.to_thread.run_sync(self.differing_chunks, numbers)
         for item in found.items:
             if own is None:
                 await self._worklist.room()
             self._worklist.add(item, sequence, at_a_glance=True)
         await self._note(found, own)
 
-    def differing_chunks(self, numbers: Iterable[int], *, sizes: bool = True) -> Found:
+    def differing_chunks(self, numbers: Iterable[int]) -> Found:
         """Return the chunks of these directories that are to be sent, compared, deleted or noted as in quarantine.
 
-        Sizes are compared, if asked for, no content: another compression of the same content has another size
+        Sizes are compared, no content: another compression of the same content has another size
         practically always.
         Blocks for the disk.
         """
         found = Found()
         for number in numbers:
             try:
-                files = self._tree.chunk_files(number, sizes=sizes)
+                files = self._tree.chunk_files(number)
             except OSError as error:
                 found.refused(f"{CHUNKS_NAME}/{number:04x}", error)
             else:
