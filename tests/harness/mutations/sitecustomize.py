@@ -179,6 +179,7 @@ MUTATIONS: dict[str, tuple[Replacement, ...]] = {
     "publish-early": (
         Replacement("mirrorfs.state.chunks", "ChunkRecords", "unconfirmed", _take_all_for_confirmed),
         Replacement(_CHUNKS, "ChunkMirror", "ensure", _do_not_wait_for_chunk),
+        Replacement("mirrorfs.replication.mirror", "Mirror", "_handle_if_listed", _do_not_wait_for_chunk),
         Replacement(_CHUNKS, "ChunkMirror", "settle", _send_some_chunks_slowly),
         Replacement(_PUBLICATION, "SnapshotPublication", "_look_for_some", _look_for_none),
     ),
