@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from tests.ends_of_processes import ends_within
 from tests.harness.accidents import accident, some_operations
 from tests.harness.machine import WorldEnded
 from tests.harness.world import World
@@ -121,15 +121,6 @@ def stray_signals(world: World, choice: random.Random) -> None:
 
 
 def _expect_the_end(world: World, pid: int | None) -> None:
-    if pid is None:
-        return
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        if not select.select([process], [], [], _END_SECONDS)[0]:
-            world.statistics.violate([f"P4 process {pid} lives on without its mount"])
-            world.kill_mount()
-    finally:
-        os.close(process)
+    if pid is not None and not ends_within(pid, _END_SECONDS):
+        world.statistics.violate([f"P4 process {pid} lives on without its mount"])
+        world.kill_mount()

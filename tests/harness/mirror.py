@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.ends_of_processes import is_over
 
 PROGRAM = [sys.executable, "-m", "mirrorfs.cli"]
 _COMMAND_SECONDS = 90.0
@@ -139,7 +140,7 @@ class Mirror:
         except ProcessLookupError:
             return True
         try:
-            return not self._holds(_MOUNT_LOCK, pid) or _is_over(process, seconds)
+            return not self._holds(_MOUNT_LOCK, pid) or is_over(process, seconds)
         finally:
             os.close(process)
 
@@ -232,13 +233,6 @@ def _parent_of(pid: int) -> int | None:
         return None
 
 
-def _is_over(process: int, seconds: float) -> bool:
-    """Whether the process with this pidfd ends within so many seconds."""
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
-
-
 def _kill(pid: int, is_it: Callable[[int], bool]) -> None:
     try:
         process = os.pidfd_open(pid)
@@ -249,7 +243,7 @@ def _kill(pid: int, is_it: Callable[[int], bool]) -> None:
         if not is_it(pid):
             return
         signal.pidfd_send_signal(process, signal.SIGKILL)
-        if not _is_over(process, _END_SECONDS):
+        if not is_over(process, _END_SECONDS):
             raise TimeoutError(f"process {pid} does not end {_END_SECONDS:.0f} s after SIGKILL")
     except ProcessLookupError:
         return

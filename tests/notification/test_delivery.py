@@ -16,6 +16,7 @@ from mirrorfs.notification.delivery import NotDelivered, Way, ways
 from mirrorfs.notification.event import Kind, event_of, trial_event
 from mirrorfs.replication.verdict import Verdict, Word
 from mirrorfs.supervision.settings import NotifySettings
+from tests.ends_of_processes import ends_within
 
 HOSTILE = "/srv/a\nBcc: everybody@example.com\x1b[2J; rm -rf / $(id) \u202e"
 EVENT = event_of(Kind.BROKEN, HOSTILE, Verdict(Word.BROKEN, "It is broken.", "Mend it."))
@@ -76,9 +77,8 @@ def test_one_that_hangs_is_ended_with_what_it_has_started(place: Path, monkeypat
     program = _program(place / "tell", f"sleep 600 & echo $! >{place}/child; wait")
     with pytest.raises(NotDelivered, match="was ended, since it ran for 1 s"):
         _tell(Way("command", (program,)))
-    child = int((place / "child").read_text())
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    # Only that it has been killed is to be waited for: by itself it ends much later.
+    assert ends_within(int((place / "child").read_text()), 60)
 
 
 def test_what_it_leaves_running_is_not_waited_for(place: Path) -> None:

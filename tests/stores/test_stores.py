@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.ends_of_processes import ends_within
 from tests.stores.fault_proxy import FaultProxy
 from tests.stores.seaweedfs import StoreServer
 from tests.stores.server import StoreAccess
@@ -49,18 +49,6 @@ def sockets_of(pid: int) -> list[Path]:
     return [Path(row[7]) for row in rows if len(row) > 7 and f"socket:[{row[6]}]" in own]
 
 
-def wait_for_end(pid: int, seconds: float) -> bool:
-    """Whether a process, of whatever parent, is gone in time."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([descriptor], [], [], seconds)[0])
-    finally:
-        os.close(descriptor)
-
-
 def access_to(ready: dict[str, str]) -> StoreAccess:
     return StoreAccess(ready["endpoint_url"], ready["access_key"], ready["secret_key"])
 
@@ -72,7 +60,7 @@ def test_the_program_ends_in_good_order_and_keeps_the_data(tmp_path: Path) -> No
         access_to(ready).client().put_object(Bucket="demo", Key="a", Body=b"content")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        assert wait_for_end(int(ready["pid"]), 0)
+        assert ends_within(int(ready["pid"]), 0)
     assert list(temporary.iterdir()) == []
     with launched(temporary, data_dir) as (process, ready):
         assert access_to(ready).keys("demo") == ["a"]
@@ -82,7 +70,7 @@ def test_the_store_dies_with_a_killed_launcher(tmp_path: Path) -> None:
     with launched(tmp_path, tmp_path / "d") as (process, ready):
         sockets = sockets_of(int(ready["pid"]))
         process.kill()
-        assert wait_for_end(int(ready["pid"]), 60)
+        assert ends_within(int(ready["pid"]), 60)
     for path in sockets:
         path.unlink(missing_ok=True)
 
