@@ -21,7 +21,7 @@ from tests.bench.watched import run_watched
 from tests.harness.bulk import generate_bulk
 from tests.harness.content import MEBIBYTE, BackupPlan, ImagePlan
 from tests.harness.writer import DatastoreWriter
-from tests.recovery.mirror import objects_of, upload
+from tests.recovery.mirror import objects_with_files
 from tests.stores.seaweedfs import StoreServer, running_seaweedfs
 
 SUBJECTS = ("4MiB", "64KiB", "tiny")
@@ -119,18 +119,19 @@ def _measure(
         (base / "datastore").mkdir(parents=True)
         writer.create(chunk_directories="when needed")
     make(base / "datastore")
-    objects = objects_of(base / "datastore")
-    upload(store.access, bucket, _NAME, objects)
     disk = base / "disk"
     disk.mkdir()
     environment = store.environment()
     restore = [sys.executable, "-m", "mirrorfs.cli", "restore", f"s3://{bucket}/{_NAME}"]
     options = ["--endpoint-url", store.endpoint_url, "--parallel", str(_PARALLEL)]
-    copy = [program, "copy", f"store:{bucket}/{_NAME}", "--transfers", str(_PARALLEL), "--checkers", str(_PARALLEL)]
+    copy = [program, "copy", "--transfers", str(_PARALLEL), "--checkers", str(_PARALLEL)]
+    remote = f"store:{bucket}/{_NAME}"
+    settings = {**environment, **_rclone_settings(store)}
+    objects, size = _fill(copy, settings, base / "datastore", base / "staging", remote)
     target = str(disk / "datastore")
     programs: list[tuple[list[Sample], Sequence[str], dict[str, str]]] = [
         ([], [*restore, target, *options], environment),
-        ([], [*copy, target], {**environment, **_rclone_settings(store)}),
+        ([], [*copy, remote, target], settings),
     ]
     for number in range(rounds):
         say(f"{name}, round {number + 1} of {rounds}")
@@ -139,8 +140,25 @@ def _measure(
             with new_file_system(base / "image", disk):
                 samples.append(_run(command, variables, disk))
     ours, theirs = (tuple(samples) for samples, _, _ in programs)
-    size = sum(len(data) for data in objects.values())
-    return RestoreSeries(name, len(objects), size, ours, theirs)
+    return RestoreSeries(name, objects, size, ours, theirs)
+
+
+def _fill(
+    copy: Sequence[str], environment: Mapping[str, str], datastore: Path, staging: Path, remote: str
+) -> tuple[int, int]:
+    """Upload what a mirror of a datastore holds, and remove that; returns how many objects, and how many bytes."""
+    count = size = 0
+    for key, path in objects_with_files(datastore):
+        assert path is not None, "there are no namespaces"
+        (staging / key).parent.mkdir(parents=True, exist_ok=True)
+        size += path.stat().st_size
+        count += 1
+        path.rename(staging / key)
+    run_watched([*copy, str(staging), remote], environment)
+    # What it takes of the memory would be missing for what the store reads.
+    shutil.rmtree(staging)
+    shutil.rmtree(datastore)
+    return count, size
 
 
 def _rclone_settings(store: StoreServer) -> dict[str, str]:

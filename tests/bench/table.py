@@ -72,7 +72,7 @@ FULL = TableScale(
     creation_rounds=3,
     listing=SnapshotScale(snapshots=5000, rewritten=0, chunks=0, rounds=4),
     events=SnapshotScale(snapshots=1, rewritten=0, chunks=100_000, rounds=3),
-    restores=RestoreScale(large_chunks=1024, small_chunks=16_000, tiny_chunks=0, rounds=3),
+    restores=RestoreScale(large_chunks=4096, small_chunks=32_000, tiny_chunks=0, rounds=3),
     lag_mebibytes=1024,
     lag_rounds=3,
     grown_chunks=(10_000, 100_000, 1_000_000),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,17 +58,19 @@ def write_datastore(root: Path) -> None:
 
 def objects_of(root: Path) -> Objects:
     """What a mirror of the datastore at `root` holds, in the layout of PBS 4."""
-    objects: Objects = {}
+    return {key: b"" if path is None else path.read_bytes() for key, path in objects_with_files(root)}
+
+
+def objects_with_files(root: Path) -> Iterator[tuple[str, Path | None]]:
+    """The keys of these objects, each with the file that has its content; that of a namespace has none."""
     for directory, _, filenames in os.walk(root):
         relative = Path(directory).relative_to(root)
         if relative.parent.name == "ns":
-            objects[f".cnt/{relative}/.namespace"] = b""
+            yield f".cnt/{relative}/.namespace", None
         for filename in filenames:
             if not _UNPUBLISHED.fullmatch(filename):
                 path = relative / filename
-                key = str(path) if path.parts[0] == ".chunks" else f".cnt/{path}"
-                objects[key] = (root / path).read_bytes()
-    return objects
+                yield str(path) if path.parts[0] == ".chunks" else f".cnt/{path}", root / path
 
 
 def upload(access: StoreAccess, bucket: str, prefix: str, objects: Mapping[str, bytes]) -> None:
