@@ -13,6 +13,8 @@ from mirrorfs.filesystem.callers import Caller
 
 _ACCESS_CONTROL_LIST = "system.posix_acl_access"
 _TRUSTED = "trusted."
+# What the kernel asks of a regular file: at each write, to take it away, and when somebody opens it first.
+_ASKED_FOR = ("security.capability", _ACCESS_CONTROL_LIST)
 
 
 def has_access_control_lists(path: bytes) -> bool:
@@ -22,6 +24,19 @@ def has_access_control_lists(path: bytes) -> bool:
     except OSError as error:
         return error.errno == errno.ENODATA
     return True
+
+
+def lacked(descriptor: int) -> frozenset[bytes]:
+    """What the kernel is going to ask for of an open file that does not have it."""
+    return frozenset(os.fsencode(name) for name in _ASKED_FOR if _is_lacked(descriptor, name))
+
+
+def _is_lacked(descriptor: int, name: str) -> bool:
+    try:
+        os.getxattr(descriptor, name)
+    except OSError as error:
+        return error.errno == errno.ENODATA
+    return False
 
 
 def names_for(path: bytes, caller: Caller) -> list[bytes]:

@@ -3,16 +3,21 @@
 import errno
 import os
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import pyfuse3
 
 from mirrorfs.filesystem.descriptors import Descriptor, descriptor_path
+from mirrorfs.filesystem.extended_attributes import lacked
 from mirrorfs.filesystem.inodes import FIRST_FOREIGN_NUMBER, Inode
 from mirrorfs.filesystem.mount_table import file_system_type_of
 from mirrorfs.filesystem.shares import Shares
 from mirrorfs.filesystem.system_calls import RWF_NOWAIT, ActingAs
 from mirrorfs.filesystem.threads import OUT_OF_DESCRIPTORS, Threads
+
+Result = TypeVar("Result")
 
 # The kernel has done what these ask for: it computes the offset of appended data, creates exclusively only what
 # it knows to be missing, and reads and writes past its own cache for O_DIRECT. On the backing descriptor they
@@ -26,7 +31,7 @@ _PLAIN_FILE_SYSTEMS = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs",
 
 _LARGEST_READ = 1 << 20
 # Copying that much takes less time than waking the event loop.
-_SHORT_WRITE = 16 << 10
+_SHORT = 16 << 10
 _WRITE_ACCESS = (os.O_WRONLY, os.O_RDWR)
 _RELATIVE_ACCESS_TIME_SECONDS = 24 * 60 * 60
 
@@ -114,8 +119,10 @@ class Files:
 
     async def create(
         self, parent: Inode, directory: int, name: bytes, mode: int, flags: int, context: pyfuse3.RequestContext
-    ) -> tuple[int, os.stat_result]:
-        """Makes and opens a file as its caller's. Returns the descriptor, to be given to `adopt`, and its status."""
+    ) -> tuple[int, os.stat_result, frozenset[bytes]]:
+        """Makes and opens a file as its caller's. Returns the descriptor, to be given to `adopt`, and of the file its
+        status and which attributes it lacks (see InodeTable).
+        """
         exclusive = flags & os.O_EXCL
         backing_flags = flags & ~_KERNEL_FLAGS | _BACKING_FLAGS | os.O_CREAT | exclusive
         call = partial(_create, directory, name, backing_flags, mode, context.uid, context.gid)
@@ -136,26 +143,26 @@ class Files:
     async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
         """Reads as pread(2). The result is good until the next `await` only."""
         handle = self[number]
-        await self._open_at_last(handle)
+        read = partial(os.pread, number, size, offset)
+        if handle.flags_to_open is not None:
+            return await self._run_opened(handle, read, briefly=size <= _SHORT)
         if self._reads_without_waiting and size <= _LARGEST_READ and not self._sets_access_time(number):
             data = self._read_cached(number, offset, size)
             if data is not None:
                 return data
-        return await self._threads.run(handle.inode, partial(os.pread, number, size, offset), briefly=False)
+        return await self._threads.run(handle.inode, read, briefly=False)
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Writes all of `data`, or as much as fits before an error; raises OSError if that is nothing."""
         # Always in a thread: even a write into the page cache waits when too much of it is dirty.
         handle = self[number]
         call = partial(_write_all, number, offset, data, handle.uid, handle.gid)
-        return await self._threads.run(handle.inode, call, briefly=len(data) <= _SHORT_WRITE)
+        return await self._threads.run(handle.inode, call, briefly=len(data) <= _SHORT)
 
     async def sync(self, number: int, data_only: bool) -> None:
         """fsync(2) or fdatasync(2)."""
-        handle = self[number]
-        await self._open_at_last(handle)
         synchronize = os.fdatasync if data_only else os.fsync
-        await self._threads.run(handle.inode, partial(synchronize, number), briefly=False)
+        await self._run_opened(self[number], partial(synchronize, number), briefly=False)
 
     async def flush(self, number: int) -> None:
         """What close(2) of one of several descriptors of an open file does; it may report late write errors.
@@ -207,12 +214,14 @@ class Files:
         reads_only = flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY
         return reads_only and self._is_on_plain(inode) and inode not in self._of_inode
 
-    async def _open_at_last(self, handle: FileHandle) -> None:
+    async def _run_opened(self, handle: FileHandle, call: Callable[[], Result], *, briefly: bool) -> Result:
+        """Runs a call for which the handle has to be open: in one go, since to hand over to a thread costs as much."""
         if handle.flags_to_open is not None:
-            call = partial(_open_in_place, handle.number, handle.flags_to_open)
-            await self._threads.run(handle.inode, call)
-            # Who came at the same time has done the same once more.
-            handle.flags_to_open = None
+            call = partial(_opened_and, call, handle.number, handle.flags_to_open)
+        result = await self._threads.run(handle.inode, call, briefly=briefly)
+        # Who came at the same time has opened it once more.
+        handle.flags_to_open = None
+        return result
 
     def _close_soon(self, number: int) -> None:
         self._threads.start(partial(os.close, number))
@@ -270,10 +279,18 @@ def _open_in_place(number: int, flags: int) -> None:
         os.close(opened)
 
 
-def _create(directory: int, name: bytes, flags: int, mode: int, uid: int, gid: int) -> tuple[int, os.stat_result]:
+def _opened_and(call: Callable[[], Result], number: int, flags: int) -> Result:
+    _open_in_place(number, flags)
+    return call()
+
+
+def _create(
+    directory: int, name: bytes, flags: int, mode: int, uid: int, gid: int
+) -> tuple[int, os.stat_result, frozenset[bytes]]:
     with ActingAs(uid, gid):
         number = os.open(name, flags, mode, dir_fd=directory)
-    return number, os.fstat(number)
+    # Asked now, where it costs next to nothing: else each question would be handed to a thread.
+    return number, os.fstat(number), lacked(number)
 
 
 def _write_all(number: int, offset: int, data: bytes, uid: int, gid: int) -> int:

@@ -51,6 +51,7 @@ class InodeTable:
         self._inodes = {ROOT_NUMBER: self.root}
         self._more_names: dict[int, dict[tuple[Inode, bytes], None]] = {}
         self._generations: dict[int, int] = {}
+        self._lacking: dict[int, frozenset[bytes]] = {}
         self._vanished: set[int] = set()
         self._foreign_numbers: dict[tuple[int, int], int] = {}
         self._foreign_keys: dict[int, tuple[int, int]] = {}
@@ -80,6 +81,14 @@ class InodeTable:
     def generation(self, inode: Inode) -> int:
         """Tells the kernel an inode from an earlier one of the same number that it may still hold."""
         return self._generations.get(inode.number, 0)
+
+    def lacks(self, inode: Inode) -> frozenset[bytes]:
+        """Extended attributes that it is known not to have."""
+        return self._lacking.get(inode.number, frozenset())
+
+    def note_lacking(self, inode: Inode, names: frozenset[bytes]) -> None:
+        """Notes that it does not have these: to be called for what was made just now, and before it is given one."""
+        self._lacking[inode.number] = names
 
     def is_same(self, inode: Inode, status: os.stat_result) -> bool:
         """Whether `status` is of this inode: false, if something else has taken its name behind our back."""
@@ -196,6 +205,7 @@ class InodeTable:
         self._vanished.discard(inode.number)
         self._detach(inode)
         inode.is_directory = is_directory
+        self._lacking.pop(inode.number, None)
         self._generations[inode.number] = self.generation(inode) + 1
 
     def _attach(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -223,6 +233,7 @@ class InodeTable:
             candidates.extend(parent for parent, _ in self.names(inode))
             self._detach(inode)
             self._generations.pop(inode.number, None)
+            self._lacking.pop(inode.number, None)
             self._vanished.discard(inode.number)
             key = self._foreign_keys.pop(inode.number, None)
             if key is not None:
