@@ -22,7 +22,7 @@ from mirrorfs.replication.work.bucket import Bucket
 from mirrorfs.replication.work.commits import CommittedState
 from mirrorfs.state.identity import Identity
 from mirrorfs.state.state import State
-from tests.replication.world import FakeStore
+from tests.replication.world import FakeStore, Killed, die_at
 
 pytestmark = pytest.mark.trio
 
@@ -283,6 +283,30 @@ async def test_evidence_has_the_bucket_compared(watched: Watched) -> None:
     assert watched.stale == ["a chunk is not there: the bucket is compared with what is known of it"]
     assert watched.state.view(lambda transaction: transaction.progress.inspecting())
     assert not await is_passed(watched, watched.watch.confirm)
+
+
+async def test_killed_when_evidence_was_noted_the_next_start_compares(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        die_at(patch, "watch.doubted", 1)
+        with pytest.raises(Killed):
+            await watched.watch.doubt("a chunk is not there")
+    assert not watched.stale
+    assert watched.state.view(lambda transaction: transaction.progress.inspecting())
+
+
+async def test_killed_when_a_use_was_noted_the_next_start_knows(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del watched.store.objects[IN_USE]
+    with monkeypatch.context() as patch:
+        die_at(patch, "watch.use-recorded", 1)
+        with pytest.raises(Killed):
+            await watched.watch.confirm()
+    assert not watched.stale
+    await watched.begin()
+    assert watched.state.view(lambda transaction: transaction.identity.has_strangers())
 
 
 async def test_it_looks_by_itself_once_a_minute(

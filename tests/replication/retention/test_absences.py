@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -378,3 +378,39 @@ async def test_what_was_admitted_goes_on_after_a_crash_whatever_it_looks_like_th
     assert await held_after_a_start(mirrored) == {}
     assert standing(mirrored) == ALL - {NEWEST}
     mirrored.check()
+
+
+async def test_killed_when_what_strangers_may_have_made_is_held(
+    mirrored: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(mirrored, *VM[3:])
+    shutil.rmtree(mirrored.state_directory)
+    mirrored.unseen_after = 0.0
+    await _take_in_with_strangers(mirrored)
+    assert await _is_killed_at("absences.strangers-held", monkeypatch, mirrored.converge)
+    assert await held_after_a_start(mirrored) == dict.fromkeys(VM[3:], HeldFor.STRANGER)
+    assert standing(mirrored) == ALL
+    assert mirrored.store.broken == []
+
+
+async def test_killed_when_it_was_allowed_to_go(mirrored: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(mirrored, *VM)
+    assert await held_after_a_start(mirrored) == unseen(*VM)
+
+    async def let_go() -> None:
+        async with mirrored.running(reconciles=False) as running:
+            await running.mirror.absences.let_go([SnapshotId.parse(path) for path in VM[2:]])
+
+    assert await _is_killed_at("absences.let-go", monkeypatch, let_go)
+    assert await held_after_a_start(mirrored) == unseen(*VM[:2])
+    assert standing(mirrored) == ALL.difference(VM[2:])
+    assert mirrored.store.broken == []
+
+
+async def _is_killed_at(step: str, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Awaitable[object]]) -> bool:
+    is_killed = True
+    with monkeypatch.context() as patch, perhaps_killed():
+        die_at(patch, step, 1)
+        await work()
+        is_killed = False
+    return is_killed
