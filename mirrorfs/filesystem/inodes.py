@@ -82,13 +82,18 @@ class InodeTable:
         """Tells the kernel an inode from an earlier one of the same number that it may still hold."""
         return self._generations.get(inode.number, 0)
 
-    def lacks(self, inode: Inode) -> frozenset[bytes]:
-        """Extended attributes that it is known not to have."""
-        return self._lacking.get(inode.number, frozenset())
+    def lacks(self, number: int, name: bytes) -> bool:
+        """Whether the inode of this number is known not to have this extended attribute."""
+        return name in self._lacking.get(number, ())
 
     def note_lacking(self, inode: Inode, names: frozenset[bytes]) -> None:
-        """Notes that it does not have these: to be called for what was made just now, and before it is given one."""
+        """Notes that it has been made just now without these extended attributes."""
         self._lacking[inode.number] = names
+
+    def note_given(self, number: int, name: bytes) -> None:
+        """Notes that it is about to be given this one."""
+        if self.lacks(number, name):
+            self._lacking[number] -= {name}
 
     def is_same(self, inode: Inode, status: os.stat_result) -> bool:
         """Whether `status` is of this inode: false, if something else has taken its name behind our back."""

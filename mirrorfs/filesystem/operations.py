@@ -245,7 +245,7 @@ class PassThrough(pyfuse3.Operations):
         def get(path: bytes) -> bytes:
             return os.getxattr(path, name)
 
-        if name in self._tree.inodes.lacks(self._tree.inodes[inode]):
+        if self._tree.inodes.lacks(inode, name):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         if inode == ROOT_NUMBER:
             return await self._root_attributes.get(name, partial(self._by_path, inode, get))
@@ -253,9 +253,7 @@ class PassThrough(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        record = self._tree.inodes[inode]
-        if name in self._tree.inodes.lacks(record):
-            self._tree.inodes.note_lacking(record, self._tree.inodes.lacks(record) - {name})
+        self._tree.inodes.note_given(inode, name)
         with self._root_attributes.changing(inode == ROOT_NUMBER):
             await self._by_path(inode, lambda path: set_attribute(path, name, value, _caller(ctx)))
 
@@ -290,8 +288,7 @@ class PassThrough(pyfuse3.Operations):
         parent = self._tree.inodes[parent_inode]
         with await self._tree.directory(parent) as directory:
             descriptor, status, lacks = await self._files.create(parent, directory, name, mode, flags, ctx)
-        inode = self._tree.appeared(parent, name, status)
-        self._tree.inodes.note_lacking(inode, lacks)
+        inode = self._tree.appeared(parent, name, status, lacks)
         handle = self._files.adopt(descriptor, inode, flags, ctx)
         try:
             await self._opened(handle)

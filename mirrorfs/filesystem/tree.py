@@ -229,10 +229,18 @@ class Tree:
         self.inodes.add_name(inode, new_parent, new_name)
         self._release(self.inodes.remove_name(inode, parent, name))
 
-    def appeared(self, parent: Inode, name: bytes, status: os.stat_result) -> Inode:
-        """The name has been made; returns the record, counted as handed to the kernel."""
+    def appeared(
+        self, parent: Inode, name: bytes, status: os.stat_result, lacks: frozenset[bytes] = frozenset()
+    ) -> Inode:
+        """The name has been made; returns the record, counted as handed to the kernel.
+
+        `lacks` are the extended attributes that a new file is known not to have.
+        """
         self._changed(parent, name)
-        return self.inodes.remember(parent, name, status)
+        inode = self.inodes.remember(parent, name, status)
+        if lacks:
+            self.inodes.note_lacking(inode, lacks)
+        return inode
 
     async def forget(self, number: int, lookups: int) -> None:
         """Takes back lookups. An inode that is both unlinked and forgotten is let go, which may be what deletes it."""
