@@ -31,6 +31,7 @@ from tests.watchdog import killing_mounts_after
 
 SUBJECTS = ("list", "rewrite", "events")
 LISTED = "list once more"
+REWRITTEN = "rewrite a manifest"
 BARE = "pyfuse3 alone"
 EVENTS = "make a chunk, or remove it"
 _SNAPSHOTS_OF_A_GROUP = 50
@@ -235,7 +236,7 @@ def _round(
     if "rewrite" in names:
         chosen = _list_all(target.path)[: scale.rewritten]
         with DatastoreWriter(target.path) as writer:
-            yield "rewrite a manifest", _sample(target, len(chosen), lambda: _rewrite(writer, chosen))
+            yield REWRITTEN, _sample(target, len(chosen), lambda: _rewrite(writer, chosen))
     # Without mirrorfs, chunks would pass through FUSE.
     if "events" in names and not isinstance(target, _Bare):
         names_of_chunks = _names_of_chunks(scale.chunks, number)

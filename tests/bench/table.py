@@ -24,7 +24,7 @@ from tests.bench.restoring import RestoreScale, RestoreSeries
 from tests.bench.rounds import HUNG_SECONDS, measure_operations
 from tests.bench.scale import FULL as WHOLE_SCALE
 from tests.bench.scale import Scale
-from tests.bench.snapshots import SnapshotScale
+from tests.bench.snapshots import SnapshotSample, SnapshotScale
 from tests.bench.stub_store import running_stub_store
 from tests.bench.targets import Mirror, Target
 from tests.bench.uploads import RCLONE, UPLOADER, Say, UploadSample, UploadSeries
@@ -70,7 +70,7 @@ FULL = TableScale(
     ),
     created_directories=65_536,
     creation_rounds=3,
-    listing=SnapshotScale(snapshots=5000, rewritten=0, chunks=0, rounds=4),
+    listing=SnapshotScale(snapshots=5000, rewritten=1000, chunks=0, rounds=4),
     events=SnapshotScale(snapshots=1, rewritten=0, chunks=100_000, rounds=3),
     restores=RestoreScale(large_chunks=4096, small_chunks=32_000, tiny_chunks=0, rounds=3),
     lag_mebibytes=1024,
@@ -95,7 +95,7 @@ QUICK = TableScale(
     ),
     created_directories=8192,
     creation_rounds=1,
-    listing=SnapshotScale(snapshots=500, rewritten=0, chunks=0, rounds=3),
+    listing=SnapshotScale(snapshots=500, rewritten=100, chunks=0, rounds=3),
     events=SnapshotScale(snapshots=1, rewritten=0, chunks=5000, rounds=3),
     restores=RestoreScale(large_chunks=32, small_chunks=500, tiny_chunks=0, rounds=1),
     lag_mebibytes=128,
@@ -119,7 +119,7 @@ SMALLEST = TableScale(
     ),
     created_directories=16,
     creation_rounds=1,
-    listing=SnapshotScale(snapshots=6, rewritten=0, chunks=0, rounds=2),
+    listing=SnapshotScale(snapshots=6, rewritten=2, chunks=0, rounds=2),
     events=SnapshotScale(snapshots=1, rewritten=0, chunks=20, rounds=2),
     restores=restoring.SMALLEST,
     lag_mebibytes=4,
@@ -249,19 +249,28 @@ def _store_elsewhere() -> Iterator[tuple[StoreServer, str]]:
 def _listing(base: Path, run: Run) -> list[Row]:
     if run.against is None:
         raise BenchFailed("listing is compared with an older checkout, name one by --against")
-    found = snapshots.measure_snapshots(base, run.scale.listing, ["list"], run.against, run.say)
-    ours, theirs = (
-        [series.samples for series in found.series if series.passage == snapshots.LISTED and series.target == target]
-        for target in ("mirrorfs", snapshots.title_of(run.against))
-    )
-    seconds = [[sample.seconds for sample in samples] for (samples,) in (ours, theirs)]
-    processor = [[sample.daemon_seconds for sample in samples] for (samples,) in (ours, theirs)]
-    workload = f"list {run.scale.listing.snapshots:,} snapshots with their manifests"
-    against = snapshots.title_of(run.against)
-    note = f"{duration(Spread.of(seconds[0]).median)} a snapshot"
+    scale, against = run.scale.listing, snapshots.title_of(run.against)
+    names = ["list", "rewrite"]
+    found = snapshots.measure_snapshots(base, scale, names, run.against, run.say, floor=True)
+    samples = {(series.passage, series.target): series.samples for series in found.series}
+
+    def row(workload: str, passage: str, quantity: str, of: Callable[[SnapshotSample], float]) -> Row:
+        ours, theirs, floor = (
+            [of(sample) for sample in samples[passage, target]] for target in ("mirrorfs", against, snapshots.BARE)
+        )
+        each = f"{duration(Spread.of(ours).median)} each; pyfuse3 alone {Spread.of(_over(floor, theirs)).median:.2f}"
+        return Row(workload, against, quantity, at_most(0.5), _over(ours, theirs), each)
+
+    listed = f"list {scale.snapshots:,} snapshots with their manifests"
     return [
-        Row(workload, against, "of its time", at_most(0.5), _over(*seconds), note),
-        Row(workload, against, "of its CPU", at_most(0.5), _over(*processor)),
+        row(listed, snapshots.LISTED, "of its time", lambda sample: sample.seconds),
+        row(listed, snapshots.LISTED, "of its CPU", lambda sample: sample.daemon_seconds),
+        row(
+            f"rewrite {scale.rewritten:,} manifests",
+            snapshots.REWRITTEN,
+            "of its CPU",
+            lambda sample: sample.daemon_seconds,
+        ),
     ]
 
 
