@@ -5,9 +5,13 @@ from __future__ import annotations
 import collections
 import json
 import os
+import select
+import signal
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from io import FileIO
+from typing import NoReturn
 
 import click
 
@@ -25,6 +29,10 @@ from mirrorfs.versions import versions
 
 _LINES = 200
 _ANSWER_SECONDS = 10.0
+# A mount is given 20 to say whether it answers.
+_SILENT_SECONDS = 30.0
+_END_SECONDS = 1.0
+_PIECE = 1 << 16
 _KERNEL = (
     "/proc/sys/fs/nr_open",
     "/proc/sys/fs/fanotify/max_queued_events",
@@ -51,7 +59,7 @@ def command() -> None:
     secrets = Secrets(os.environ, _arguments_of_commands())
     for heading, part in _PARTS:
         say("", f"== {heading}")
-        for line in _lines_of(part):
+        for line in _lines_in_time(part):
             say(secrets.without(line))
 
 
@@ -77,6 +85,53 @@ def _lines_of(part: Callable[[], Iterator[str]]) -> Iterator[str]:
         yield from part()
     except (OSError, ValueError) as error:
         yield f"(could not be told: {error})"
+
+
+def _lines_in_time(part: Callable[[], Iterator[str]]) -> Iterator[str]:
+    """Give what a part tells, as long as it tells anything: a disk that hangs is asked by a process of its own."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _tell(part, writing)
+    os.close(writing)
+    process = os.pidfd_open(child)
+    try:
+        with os.fdopen(reading, "rb", buffering=0) as told:
+            yield from _lines_while_told(told)
+    finally:
+        # One that hangs with its disk ends with that, and is not waited for.
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        if select.select([process], [], [], _END_SECONDS)[0]:
+            os.waitpid(child, 0)
+        os.close(process)
+
+
+def _tell(part: Callable[[], Iterator[str]], writing: int) -> NoReturn:
+    try:
+        try:
+            for line in _lines_of(part):
+                # Each at once: what is told before a disk hangs is worth having.
+                _write_all(writing, line.encode(errors="replace") + b"\n")
+        except Exception as error:  # noqa: BLE001 - a defect, which belongs into the report
+            _write_all(writing, f"(could not be told: {error!r})\n".encode(errors="replace"))
+    finally:
+        os._exit(0)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _lines_while_told(told: FileIO) -> Iterator[str]:
+    begun = b""
+    while select.select([told], [], [], _SILENT_SECONDS)[0]:
+        piece = told.read(_PIECE)
+        if not piece:
+            return
+        *lines, begun = (begun + piece).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+    yield f"(nothing more for {_SILENT_SECONDS:.0f} s: does a disk hang? The other parts follow)"
 
 
 def _versions() -> Iterator[str]:

@@ -6,6 +6,7 @@ may wait for the disk; paths are those of `descriptor_path`.
 """
 
 import errno
+import functools
 import os
 import stat
 
@@ -28,7 +29,13 @@ def has_access_control_lists(path: bytes) -> bool:
 
 def lacked(descriptor: int) -> frozenset[bytes]:
     """What the kernel is going to ask for of an open file that does not have it."""
-    return frozenset(os.fsencode(name) for name in _ASKED_FOR if _is_lacked(descriptor, name))
+    return _set_of(tuple(os.fsencode(name) for name in _ASKED_FOR if _is_lacked(descriptor, name)))
+
+
+@functools.cache
+def _set_of(names: tuple[bytes, ...]) -> frozenset[bytes]:
+    """One for all files: it takes more memory than all else that is known of one."""
+    return frozenset(names)
 
 
 def _is_lacked(descriptor: int, name: str) -> bool:

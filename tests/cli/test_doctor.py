@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,23 @@ def test_keys_that_are_known_are_taken_out_wherever_they_stand(tmp_path: Path, m
 )
 def test_what_looks_like_a_secret_is_taken_out(text: str, secret: str) -> None:
     assert secret not in Secrets({}).without(text)
+
+
+def test_a_disk_that_hangs_costs_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs() -> Iterator[str]:
+        yield f"process {os.getpid()}"
+        signal.pause()
+
+    monkeypatch.setattr(doctor, "_SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(doctor, "_PARTS", (("state", hangs), ("logs", lambda: iter(["all is well"]))))
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 0
+    found = re.fullmatch(
+        r"\n== state\nprocess (\d+)\n\(nothing more for 1 s: does a disk hang\?.*\)\n\n== logs\nall is well\n",
+        result.output,
+    )
+    assert found is not None, result.output
+    assert not Path(f"/proc/{found[1]}").exists()
 
 
 @given(st.text())
