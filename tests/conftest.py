@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -18,6 +19,10 @@ from tests.watchdog import MARK, killing_mounts_after
 _HUNG_SECONDS = 50.0
 
 os.environ[MARK] = uuid.uuid4().hex
+
+# Whoever starts the suite in the background of a shell has it ignore Ctrl-C, and all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.stores.fixtures"]
 
