@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mirrorfs.filesystem.mount_table import detach, is_mounted
+from mirrorfs.filesystem.operations import PassThrough
 from tests.filesystem.slow_backing_process import SlowBackingProcess
 
 _START_SECONDS = 20
@@ -220,3 +221,15 @@ def area(request: pytest.FixtureRequest, native_directory: Path) -> Iterator[Pat
     finally:
         os.chdir(previous)
         shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def operations(tmp_path: Path) -> AsyncIterator[PassThrough]:
+    """The requests of a mount over `tmp_path`, without the kernel."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    operations = PassThrough(descriptor)
+    try:
+        yield operations
+    finally:
+        operations.close()
+        os.close(descriptor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -69,17 +68,6 @@ def test_a_new_file_has_the_list_that_it_is_given_or_inherits(area: Path) -> Non
     os.setxattr("directory", "system.posix_acl_default", _LIST)
     os.close(os.open("directory/f", os.O_CREAT | os.O_WRONLY, 0o666))
     assert _get("directory/f", ACCESS_CONTROL_LIST) is not None
-
-
-@pytest.fixture
-async def operations(tmp_path: Path) -> AsyncIterator[PassThrough]:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    operations = PassThrough(descriptor)
-    try:
-        yield operations
-    finally:
-        operations.close()
-        os.close(descriptor)
 
 
 @pytest.mark.trio

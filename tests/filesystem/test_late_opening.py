@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pyfuse3
@@ -26,16 +25,9 @@ def _is_open(number: int) -> bool:
     return not flags & os.O_PATH
 
 
-@pytest.fixture
-async def operations(tmp_path: Path) -> AsyncIterator[PassThrough]:
+@pytest.fixture(autouse=True)
+def _file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    operations = PassThrough(descriptor)
-    try:
-        yield operations
-    finally:
-        operations.close()
-        os.close(descriptor)
 
 
 async def _open(operations: PassThrough, flags: int) -> int:
@@ -110,7 +102,6 @@ async def test_a_file_system_that_asks_somebody_is_asked_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "file_system_type_of", lambda _: "nfs4")
-    (tmp_path / "file").write_bytes(b"content")
     descriptor = os.open(tmp_path, os.O_RDONLY)
     operations = PassThrough(descriptor)
     for flags in (os.O_RDONLY, os.O_RDWR):

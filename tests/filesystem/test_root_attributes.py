@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pyfuse3
@@ -96,17 +95,6 @@ async def test_what_was_read_beside_a_change_is_not_remembered(begins: str) -> N
             reads.value = b"new"
         reads.gate.set()
     assert await _get(attributes, reads) == b"new"
-
-
-@pytest.fixture
-async def operations(tmp_path: Path) -> AsyncIterator[PassThrough]:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    operations = PassThrough(descriptor)
-    try:
-        yield operations
-    finally:
-        operations.close()
-        os.close(descriptor)
 
 
 async def _shown(operations: PassThrough) -> bytes | None:
