@@ -108,19 +108,14 @@ def _lines_in_time(part: Callable[[], Iterator[str]]) -> Iterator[str]:
 
 def _tell(part: Callable[[], Iterator[str]], writing: int) -> NoReturn:
     try:
-        try:
-            for line in _lines_of(part):
-                # Each at once: what is told before a disk hangs is worth having.
-                _write_all(writing, line.encode(errors="replace") + b"\n")
-        except Exception as error:  # noqa: BLE001 - a defect, which belongs into the report
-            _write_all(writing, f"(could not be told: {error!r})\n".encode(errors="replace"))
+        # Line by line: what is told before a disk hangs is worth having.
+        with os.fdopen(writing, "w", buffering=1, encoding="utf-8", errors="replace") as told:
+            try:
+                told.writelines(f"{line}\n" for line in _lines_of(part))
+            except Exception as error:  # noqa: BLE001 - a defect, which belongs into the report
+                told.write(f"(could not be told: {error!r})\n")
     finally:
         os._exit(0)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _lines_while_told(told: FileIO) -> Iterator[str]:
